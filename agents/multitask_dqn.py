@@ -1,0 +1,599 @@
+"""Multi-task DQN: one Q-network for all tasks, one replay per task, one balancer in between."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from agents.policies import MultiTaskQPolicy
+from agents.replay import TaskBatch, TaskReplayBuffer
+from envs import TaskOneHot
+from mtrl import checkpoint
+from mtrl.balancers import Balancer, make_balancer
+from mtrl.gradients import TaskMajorEngine
+
+TDLoss = Literal["huber", "mse"]
+TargetUnit = Literal["updates", "episodes"]
+
+
+class MultiTaskDQN(OffPolicyAlgorithm):
+    """Deep Q-learning on several tasks at once, with the per-task gradients combined by a balancer.
+
+    A Stable-Baselines3 algorithm: `learn`, `predict`, `save`, `load`, callbacks, logger and `evaluate_policy` work as
+    they do there. What differs from `stable_baselines3.DQN`, on purpose:
+
+    * the columns of `env` belong to tasks, in task-major order (`envs.make_task_vec_env`); each task has its own
+      replay, and an update takes `batch_size` transitions of *every* task;
+    * `train` computes one gradient per task in a single backward pass and lets `balancer` combine them;
+    * double Q-learning (van Hasselt et al. 2016), Huber loss, no gradient clipping by default;
+    * epsilon-greedy draws per environment, not one coin for the whole batch, from a generator of the agent's own;
+    * `target_update_interval` counts updates (or finished episodes), not environment steps;
+    * saved models hold no pickle.
+
+    Args:
+        policy: `"MlpPolicy"` or a subclass of `MultiTaskQPolicy`.
+        env: a vector environment with equally many columns per task, task after task. A column's task is read from
+            its attribute `task` (its `name`, if it has one). An environment without it counts as one task. Columns
+            wrapped in `envs.TaskOneHot` make the agent task-aware.
+        balancer: a name from `mtrl.balancers.names()` or a `Balancer`. Default `"equal"`.
+        balancer_kwargs: arguments of the balancer, where it is given by name.
+        learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.
+        buffer_size: transitions kept over all tasks, shared out equally. Default 160,000.
+        learning_starts: environment steps of random play before the first update. Default 6,000.
+        batch_size: transitions per task and update. Default 64.
+        tau: share of the online network that goes into the target network at each target update; 1 is a copy.
+        gamma: discount. Default 0.99.
+        train_freq: vector steps between training phases. Default 1.
+        gradient_steps: updates per training phase; -1 for as many as environment steps. Default 4.
+        target_update_interval: updates (or episodes, see below) between target updates. Default 500.
+        target_update_unit: what the interval counts, `"updates"` or finished `"episodes"`. Default `"updates"`.
+        exploration_fraction: share of training over which epsilon falls linearly. Default 0.1.
+        exploration_initial_eps: first epsilon. Default 1.
+        exploration_final_eps: last epsilon. Default 0.02.
+        exploration_decay: if given, epsilon is multiplied by it at the end of each episode instead of falling
+            linearly. Default None.
+        double_q: the online network chooses the next action, the target network values it. Default True.
+        td_loss: `"huber"` or `"mse"`, averaged over a task's batch. Default `"huber"`.
+        max_grad_norm: if given, the combined gradient is scaled down to this norm. Default None.
+        stats_window_size: finished episodes per task that logged returns average over. Default 20.
+        tensorboard_log: folder for TensorBoard files. Default None.
+        policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`).
+        verbose: 0 silent, 1 prints logs.
+        seed: of everything random. Default None: fresh entropy.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+
+    Attributes:
+        task_names: names of the tasks, in order.
+        balancer: the `Balancer` in use.
+
+    Raises:
+        ValueError: an argument is out of range, or the environment's columns are not as described.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MultiTaskQPolicy}
+    policy: MultiTaskQPolicy
+    replay_buffer: TaskReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[MultiTaskQPolicy],
+        env: GymEnv | str | None,
+        balancer: str | Balancer = "equal",
+        balancer_kwargs: Mapping[str, Any] | None = None,
+        learning_rate: float | Schedule = 5e-4,
+        buffer_size: int = 160_000,
+        learning_starts: int = 6_000,
+        batch_size: int = 64,
+        tau: float = 1.0,
+        gamma: float = 0.99,
+        train_freq: int = 1,
+        gradient_steps: int = 4,
+        target_update_interval: int = 500,
+        target_update_unit: TargetUnit = "updates",
+        exploration_fraction: float = 0.1,
+        exploration_initial_eps: float = 1.0,
+        exploration_final_eps: float = 0.02,
+        exploration_decay: float | None = None,
+        double_q: bool = True,
+        td_loss: TDLoss = "huber",
+        max_grad_norm: float | None = None,
+        stats_window_size: int = 20,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Discrete,),
+        )
+        self.target_update_interval = target_update_interval
+        self.target_update_unit = target_update_unit
+        self.exploration_fraction = exploration_fraction
+        self.exploration_initial_eps = exploration_initial_eps
+        self.exploration_final_eps = exploration_final_eps
+        self.exploration_decay = exploration_decay
+        self.exploration_rate = exploration_initial_eps
+        self.double_q = double_q
+        self.td_loss = td_loss
+        self.max_grad_norm = max_grad_norm
+        self._balancer_spec = balancer
+        self.balancer_kwargs = dict(balancer_kwargs or {})
+        self.task_names: tuple[str, ...] = ()
+        self.one_hot_size = 0
+        if self.env is not None:
+            self.task_names = _task_names(self.env)
+            self.one_hot_size = _one_hot_size(self.env)
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------------------------------------ set-up
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        self._setup_lr_schedule()
+        self._convert_train_freq()
+        self.set_random_seed(self.seed)
+        exploration, replay = np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
+        self._exploration_rng = np.random.default_rng(int(exploration))
+        num_tasks = len(self.task_names)
+        assert isinstance(self.observation_space, spaces.Box)
+        self.replay_buffer = TaskReplayBuffer(
+            self.buffer_size // num_tasks, num_tasks, self.observation_space.shape[0], int(replay >> 1), self.device
+        )
+        self.policy = self.policy_class(
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            num_tasks=self.one_hot_size,
+            **self.policy_kwargs,
+        ).to(self.device)
+        if isinstance(self._balancer_spec, Balancer):
+            self.balancer = self._balancer_spec
+        else:
+            self.balancer = make_balancer(self._balancer_spec, num_tasks, **self.balancer_kwargs)
+        self.balancer.to(self.device)
+
+        # One vector holds all weights and one their gradient: the optimizer takes one fused step over both.
+        network = self.policy.q_net
+        self._engine = TaskMajorEngine(network, num_tasks, network.last_shared_layer)
+        self._weights = self._engine.layout.flatten_()
+        fused = self.device.type in ("cpu", "cuda")
+        self.policy.optimizer = torch.optim.Adam([self._weights], lr=self.lr_schedule(1), fused=fused)
+        self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
+        self._loss_sum = torch.zeros(num_tasks, device=self.device)
+        self._loss_count = 0
+        self._diagnostics: dict[str, Tensor] = {}
+
+    def _check_arguments(self) -> None:
+        if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
+            raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}")
+        capacity = self.buffer_size // len(self.task_names)
+        if not 1 <= self.batch_size <= capacity:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be between 1 and the {capacity} transitions "
+                f"that the replay keeps per task (buffer_size {self.buffer_size})"
+            )
+        for name, low, high in (
+            ("gamma", 0, 1),
+            ("tau", 0, 1),
+            ("exploration_fraction", 0, 1),
+            ("exploration_initial_eps", 0, 1),
+            ("exploration_final_eps", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+        if self.exploration_decay is not None and not 0 < self.exploration_decay <= 1:
+            raise ValueError(f"exploration_decay is {self.exploration_decay}; it must be above 0 and at most 1")
+        if not callable(self.learning_rate) and not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
+        if self.learning_starts < 0:
+            raise ValueError(f"learning_starts is {self.learning_starts}; it must be at least 0")
+        if self.target_update_interval < 1:
+            raise ValueError(f"target_update_interval is {self.target_update_interval}; it must be at least 1")
+        for name, value, choices in (
+            ("td_loss", self.td_loss, get_args(TDLoss)),
+            ("target_update_unit", self.target_update_unit, get_args(TargetUnit)),
+        ):
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
+
+    @property
+    def variant(self) -> str:
+        """`"aware"` if observations end with the task's one-hot, else `"blind"`."""
+        return "aware" if self.one_hot_size else "blind"
+
+    # ------------------------------------------------------------------------------------------------ learning
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str = "MultiTaskDQN",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in Stable-Baselines3: `total_timesteps` counts the steps of all columns, logs come every `log_interval`
+        finished episodes."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """`gradient_steps` updates on `batch_size` transitions of each task."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size)
+            targets = self._targets(batch)
+            with self._engine.record():
+                losses = self._losses(batch, targets)
+            gradients = self._engine.backward(losses)
+            losses = losses.detach()
+            with torch.no_grad():
+                balance = self.balancer(gradients, losses)
+                self._weights.grad = balance.update(gradients)
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._weights, self.max_grad_norm)
+            self.policy.optimizer.step()
+            self._loss_sum += losses
+            self._loss_count += 1
+            self._diagnostics = balance.diagnostics
+            self._n_updates += 1
+            if self.target_update_unit == "updates" and self._n_updates % self.target_update_interval == 0:
+                self._update_target()
+
+    @torch.no_grad()
+    def _targets(self, batch: TaskBatch) -> Tensor:
+        """Bootstrapped returns (T * B,): r + gamma * Q_target(s', a*), and r alone where the episode has ended."""
+        values = self.policy.q_net_target(batch.next_observations)  # (T * B, A)
+        if self.double_q:
+            chosen = self.policy.q_net(batch.next_observations).argmax(1, keepdim=True)
+            best = values.gather(1, chosen).squeeze(1)
+        else:
+            best = values.amax(1)
+        return batch.rewards + self.gamma * (1 - batch.terminals) * best
+
+    def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
+        """Mean temporal-difference loss of each task, (T,)."""
+        values = self.policy.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
+        loss = F.smooth_l1_loss if self.td_loss == "huber" else F.mse_loss
+        return loss(values, targets, reduction="none").view(len(self.task_names), -1).mean(1)
+
+    @torch.no_grad()
+    def _update_target(self) -> None:
+        for target, online in zip(self.policy.q_net_target.parameters(), self.policy.q_net.parameters(), strict=True):
+            target.lerp_(online, self.tau)
+
+    # ------------------------------------------------------------------------------------------------ acting
+
+    def predict(
+        self,
+        observation: NDArray[np.float32] | dict[str, NDArray[np.float32]],
+        state: tuple[NDArray[np.float32], ...] | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.int64], tuple[NDArray[np.float32], ...] | None]:
+        """Actions for one observation (O,) or several (N, O): greedy, or epsilon-greedy if not `deterministic`.
+
+        `state` and `episode_start` are for recurrent policies and are passed through.
+        """
+        actions, state = self.policy.predict(observation, state, episode_start, deterministic)
+        if deterministic:
+            return actions, state
+        explore = self._exploration_rng.random(actions.shape) < self.exploration_rate
+        return np.where(explore, self._random_actions(actions.shape), actions), state
+
+    def _random_actions(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        assert isinstance(self.action_space, spaces.Discrete)
+        return self._exploration_rng.integers(self.action_space.n, size=shape)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: None = None, n_envs: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.num_timesteps < learning_starts:
+            actions = self._random_actions((n_envs,))
+        else:
+            assert self._last_obs is not None
+            actions, _ = self.predict(self._last_obs)
+        return actions, actions
+
+    def _store_transition(
+        self,
+        replay_buffer: TaskReplayBuffer,
+        buffer_action: NDArray[np.int64],
+        new_obs: NDArray[np.float32],
+        reward: NDArray[np.float32],
+        dones: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        terminals = dones
+        next_obs = new_obs
+        if dones.any():
+            # The vector environment has reset these columns: what followed the action is in the info.
+            next_obs, terminals = new_obs.copy(), dones.copy()
+            for column in np.flatnonzero(dones):
+                next_obs[column] = infos[column]["terminal_observation"]
+                terminals[column] = not infos[column].get("TimeLimit.truncated", False)
+        replay_buffer.add(self._last_obs, next_obs, buffer_action, reward, terminals)
+        self._last_obs = new_obs
+
+    def _on_step(self) -> None:
+        if self.exploration_decay is None:
+            done = (1 - self._current_progress_remaining) / max(self.exploration_fraction, 1e-12)
+            span = self.exploration_final_eps - self.exploration_initial_eps
+            self.exploration_rate = self.exploration_initial_eps + span * min(done, 1.0)
+        else:
+            decayed = self.exploration_initial_eps * self.exploration_decay**self._episode_num
+            self.exploration_rate = max(self.exploration_final_eps, decayed)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if dones is None or not dones.any():
+            return
+        columns_per_task = len(dones) // len(self.task_names)
+        for column in np.flatnonzero(dones):
+            episode = infos[column].get("episode")
+            if episode is not None:
+                self._episode_stats[column // columns_per_task].append((episode["r"], episode["l"]))
+            finished = self._episode_num + 1 + int(np.count_nonzero(dones[:column]))
+            if self.target_update_unit == "episodes" and finished % self.target_update_interval == 0:
+                self._update_target()
+        self.balancer.record_returns(torch.tensor(self.recent_returns, dtype=torch.float64))
+
+    # ------------------------------------------------------------------------------------------------ logging
+
+    @property
+    def recent_returns(self) -> list[float]:
+        """Mean return of each task's last finished episodes (`stats_window_size`); NaN before the first."""
+        return [safe_mean([r for r, _ in episodes]) for episodes in self._episode_stats]
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """The balancer's diagnostics at the last update, by their logged names (`balancer/<task>/weight`, ...)."""
+        return dict(_flat_diagnostics(self._diagnostics, self.task_names))
+
+    def dump_logs(self) -> None:
+        """Record per-task returns, losses and the balancer's diagnostics, then write one line of logs."""
+        record = self.logger.record
+        record("env_step", self.num_timesteps, exclude="tensorboard")
+        record("train/updates", self._n_updates, exclude="tensorboard")
+        record("rollout/exploration_rate", self.exploration_rate)
+        for task, name in enumerate(self.task_names):
+            if self._episode_stats[task]:
+                record(f"train/{name}/return", self.recent_returns[task])
+                record(f"train/{name}/length", safe_mean([length for _, length in self._episode_stats[task]]))
+            if self._loss_count:
+                record(f"train/{name}/loss", (self._loss_sum[task] / self._loss_count).item())
+        for key, value in self.diagnostics.items():
+            record(key, value)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        super().dump_logs()
+
+    # ------------------------------------------------------------------------------------------------ save and load
+
+    _SETTINGS = (
+        "balancer_kwargs",
+        "buffer_size",
+        "learning_starts",
+        "batch_size",
+        "tau",
+        "gamma",
+        "gradient_steps",
+        "target_update_interval",
+        "target_update_unit",
+        "exploration_fraction",
+        "exploration_initial_eps",
+        "exploration_final_eps",
+        "exploration_decay",
+        "double_q",
+        "td_loss",
+        "max_grad_norm",
+        "policy_kwargs",
+        "verbose",
+        "seed",
+    )
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write networks, optimizer, balancer and settings to one zip file without pickle, atomically.
+
+        The replay is not part of it (`save_replay_buffer` is for that). A learning-rate schedule that is a function is
+        saved as its present value. `exclude` and `include` have no effect: there is nothing to choose from.
+
+        Raises:
+            ValueError: the balancer was given as an object whose class is not in the registry.
+        """
+        balancer = self._balancer_spec
+        if isinstance(balancer, Balancer):
+            raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
+        settings = {name: getattr(self, name) for name in self._SETTINGS}
+        settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
+        settings["train_freq"] = self.train_freq.frequency
+        settings["stats_window_size"] = self._stats_window_size
+        settings["balancer"] = balancer
+        assert isinstance(self.observation_space, spaces.Box)
+        assert isinstance(self.action_space, spaces.Discrete)
+        state = {
+            "agent": type(self).__name__,
+            "settings": settings,
+            "task_names": self.task_names,
+            "one_hot_size": self.one_hot_size,
+            "observation_low": self.observation_space.low,
+            "observation_high": self.observation_space.high,
+            "num_actions": int(self.action_space.n),
+            "progress": {
+                "num_timesteps": self.num_timesteps,
+                "_episode_num": self._episode_num,
+                "_n_updates": self._n_updates,
+                "exploration_rate": self.exploration_rate,
+                "_current_progress_remaining": self._current_progress_remaining,
+            },
+            "policy": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+        }
+        if isinstance(path, str) and not Path(path).suffix:
+            path = f"{path}.zip"  # as Stable-Baselines3 does
+        checkpoint.save(path, state)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The agent as it was saved, ready to predict, and with `env` ready to go on learning with an empty replay.
+
+        Args:
+            path: the file; `.zip` may be left out.
+            env: environment to go on learning in; its tasks and spaces must be the saved ones. Default None.
+            device: where to put it.
+            custom_objects: not supported, as nothing is unpickled; in Stable-Baselines3's signature.
+            print_system_info: ignored.
+            force_reset: ignored: the first `learn` always resets the environment.
+            **kwargs: settings to change, for example `learning_rate=1e-4`.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or no model of this class.
+            ValueError: `env` does not fit the model.
+        """
+        if isinstance(path, (str, Path)) and not Path(path).suffix and not Path(path).exists():
+            path = f"{path}.zip"
+        state = checkpoint.load(path)
+        if state.get("agent") != cls.__name__:
+            kind = state.get("agent", "something else")
+            raise checkpoint.CheckpointError(f"'{path}' holds {kind}, not a {cls.__name__}")
+        settings = {**state["settings"], **kwargs}
+        agent = cls("MlpPolicy", None, device=device, _init_setup_model=False, **settings)
+        agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
+        agent.action_space = spaces.Discrete(state["num_actions"])
+        agent.task_names = tuple(state["task_names"])
+        agent.one_hot_size = state["one_hot_size"]
+        agent.n_envs = len(agent.task_names)
+        agent._setup_model()
+        if env is not None:
+            agent.set_env(env)
+        agent.policy.load_state_dict(state["policy"])
+        agent.policy.optimizer.load_state_dict(state["optimizer"])
+        agent.balancer.load_state_dict(state["balancer"])
+        for name, value in state["progress"].items():
+            setattr(agent, name, value)
+        return agent
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Learn in `env` from now on; it must have the tasks and spaces of the model.
+
+        Raises:
+            ValueError: it has not.
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        names = _task_names(wrapped)
+        if names != self.task_names:
+            raise ValueError(
+                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
+            )
+        self.n_envs = wrapped.num_envs
+        super().set_env(wrapped, force_reset)
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """Write the replay to a file without pickle."""
+        checkpoint.save(path, {"replay": self.replay_buffer.state_dict()})
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Counterpart of `save_replay_buffer`; `truncate_last_traj` has no effect.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or holds no replay.
+            ValueError: the replay has another shape.
+        """
+        state = checkpoint.load(path)
+        if "replay" not in state:
+            raise checkpoint.CheckpointError(f"'{path}' holds no replay")
+        self.replay_buffer.load_state_dict(state["replay"])
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "balancer"], []
+
+
+def _task_names(env: VecEnv) -> tuple[str, ...]:
+    """The tasks of the columns, which must come task after task and be equally many of each."""
+    try:
+        columns = [getattr(task, "name", str(task)) for task in env.get_attr("task")]
+    except AttributeError:
+        columns = ["task"] * env.num_envs
+    names = tuple(dict.fromkeys(columns))
+    each = len(columns) // len(names)
+    if columns != [name for name in names for _ in range(each)]:
+        raise ValueError(f"columns must be equally many per task and task after task, not {', '.join(columns)}")
+    return names
+
+
+def _one_hot_size(env: VecEnv) -> int:
+    """How many tasks the one-hot in the observation ranges over; 0 if there is none."""
+    wrapped = env.env_is_wrapped(TaskOneHot)
+    if not any(wrapped):
+        return 0
+    if not all(wrapped):
+        raise ValueError("either all columns or none must be wrapped in TaskOneHot")
+    sizes = {len(one_hot) for one_hot in env.get_attr("one_hot")}
+    return sizes.pop()
+
+
+def _flat_diagnostics(diagnostics: Mapping[str, Tensor], tasks: tuple[str, ...]) -> Iterable[tuple[str, float]]:
+    """Diagnostics as scalars: one per task where they are (T,), one per ordered pair where they are (T, T)."""
+    for name, tensor in diagnostics.items():
+        values = tensor.tolist()
+        if tensor.ndim == 0:
+            yield f"balancer/{name}", values
+        elif tensor.ndim == 1:
+            yield from ((f"balancer/{task}/{name}", value) for task, value in zip(tasks, values, strict=True))
+        else:
+            for a, row in zip(tasks, values, strict=True):
+                yield from ((f"balancer/{name}/{a}_{b}", v) for b, v in zip(tasks, row, strict=True) if a != b)

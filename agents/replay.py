@@ -1,0 +1,115 @@
+"""Replay with one ring of transitions per task."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class TaskBatch(NamedTuple):
+    """B transitions of each of T tasks, task-major: row `t * B + b` belongs to task `t`. All float32 but `actions`."""
+
+    observations: Tensor  # (T * B, O)
+    next_observations: Tensor  # (T * B, O)
+    actions: Tensor  # (T * B,), int64
+    rewards: Tensor  # (T * B,)
+    terminals: Tensor  # (T * B,), 1 where the episode ended for good: a time limit is no end
+
+
+class TaskReplayBuffer:
+    """The last transitions of every task, sampled uniformly and with replacement.
+
+    A transition is one row of floats, so that sampling is one gather. The generator is the buffer's own: nothing else
+    that draws random numbers changes what is sampled.
+
+    Args:
+        capacity: transitions kept per task.
+        num_tasks: T.
+        observation_size: O.
+        seed: of the generator.
+        device: where sampled batches go; storage stays in main memory. Default the CPU.
+
+    Raises:
+        ValueError: `capacity` is below 1.
+    """
+
+    def __init__(
+        self, capacity: int, num_tasks: int, observation_size: int, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"the replay's capacity is {capacity} transitions per task; it must be at least 1")
+        self.capacity = capacity
+        self.num_tasks = num_tasks
+        self.observation_size = observation_size
+        self.device = torch.device(device)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.position = 0
+        self.full = False
+        # Zeros are not touched, hence cost no memory, before they are written.
+        self._rows = np.zeros((num_tasks, capacity, 2 * observation_size + 3), np.float32)
+        self._flat = torch.from_numpy(self._rows).view(num_tasks * capacity, -1)
+        self._first_rows = torch.arange(num_tasks)[:, None] * capacity  # (T, 1)
+
+    def __len__(self) -> int:
+        """Transitions stored per task."""
+        return self.capacity if self.full else self.position
+
+    def add(
+        self,
+        observations: NDArray[np.float32],
+        next_observations: NDArray[np.float32],
+        actions: NDArray[np.int64],
+        rewards: NDArray[np.float32],
+        terminals: NDArray[np.bool_],
+    ) -> None:
+        """Store one step of T * K environments, in task-major order: shapes (T * K, O) and (T * K,)."""
+        step = np.column_stack((observations, next_observations, actions, rewards, terminals))
+        step = step.reshape(self.num_tasks, -1, step.shape[-1])  # (T, K, 2 O + 3)
+        start, count = 0, step.shape[1]
+        while start < count:
+            stop = min(count, start + self.capacity - self.position)
+            end = self.position + stop - start
+            self._rows[:, self.position : end] = step[:, start:stop]
+            self.full = self.full or end == self.capacity
+            self.position = end % self.capacity
+            start = stop
+
+    def sample(self, batch_size: int) -> TaskBatch:
+        """B = `batch_size` transitions of each task.
+
+        Raises:
+            ValueError: nothing is stored yet.
+        """
+        if len(self) == 0:
+            raise ValueError("the replay is empty: there is nothing to sample")
+        index = torch.randint(len(self), (self.num_tasks, batch_size), generator=self.generator)
+        rows = self._flat.index_select(0, (index + self._first_rows).flatten()).to(self.device)
+        size = self.observation_size
+        observations, next_observations = rows[:, :size], rows[:, size : 2 * size]
+        return TaskBatch(observations, next_observations, rows[:, -3].long(), rows[:, -2], rows[:, -1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next `sample` depends on."""
+        return {
+            "rows": self._rows[:, : len(self)],
+            "position": self.position,
+            "full": self.full,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of `state_dict`.
+
+        Raises:
+            ValueError: the state is of a buffer of another shape.
+        """
+        rows = state["rows"]
+        if rows.ndim != 3 or rows.shape[::2] != self._rows.shape[::2] or rows.shape[1] > self.capacity:
+            raise ValueError(f"the stored replay has the shape {rows.shape}; this one has {self._rows.shape}")
+        self._rows[:, : rows.shape[1]] = rows
+        self.position, self.full = state["position"], state["full"]
+        self.generator.set_state(state["generator"])

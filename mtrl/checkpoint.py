@@ -1,0 +1,231 @@
+"""Save and load training state without pickle, atomically.
+
+A checkpoint is one uncompressed zip file with two members:
+
+- `state.json`: the structure, in strict JSON, with a reference in the place of each tensor;
+- `tensors.safetensors`: every tensor and array, named by its key path, so that any safetensors reader can open it.
+
+JSON holds `None`, `bool`, `int`, `str`, finite `float` and `list` as themselves. Everything else is an
+object with one key, its tag: `{"dict": [[key, value], ...]}`, `{"tuple": [...]}`, `{"float": hexadecimal}` for NaN and
+infinities, and `{"tensor" | "array" | "scalar": name}` for a PyTorch tensor, a NumPy array or a NumPy scalar.
+
+    save("run/checkpoint.zip", {"policy": policy.state_dict(), "step": 1000})
+    state = load("run/checkpoint.zip")
+"""
+
+import json
+import math
+import os
+import secrets
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+
+__all__ = ["CheckpointError", "load", "save"]
+
+FORMAT = "mtrl-checkpoint"
+VERSION = 1
+STATE, TENSORS = "state.json", "tensors.safetensors"
+INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+REALS = ("float16", "float32", "float64")
+ARRAY_DTYPES = frozenset(np.dtype(name) for name in INTEGERS + REALS)
+TENSOR_DTYPES = frozenset(getattr(torch, name) for name in (*INTEGERS, *REALS, "bfloat16"))
+
+
+class CheckpointError(ValueError):
+    """A file that is not a readable checkpoint. The message is one line: the file and what is wrong with it."""
+
+
+class _DefectError(Exception):
+    """What is wrong with a file, said where its name is not known."""
+
+
+def save(path: str | Path | BinaryIO, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path`; the same state always gives the same bytes.
+
+    Args:
+        path: the file, or a stream opened for binary writing. A file is replaced in one step: whatever happens, `path`
+            holds either the old checkpoint or the new one, complete. Missing parent folders are created.
+        state: mappings with `str` or `int` keys, lists, tuples, dense tensors and arrays of any shape (bool, integer
+            and real dtypes), NumPy scalars, `bool`, `int`, `float`, `str` and `None`, nested in any way. `load` gives
+            them back bit for bit and with their types, except that every mapping comes back as a plain `dict` and
+            every tensor contiguous, detached and on the CPU.
+
+    Raises:
+        TypeError: `state` holds something else; the message names its place, as in
+            `cannot save state['policy']['fn']: function`. Nothing is written.
+        OSError: the file cannot be written. The old one is untouched.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"cannot save state: {type(state).__name__}; the outermost object must be a mapping")
+    tensors: dict[str, torch.Tensor] = {}
+    document = {"format": FORMAT, "version": VERSION, "state": _encode(state, "state", tensors)}
+    members = {
+        STATE: json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii"),
+        TENSORS: safetensors.torch.save(tensors),
+    }
+    if isinstance(path, (str, os.PathLike)):
+        with _replacing(Path(path)) as file:
+            _write(file, members)
+    else:
+        _write(path, members)
+
+
+def load(path: str | Path | BinaryIO, *, max_bytes: int = 16 * 2**30) -> dict[str, Any]:
+    """Read the state that `save` wrote to `path`, executing nothing from the file and extracting nothing to disk.
+
+    Args:
+        path: the file, or a seekable stream opened for binary reading.
+        max_bytes: refuse a file whose members claim more bytes than this (default 16 GiB), before reading them.
+
+    Raises:
+        CheckpointError: there is no such file, or it is not a whole, unaltered checkpoint of this format and version.
+        OSError: the file cannot be read.
+    """
+    name = repr(os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream"))
+    try:
+        if isinstance(path, (str, os.PathLike)):
+            with open(path, "rb") as file:
+                return _parse(_read(file, max_bytes))
+        return _parse(_read(path, max_bytes))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"no checkpoint at {name}") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"cannot load checkpoint {name}: it is a folder") from None
+    except _DefectError as defect:
+        raise CheckpointError(f"cannot load checkpoint {name}: {' '.join(str(defect).split())}") from defect
+
+
+def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Turn `value` into JSON, moving its tensors to `tensors`; `place` is its key path and names them."""
+    # Exact types: a subclass (an enum, a named tuple, a masked array) would come back as something else.
+    kind = type(value)
+    if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
+        return value
+    if kind is float:
+        return {"float": struct.pack(">d", value).hex()}
+    if kind in (list, tuple):
+        items = [_encode(item, f"{place}[{index}]", tensors) for index, item in enumerate(value)]
+        return items if kind is list else {"tuple": items}
+    if isinstance(value, Mapping):
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(f"cannot save {place}[{key!r}]: its key is {type(key).__name__}, not str or int")
+        return {"dict": [[key, _encode(item, f"{place}[{key!r}]", tensors)] for key, item in value.items()]}
+    if isinstance(value, torch.Tensor):
+        if value.dtype not in TENSOR_DTYPES or value.layout is not torch.strided or value.is_meta:
+            raise TypeError(f"cannot save {place}: {value.layout} tensor of {value.dtype} on {value.device}")
+        # safetensors refuses tensors that share memory, so each gets its own.
+        tensors[place] = value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return {"tensor": place}
+    if kind is np.ndarray or isinstance(value, np.generic):
+        if value.dtype not in ARRAY_DTYPES:
+            raise TypeError(f"cannot save {place}: numpy {kind.__name__} of dtype {value.dtype}")
+        tensors[place] = torch.from_numpy(np.array(value, order="C"))  # np.ascontiguousarray loses shape ()
+        return {"array" if kind is np.ndarray else "scalar": place}
+    raise TypeError(f"cannot save {place}: {kind.__name__}")
+
+
+def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `_encode`, taking each tensor out of `tensors`."""
+    if isinstance(node, list):
+        return [_decode(item, tensors) for item in node]
+    if not isinstance(node, dict):
+        return node
+    match list(node.items()):
+        case [("dict", list(pairs))]:
+            return {key: _decode(item, tensors) for key, item in pairs}
+        case [("tuple", list(items))]:
+            return tuple(_decode(item, tensors) for item in items)
+        case [("float", str(digits))]:
+            return struct.unpack(">d", bytes.fromhex(digits))[0]
+        case [("tensor" | "array" | "scalar" as kind, str(place))]:
+            if place not in tensors:
+                raise _DefectError(f"{STATE} refers to a tensor that {TENSORS} does not hold: {place!r}")
+            tensor = tensors.pop(place)
+            return tensor if kind == "tensor" else tensor.numpy() if kind == "array" else tensor.numpy()[()]
+    raise ValueError(f"unknown tag {', '.join(node)!r}")
+
+
+def _write(file: BinaryIO, members: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is fixed: 1980-01-01
+
+
+def _read(file: BinaryIO, max_bytes: int) -> dict[str, bytes]:
+    """Return the two members of the zip file, with their checksums verified."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            if STATE not in names:
+                raise _DefectError(f"it is a zip file but not a checkpoint: it has no member {STATE!r}")
+            if TENSORS not in names:
+                raise _DefectError(f"member {TENSORS!r} is missing")
+            if len(names) != 2:
+                raise _DefectError(f"it has {len(names)} members instead of 2: {', '.join(map(repr, names))}")
+            for member in members:
+                if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+                    raise _DefectError(f"member {member.filename!r} is compressed")
+            if (claimed := sum(member.file_size for member in members)) > max_bytes:
+                raise _DefectError(f"its members claim {claimed} bytes, above the limit of {max_bytes}")
+            return {member.filename: archive.read(member) for member in members}  # read() verifies the checksum
+    # What zipfile raises for damaged bytes depends on where the damage lies.
+    except (zipfile.BadZipFile, struct.error, EOFError, OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise _DefectError(f"it is damaged or not a zip file ({error or type(error).__name__})") from error
+
+
+def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the state that the members hold."""
+    try:
+        document = json.loads(members[STATE])
+    except (ValueError, RecursionError) as error:
+        raise _DefectError(f"{STATE} is not JSON ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise _DefectError(f"{STATE} does not say that it is of format {FORMAT!r}")
+    if document.get("version") != VERSION:
+        raise _DefectError(f"its format version is {document.get('version')!r}; this release reads version {VERSION}")
+    try:
+        tensors = safetensors.torch.load(members[TENSORS])
+    except Exception as error:  # it raises a different type for each kind of malformed content
+        raise _DefectError(f"{TENSORS} is malformed ({error!r})") from error
+    try:
+        state = _decode(document.get("state"), tensors)
+    except (ValueError, TypeError, RecursionError, struct.error) as error:
+        raise _DefectError(f"{STATE} is malformed ({error})") from error
+    if not isinstance(state, dict):
+        raise _DefectError(f"{STATE} is malformed (the state is not a mapping)")
+    if tensors:
+        raise _DefectError(f"{TENSORS} holds a tensor that {STATE} does not refer to: {min(tensors)!r}")
+    return state
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of `path` when the block ends, and vanishes when the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic only within one file system. Not `tempfile`: its files are
+    # readable by their owner alone, while `open` follows the umask.
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # make the rename itself durable; Windows cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,32 @@
+"""Per-task gradients: the rows that every balancer combines.
+
+`T` losses and `D` shared parameters give a Jacobian `J` of shape (T, D) whose row `g_i` is the gradient of loss `i`.
+Two engines compute it behind one interface, `with engine.record(): losses = ...` and then `engine.backward(losses)`:
+
+* `AutogradEngine` takes any graph, at the price of T backward passes;
+* `TaskMajorEngine` takes task-major batches (row `t * B + b` of every layer's input belongs to task `t`) and needs one
+  forward and one backward pass: each layer's weight gradient is a batched product per task instead of one product over
+  all rows, so the arithmetic is that of an ordinary backward pass.
+"""
+
+from mtrl.gradients.any_graph import AutogradEngine, graph_leaves
+from mtrl.gradients.core import GradientEngine, Losses, NonFiniteGradientError, ParameterLayout, TaskGradients
+from mtrl.gradients.rules import LayerRule, Saved, Scratch, TaskRows, register_rule
+from mtrl.gradients.task_major import TaskMajorEngine, UnsupportedLayerError
+
+__all__ = [
+    "AutogradEngine",
+    "GradientEngine",
+    "LayerRule",
+    "Losses",
+    "NonFiniteGradientError",
+    "ParameterLayout",
+    "Saved",
+    "Scratch",
+    "TaskGradients",
+    "TaskMajorEngine",
+    "TaskRows",
+    "UnsupportedLayerError",
+    "graph_leaves",
+    "register_rule",
+]

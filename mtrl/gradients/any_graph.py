@@ -1,0 +1,107 @@
+"""Per-task gradients of any graph: one backward pass per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients
+
+
+def graph_leaves(loss: Tensor) -> list[Tensor]:
+    """The leaves that require a gradient and that `loss` depends on, those nearest to the loss first."""
+    leaves: dict[int, Tensor] = {}
+    queue: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]
+    seen = set(queue)
+    while queue:
+        following = []
+        for node in queue:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                leaves.setdefault(id(leaf), leaf)
+            for child, _ in node.next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    following.append(child)
+        queue = following
+    return list(leaves.values())
+
+
+class AutogradEngine:
+    """Per-task gradients of any graph by T backward passes.
+
+    A parameter that a loss does not reach has zeros in that loss's row.
+
+    Args:
+        parameters: the shared parameters. Default: found from the graph at each `backward`, as the leaves that at
+            least two losses depend on (with one loss, all that it depends on).
+        last_shared_layer: the parameter on which norm-balancing methods measure. Default: the matrix nearest to the
+            losses if the parameters are found from the graph, and the last matrix in `parameters` otherwise.
+    """
+
+    layout: ParameterLayout
+
+    def __init__(self, parameters: Iterable[Tensor] | None = None, last_shared_layer: Tensor | None = None) -> None:
+        self._given = None if parameters is None else ParameterLayout(parameters)
+        self._last = last_shared_layer
+        if self._given is not None:
+            self.layout = self._given
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Nothing to record: autograd's own graph is enough."""
+        yield
+
+    def backward(self, losses: Losses) -> TaskGradients:
+        """See `GradientEngine.backward`.
+
+        Raises:
+            ValueError: a loss is not a scalar or has no graph, or no parameter is shared.
+        """
+        scalars = list(losses.unbind()) if isinstance(losses, Tensor) else list(losses)
+        for task, loss in enumerate(scalars):
+            if loss.numel() != 1:
+                raise ValueError(f"the loss of task {task} has shape {tuple(loss.shape)}; a scalar is needed")
+            if loss.grad_fn is None:
+                raise ValueError(f"the loss of task {task} does not depend on any parameter")
+        reached = [graph_leaves(loss) for loss in scalars]
+        if self._given is None:
+            self.layout = ParameterLayout(_shared(reached))
+        layout = self.layout
+        jacobian = layout.empty(len(scalars))
+        for task, (loss, leaves) in enumerate(zip(scalars, reached, strict=True)):
+            own = [leaf for leaf in leaves if leaf not in layout]
+            wanted = [*layout.parameters, *own]
+            gradients = torch.autograd.grad(loss, wanted, retain_graph=task + 1 < len(scalars), allow_unused=True)
+            for row, gradient in zip(layout.split(jacobian[task]), gradients, strict=False):
+                if gradient is None:
+                    row.zero_()
+                else:
+                    row.copy_(gradient)
+            for leaf, gradient in zip(own, gradients[len(layout.parameters) :], strict=True):
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return TaskGradients(jacobian, self._last_layer())
+
+    def _last_layer(self) -> slice:
+        if self._last is not None:
+            return self.layout.columns(self._last)
+        from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
+        matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2]
+        return self.layout.columns(matrices[0]) if matrices else slice(None)
+
+
+def _shared(reached: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The leaves that at least two losses reach; with one loss, all it reaches."""
+    leaves = {id(leaf): leaf for leaves in reached for leaf in leaves}
+    counts = dict.fromkeys(leaves, 0)
+    for task_leaves in reached:
+        for leaf in task_leaves:
+            counts[id(leaf)] += 1
+    shared = [leaf for key, leaf in leaves.items() if counts[key] >= min(2, len(reached))]
+    if not shared:
+        raise ValueError("the losses share no parameter: there is nothing to balance")
+    return shared

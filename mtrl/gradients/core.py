@@ -1,0 +1,133 @@
+"""Parameters as one vector, and the gradients of T losses with respect to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Losses = Tensor | Sequence[Tensor]
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A task's gradient holds NaN or infinity; the message names the task."""
+
+
+class ParameterLayout:
+    """Parameters laid end to end as one vector of D numbers.
+
+    Args:
+        parameters: tensors, in the order in which they take their columns. Duplicates take one place.
+
+    Raises:
+        ValueError: there is no parameter.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = tuple({id(parameter): parameter for parameter in parameters}.values())
+        if not self.parameters:
+            raise ValueError("no parameters to take gradients of")
+        self._columns: dict[int, slice] = {}
+        start = 0
+        for parameter in self.parameters:
+            self._columns[id(parameter)] = slice(start, start + parameter.numel())
+            start += parameter.numel()
+        self.size = start
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._columns
+
+    def columns(self, parameter: Tensor) -> slice:
+        """The columns of one parameter; raises `ValueError` for a tensor that is not in the layout."""
+        try:
+            return self._columns[id(parameter)]
+        except KeyError:
+            raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is not among the shared ones") from None
+
+    def empty(self, *rows: int) -> Tensor:
+        """An uninitialised tensor (*rows, D) of the parameters' dtype and device."""
+        first = self.parameters[0]
+        return torch.empty(*rows, self.size, dtype=first.dtype, device=first.device)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Views of `flat` (..., D), one per parameter, of shape (..., *parameter.shape)."""
+        return [flat[..., self.columns(p)].view(*flat.shape[:-1], *p.shape) for p in self.parameters]
+
+    def flatten_(self) -> nn.Parameter:
+        """Move the parameters into one vector (D,), of which each becomes a view, and return that vector.
+
+        An optimizer over the vector takes one step instead of one per parameter, and copying a network is one copy.
+        Moving the module to another device or dtype afterwards undoes it.
+        """
+        vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
+        for parameter, view in zip(self.parameters, self.split(vector.data), strict=True):
+            parameter.data = view
+        return vector
+
+    def accumulate_grad(self, vector: Tensor) -> None:
+        """Add `vector` (D,) to the parameters' `.grad`, as a backward pass would."""
+        for parameter, gradient in zip(self.parameters, self.split(vector), strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+class TaskGradients:
+    """The gradients of T losses with respect to D shared parameters, and the few things balancers ask of them.
+
+    Args:
+        jacobian: (T, D), row `i` is the gradient of loss `i`.
+        layer: columns of the last shared layer, where norm-balancing methods measure; default all of them.
+    """
+
+    def __init__(self, jacobian: Tensor, layer: slice = slice(None)) -> None:
+        self.jacobian = jacobian
+        self._layer = layer
+
+    @property
+    def num_tasks(self) -> int:
+        """T, the number of rows."""
+        return self.jacobian.shape[0]
+
+    @cached_property
+    def gramian(self) -> Tensor:
+        """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
+        gramian: Tensor = self.jacobian @ self.jacobian.T
+        return gramian.double()
+
+    @cached_property
+    def layer_norms(self) -> Tensor:
+        """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
+        return torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1).double()
+
+    def check_finite(self) -> None:
+        """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
+        # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite.
+        if math.isfinite(self.jacobian.sum().item()):
+            return
+        for task, row in enumerate(self.jacobian):
+            if not bool(row.isfinite().all()):
+                raise NonFiniteGradientError(f"the gradient of task {task} is not finite")
+
+    def dot(self, vector: Tensor) -> Tensor:
+        """`J v` for `v` (D,): (T,), float64."""
+        return (self.jacobian @ vector).double()
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """`c J` for `c` (T,): the update direction (D,)."""
+        return coefficients.to(self.jacobian) @ self.jacobian
+
+
+class GradientEngine(Protocol):
+    """What turns T losses into `TaskGradients`; see the package's docstring for the two kinds."""
+
+    layout: ParameterLayout
+
+    def record(self) -> AbstractContextManager[None]:
+        """A context manager: the forward pass that leads to the losses runs inside."""
+
+    def backward(self, losses: Losses) -> TaskGradients:
+        """Gradients of `losses` (T,), one row each. Parameters outside the layout get an ordinary `.grad`."""
