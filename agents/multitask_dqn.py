@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterable, Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -87,7 +88,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MultiTaskQPolicy}
     policy: MultiTaskQPolicy
-    replay_buffer: TaskReplayBuffer
+    replay_buffer: TaskReplayBuffer  # type: ignore[assignment] # not SB3's: it has a task axis
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     ) -> None:
         super().__init__(
             policy,
-            env,
+            env,  # type: ignore[arg-type] # None is allowed when a model is loaded
             learning_rate,
             buffer_size,
             learning_starts,
@@ -172,10 +173,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._exploration_rng = np.random.default_rng(int(exploration))
         num_tasks = len(self.task_names)
         assert isinstance(self.observation_space, spaces.Box)
+        assert isinstance(self.action_space, spaces.Discrete)
         self.replay_buffer = TaskReplayBuffer(
             self.buffer_size // num_tasks, num_tasks, self.observation_space.shape[0], int(replay >> 1), self.device
         )
-        self.policy = self.policy_class(
+        self.policy = cast(type[MultiTaskQPolicy], self.policy_class)(
             self.observation_space,
             self.action_space,
             self.lr_schedule,
@@ -251,8 +253,10 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """As in Stable-Baselines3: `total_timesteps` counts the steps of all columns, logs come every `log_interval`
-        finished episodes."""
+        """As in Stable-Baselines3.
+
+        `total_timesteps` counts the steps of all columns; logs are written every `log_interval` finished episodes.
+        """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -288,13 +292,15 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             best = values.gather(1, chosen).squeeze(1)
         else:
             best = values.amax(1)
-        return batch.rewards + self.gamma * (1 - batch.terminals) * best
+        targets: Tensor = batch.rewards + self.gamma * (1 - batch.terminals) * best
+        return targets
 
     def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
         """Mean temporal-difference loss of each task, (T,)."""
         values = self.policy.q_net(batch.observations).gather(1, batch.actions.unsqueeze(1)).squeeze(1)
         loss = F.smooth_l1_loss if self.td_loss == "huber" else F.mse_loss
-        return loss(values, targets, reduction="none").view(len(self.task_names), -1).mean(1)
+        per_row: Tensor = loss(values, targets, reduction="none")
+        return per_row.view(len(self.task_names), -1).mean(1)
 
     @torch.no_grad()
     def _update_target(self) -> None:
@@ -325,7 +331,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         return self._exploration_rng.integers(self.action_space.n, size=shape)
 
     def _sample_action(
-        self, learning_starts: int, action_noise: None = None, n_envs: int = 1
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.num_timesteps < learning_starts:
             actions = self._random_actions((n_envs,))
@@ -334,7 +340,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             actions, _ = self.predict(self._last_obs)
         return actions, actions
 
-    def _store_transition(
+    def _store_transition(  # type: ignore[override] # narrower: this agent's replay, arrays only
         self,
         replay_buffer: TaskReplayBuffer,
         buffer_action: NDArray[np.int64],
@@ -351,7 +357,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             for column in np.flatnonzero(dones):
                 next_obs[column] = infos[column]["terminal_observation"]
                 terminals[column] = not infos[column].get("TimeLimit.truncated", False)
-        replay_buffer.add(self._last_obs, next_obs, buffer_action, reward, terminals)
+        observations = cast(NDArray[np.float32], self._last_obs)
+        replay_buffer.add(observations, next_obs, buffer_action, reward, terminals)
         self._last_obs = new_obs
 
     def _on_step(self) -> None:
@@ -433,7 +440,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def save(
         self,
-        path: str | Path | io.BufferedIOBase,
+        path: str | Path | BufferedIOBase,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
@@ -450,7 +457,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
         settings = {name: getattr(self, name) for name in self._SETTINGS}
         settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
-        settings["train_freq"] = self.train_freq.frequency
+        settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
         settings["stats_window_size"] = self._stats_window_size
         settings["balancer"] = balancer
         assert isinstance(self.observation_space, spaces.Box)
@@ -481,7 +488,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     @classmethod
     def load(
         cls,
-        path: str | Path | io.BufferedIOBase,
+        path: str | Path | BufferedIOBase,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -542,11 +549,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
 
-    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+    def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
         """Write the replay to a file without pickle."""
         checkpoint.save(path, {"replay": self.replay_buffer.state_dict()})
 
-    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """Counterpart of `save_replay_buffer`; `truncate_last_traj` has no effect.
 
         Raises:
@@ -589,7 +596,7 @@ def _one_hot_size(env: VecEnv) -> int:
 def _flat_diagnostics(diagnostics: Mapping[str, Tensor], tasks: tuple[str, ...]) -> Iterable[tuple[str, float]]:
     """Diagnostics as scalars: one per task where they are (T,), one per ordered pair where they are (T, T)."""
     for name, tensor in diagnostics.items():
-        values = tensor.tolist()
+        values: Any = tensor.tolist()
         if tensor.ndim == 0:
             yield f"balancer/{name}", values
         elif tensor.ndim == 1:

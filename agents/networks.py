@@ -42,8 +42,8 @@ class _TaskEmbeddingRule(LayerRule):
         needs_input: bool,
     ) -> Tensor | None:
         tasks, dim = layer.weight.shape
-        one_hot = saved[0][:, -tasks:].unflatten(0, (rows.num_tasks, -1))  # (T, B, tasks)
-        embedded = grad[:, -dim:].unflatten(0, (rows.num_tasks, -1))  # (T, B, dim)
+        one_hot = saved[0][:, -tasks:].reshape(rows.num_tasks, -1, tasks)  # (T, B, tasks)
+        embedded = grad[:, -dim:].reshape(rows.num_tasks, -1, dim)  # (T, B, dim)
         rows.add_product(layer.weight, one_hot.mT, embedded)
         if not needs_input:
             return None

@@ -46,7 +46,9 @@ class MultiTaskQPolicy(BasePolicy):
         """Greedy actions (N,) for observations (N, O)."""
         return self._predict(observation, deterministic)
 
-    def _predict(self, observation: Tensor, deterministic: bool = True) -> Tensor:
+    def _predict(  # type: ignore[override] # no dictionaries
+        self, observation: Tensor, deterministic: bool = True
+    ) -> Tensor:
         return torch.argmax(self.q_net(observation), dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ infinities, and `{"tensor" | "array" | "scalar": name}` for a PyTorch tensor, a 
     state = load("run/checkpoint.zip")
 """
 
+import io
 import json
 import math
 import os
@@ -47,7 +48,7 @@ class _DefectError(Exception):
     """What is wrong with a file, said where its name is not known."""
 
 
-def save(path: str | Path | BinaryIO, state: Mapping[str, Any]) -> None:
+def save(path: str | Path | BinaryIO | io.BufferedIOBase, state: Mapping[str, Any]) -> None:
     """Write `state` to `path`; the same state always gives the same bytes.
 
     Args:
@@ -78,7 +79,7 @@ def save(path: str | Path | BinaryIO, state: Mapping[str, Any]) -> None:
         _write(path, members)
 
 
-def load(path: str | Path | BinaryIO, *, max_bytes: int = 16 * 2**30) -> dict[str, Any]:
+def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16 * 2**30) -> dict[str, Any]:
     """Read the state that `save` wrote to `path`, executing nothing from the file and extracting nothing to disk.
 
     Args:
@@ -154,13 +155,13 @@ def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     raise ValueError(f"unknown tag {', '.join(node)!r}")
 
 
-def _write(file: BinaryIO, members: Mapping[str, bytes]) -> None:
+def _write(file: BinaryIO | io.BufferedIOBase, members: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's date is fixed: 1980-01-01
 
 
-def _read(file: BinaryIO, max_bytes: int) -> dict[str, bytes]:
+def _read(file: BinaryIO | io.BufferedIOBase, max_bytes: int) -> dict[str, bytes]:
     """Return the two members of the zip file, with their checksums verified."""
     try:
         with zipfile.ZipFile(file) as archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -79,16 +80,17 @@ class Balancer(nn.Module):
 
         Raises:
             ValueError: the number of tasks is not the one the balancer was made for, or a loss that must be positive
-                is negative.
+                is negative or not finite.
             NonFiniteGradientError: a row holds NaN or infinity.
         """
-        if len(losses) != gradients.num_tasks:
-            raise ValueError(f"got {len(losses)} losses and {gradients.num_tasks} gradients")
+        if losses.shape != (gradients.num_tasks,):
+            raise ValueError(f"got losses of shape {tuple(losses.shape)} and {gradients.num_tasks} gradients")
         if self.num_tasks not in (None, gradients.num_tasks):
             raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {gradients.num_tasks}")
-        if self.needs_positive_losses and bool((losses < 0).any()):
-            task = int((losses < 0).nonzero()[0])
-            raise ValueError(f"{type(self).__name__} needs losses >= 0; task {task} has {losses[task].item():g}")
+        if self.needs_positive_losses:
+            for task, loss in enumerate(losses.tolist()):
+                if not 0 <= loss < math.inf:
+                    raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
         gradients.check_finite()
         answer = self.balance(gradients, losses)
         if self.scale == "sum":
@@ -118,7 +120,7 @@ class Balancer(nn.Module):
         """
         engine = AutogradEngine(parameters)
         gradients = engine.backward(losses)
-        values = torch.stack([loss.detach() for loss in losses])
+        values = torch.stack([loss.detach().reshape(()) for loss in losses])
         with torch.no_grad():
             answer: Balance = self(gradients, values)
             engine.layout.accumulate_grad(answer.update(gradients))

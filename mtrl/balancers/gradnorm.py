@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal, get_args
 
@@ -87,8 +88,8 @@ class GradNorm(Balancer):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha is {alpha}; it must be finite")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha is {alpha}; it must be at least 0 and finite")
         if not lr > 0:
             raise ValueError(f"lr is {lr}; it must be above 0")
         if warmup_steps < 1:
@@ -138,7 +139,7 @@ class GradNorm(Balancer):
 
     def set_extra_state(self, state: Any) -> None:
         """Counterpart of `get_extra_state`."""
-        self._optimizer.load_state_dict(state)
+        self._optimizer.load_state_dict(copy.deepcopy(state))  # it would go on sharing the moments with `state`
 
     def training_rates(self, losses: Tensor) -> Tensor:
         """Relative inverse training rates r (T,), float64, of mean 1: above 1 for tasks that lag behind."""
@@ -149,7 +150,8 @@ class GradNorm(Balancer):
             left = ((high - self.returns.nan_to_num(low)) / (high - low)).clamp(0.01, 1.0)
         else:
             initial = self.initial_losses
-            left = losses / initial.clamp(min=max(self.initial_loss_floor * float(initial.mean()), 1e-300))
+            floor = self.initial_loss_floor * initial.mean()
+            left = losses / initial.clamp(min=floor) if floor > 0 else torch.ones_like(initial)
         mean = left.mean()
         return left / mean if mean > 0 else torch.ones_like(left)
 

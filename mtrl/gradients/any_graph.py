@@ -12,10 +12,11 @@ from torch import Tensor
 from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients
 
 
-def graph_leaves(loss: Tensor) -> list[Tensor]:
-    """The leaves that require a gradient and that `loss` depends on, those nearest to the loss first."""
+def graph_leaves(loss: Tensor | Any) -> list[Tensor]:
+    """The leaves that require a gradient and that `loss` (or a node of the graph) depends on, the nearest first."""
     leaves: dict[int, Tensor] = {}
-    queue: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]
+    root = loss.grad_fn if isinstance(loss, Tensor) else loss
+    queue: list[Any] = [] if root is None else [root]
     seen = set(queue)
     while queue:
         following = []
@@ -37,8 +38,10 @@ class AutogradEngine:
     A parameter that a loss does not reach has zeros in that loss's row.
 
     Args:
-        parameters: the shared parameters. Default: found from the graph at each `backward`, as the leaves that at
-            least two losses depend on (with one loss, all that it depends on).
+        parameters: the shared parameters; frozen ones are left out. Default: found from the graph at each
+            `backward`, as the leaves that at least two losses depend on (with one loss, all that it depends on).
+            Losses computed in one tensor, other than by `torch.stack`, all depend on the same leaves: where tasks
+            have parameters of their own, give a list of losses.
         last_shared_layer: the parameter on which norm-balancing methods measure. Default: the matrix nearest to the
             losses if the parameters are found from the graph, and the last matrix in `parameters` otherwise.
     """
@@ -46,7 +49,7 @@ class AutogradEngine:
     layout: ParameterLayout
 
     def __init__(self, parameters: Iterable[Tensor] | None = None, last_shared_layer: Tensor | None = None) -> None:
-        self._given = None if parameters is None else ParameterLayout(parameters)
+        self._given = None if parameters is None else ParameterLayout(p for p in parameters if p.requires_grad)
         self._last = last_shared_layer
         if self._given is not None:
             self.layout = self._given
@@ -63,12 +66,14 @@ class AutogradEngine:
             ValueError: a loss is not a scalar or has no graph, or no parameter is shared.
         """
         scalars = list(losses.unbind()) if isinstance(losses, Tensor) else list(losses)
+        if not scalars:
+            raise ValueError("no losses to take gradients of")
         for task, loss in enumerate(scalars):
             if loss.numel() != 1:
                 raise ValueError(f"the loss of task {task} has shape {tuple(loss.shape)}; a scalar is needed")
             if loss.grad_fn is None:
                 raise ValueError(f"the loss of task {task} does not depend on any parameter")
-        reached = [graph_leaves(loss) for loss in scalars]
+        reached = [graph_leaves(root) for root in _roots(losses, scalars)]
         if self._given is None:
             self.layout = ParameterLayout(_shared(reached))
         layout = self.layout
@@ -92,6 +97,16 @@ class AutogradEngine:
         from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
         matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2]
         return self.layout.columns(matrices[0]) if matrices else slice(None)
+
+
+def _roots(losses: Losses, scalars: Sequence[Tensor]) -> list[Any]:
+    """The node of the graph where each loss ends, looking through a `torch.stack` of them.
+
+    Through the stack every loss would seem to depend on every task's parameters.
+    """
+    if isinstance(losses, Tensor) and losses.grad_fn is not None and losses.grad_fn.name() == "StackBackward0":
+        return [node for node, _ in losses.grad_fn.next_functions]
+    return [loss.grad_fn for loss in scalars]
 
 
 def _shared(reached: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -96,12 +96,17 @@ class TaskGradients:
     def gramian(self) -> Tensor:
         """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
         gramian: Tensor = self.jacobian @ self.jacobian.T
+        if not bool(gramian.isfinite().all()):  # finite rows whose squares overflow
+            gramian = self.jacobian.double() @ self.jacobian.double().T
         return gramian.double()
 
     @cached_property
     def layer_norms(self) -> Tensor:
         """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
-        return torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1).double()
+        norms: Tensor = torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1)
+        if not bool(norms.isfinite().all()):  # finite rows whose squares overflow
+            norms = torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1, dtype=torch.float64)
+        return norms.double()
 
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
@@ -114,7 +119,8 @@ class TaskGradients:
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64."""
-        return (self.jacobian @ vector).double()
+        products: Tensor = self.jacobian @ vector
+        return products.double()
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """`c J` for `c` (T,): the update direction (D,)."""

@@ -104,9 +104,15 @@ class LayerRule:
     `forward` returns the output and what `backward` will need. `backward` gets the gradient of the output, writes the
     rows of the layer's parameters and returns the gradient of the input (None when `needs_input` is False). Both may
     put their result into `scratch`, where one is given.
+
+    Attributes:
+        saves: how many tensors `forward` saves.
+        parameters: names of the layer's own parameters that `backward` writes. A layer that has others (as pruning and
+            weight normalisation give it) is refused.
     """
 
     saves = 1
+    parameters: tuple[str, ...] = ("weight", "bias")
 
     def unsupported(self, layer: Any) -> str | None:
         """Why this particular layer can't be treated, or None."""
@@ -313,9 +319,21 @@ def register_rule(kind: type[nn.Module], rule: LayerRule) -> None:
     RULES[kind] = rule
 
 
-def fusible(layer: nn.Module) -> bool:
-    """Whether a layer may run inside a fused chain: it has a rule, and no hook would be passed over."""
+def refusal(layer: nn.Module) -> str | None:
+    """Why a layer cannot run by a rule, or None if it can."""
     # Exact types: a subclass may compute something else with the same parameters.
     rule = RULES.get(type(layer))
+    if rule is None:
+        return "it has no per-task gradient rule"
+    if "forward" in vars(layer):
+        return "its forward has been replaced on this instance"
+    for name in layer._parameters:
+        if name not in rule.parameters:
+            return f"its rule knows no parameter '{name}'"
+    return rule.unsupported(layer)
+
+
+def fusible(layer: nn.Module) -> bool:
+    """Whether a layer may run inside a fused chain: it has a rule, and no hook would be passed over."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return rule is not None and not hooked and rule.unsupported(layer) is None
+    return not hooked and refusal(layer) is None

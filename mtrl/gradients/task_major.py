@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients
-from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible
+from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, refusal
 
 
 class UnsupportedLayerError(ValueError):
@@ -23,10 +23,12 @@ class _Recorded(torch.autograd.Function):
     """Runs a layer by its rule, so that the backward pass fills the rows instead of the parameters' `.grad`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parameter: Tensor, layer: nn.Module, rows: TaskRows, scratch: Scratch) -> Tensor:
-        # `parameter` is unused: it makes the output require a gradient when the layer's input does not.
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: nn.Module, rows: TaskRows, scratch: Scratch) -> Tensor:
+        # `anchor` is unused: it makes the output require a gradient when the layer's input does not.
         chain = scratch if isinstance(layer, nn.Sequential) else None
         y, saved = RULES[type(layer)].forward(layer, x, chain)
+        if chain is not None and chain.owns(y):  # a last layer that returns its input: the caller may keep it
+            y = y.clone()
         ctx.save_for_backward(*saved)
         ctx.layer, ctx.rows, ctx.scratch = layer, rows, chain
         return y
@@ -45,7 +47,8 @@ class TaskMajorEngine:
 
     The leading dimension of every layer's input is T * B (or anything else that divides by T), task 0's rows first,
     and loss `t` must depend on task `t`'s rows alone: so no layer may mix rows, as batch normalisation does. Layers
-    with parameters must be `nn.Linear`, `nn.LayerNorm`, `nn.Embedding` or `nn.Conv2d`.
+    with parameters must be `nn.Linear`, `nn.LayerNorm`, `nn.Embedding` or `nn.Conv2d`, and their parameters used by
+    those layers alone. Where gradients are disabled, layers run as they do outside.
     The Jacobian is one buffer that the next `backward` overwrites.
 
     Args:
@@ -56,75 +59,109 @@ class TaskMajorEngine:
 
     Raises:
         UnsupportedLayerError: names the first layer that has no rule.
+        ValueError: `num_tasks` is below 1, or nothing is trainable.
     """
 
     def __init__(self, module: nn.Module, num_tasks: int, last_shared_layer: nn.Module | None = None) -> None:
-        self._layers = dict(_recorded_layers(module))
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
+        self._module = module
+        self._find_layers()
         self.layout = ParameterLayout(p for p in module.parameters() if p.requires_grad)
         self._rows = TaskRows(self.layout, num_tasks)
         self._scratch = Scratch()
         candidates = self.layout.parameters if last_shared_layer is None else tuple(last_shared_layer.parameters())
         weights = [parameter for parameter in candidates if parameter.ndim >= 2]
         self._last_layer = self.layout.columns(weights[-1]) if weights else slice(None)
+        self._anchor = torch.empty(0, requires_grad=True)
         self._recorded = False
+
+    def _find_layers(self) -> None:
+        # By identity: a layer that is used in two places has two names.
+        self._layers = {layer: name for name, layer in reversed(list(_recorded_layers(self._module)))}
+        self._chains = [layer for layer in self._layers if isinstance(layer, nn.Sequential)]
 
     @contextmanager
     def record(self) -> Iterator[None]:
         """Inside, the module's layers run by their per-task rules; outside they are what they were."""
+        if not all(map(fusible, self._chains)):  # a hook has been registered since
+            self._find_layers()
         self._rows.start()
         self._scratch.start()
-        for name, layer in self._layers.items():
+        self._recorded = False
+        layers = self._layers
+        for layer, name in layers.items():
             layer.__dict__["forward"] = partial(self._run, name, layer)
         try:
             yield
         finally:
-            for layer in self._layers.values():
+            for layer in layers:
                 del layer.__dict__["forward"]
 
-    def _run(self, name: str, layer: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, name: str, layer: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        x = input
+        if not torch.is_grad_enabled():
+            plain: Tensor = type(layer).forward(layer, x)
+            return plain
         if x.shape[0] % self._rows.num_tasks:
             raise ValueError(
                 f"layer '{name}' got {x.shape[0]} rows, which do not divide into {self._rows.num_tasks} tasks"
             )
         self._recorded = True
-        parameter = next(parameter for parameter in layer.parameters() if parameter.requires_grad)
-        y: Tensor = _Recorded.apply(x, parameter, layer, self._rows, self._scratch)  # type: ignore[no-untyped-call]
+        y: Tensor = _Recorded.apply(x, self._anchor, layer, self._rows, self._scratch)  # type: ignore[no-untyped-call]
         return y
 
     def backward(self, losses: Losses) -> TaskGradients:
         """See `GradientEngine.backward`.
 
         Raises:
-            ValueError: there are not T losses.
-            RuntimeError: no forward pass ran inside `record()`.
+            ValueError: there are not T scalar losses.
+            RuntimeError: no forward pass ran inside `record()`, or the losses reach a shared parameter on a way that
+                was not recorded.
         """
         if len(losses) != self._rows.num_tasks:
             raise ValueError(f"got {len(losses)} losses for {self._rows.num_tasks} tasks")
         if not self._recorded:
             raise RuntimeError("nothing was recorded: run the forward pass inside `with engine.record():`")
         vector = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
+        if vector.numel() != len(losses):
+            raise ValueError(f"the losses have shape {tuple(vector.shape)}; one scalar per task is needed")
+        before = [_stamp(parameter) for parameter in self.layout.parameters]
         torch.autograd.backward(vector, torch.ones_like(vector))
+        for parameter, stamp in zip(self.layout.parameters, before, strict=True):
+            if _stamp(parameter) != stamp:
+                name = next(name for name, known in self._module.named_parameters() if known is parameter)
+                raise RuntimeError(
+                    f"the losses reach parameter '{name}' outside a recorded layer, so its rows would be incomplete: "
+                    "run every forward pass inside `with engine.record():` and use parameters only through their layer"
+                )
         self._recorded = False
         self._rows.finish()
         return TaskGradients(self._rows.jacobian, self._last_layer)
 
 
+def _stamp(parameter: Tensor) -> tuple[int, int]:
+    """What changes when a backward pass adds to `.grad`."""
+    return (0, 0) if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
+
+
 def _recorded_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers that run by a rule: the outermost fusible ones that hold trainable parameters."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
+        raise UnsupportedLayerError(f"layer '{name}' ({type(module).__name__}) mixes the rows of different tasks")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return
     if fusible(module):
         yield name, module
         return
-    rule = RULES.get(type(module))
     if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-        if rule is not None and rule.unsupported(module) is None:
+        reason = refusal(module)
+        if reason is None:
             yield name, module
             return
         supported = ", ".join(kind.__name__ for kind in RULES if kind not in (nn.ReLU, nn.Sequential))
-        reason = "" if rule is None else f": {rule.unsupported(module)}"
         raise UnsupportedLayerError(
-            f"layer '{name}' ({type(module).__name__}) has no per-task gradient rule{reason}; supported: {supported}"
+            f"layer '{name}' ({type(module).__name__}) cannot be treated: {reason}; supported: {supported}"
         )
     for child_name, child in module.named_children():
         yield from _recorded_layers(child, f"{name}.{child_name}" if name else child_name)

@@ -1,0 +1,49 @@
+# `make train` runs the main job and `make test` passes the tests; each sets up all it needs first.
+# Both work on a fresh machine with Python 3.11 or newer and make.
+
+PYTHON ?= python3
+METHOD ?= gradnorm
+ARGS   ?=
+
+BIN := .venv/bin
+
+.PHONY: train test check format clean help
+
+help:
+	@echo "make train [METHOD=gradnorm] [ARGS='--seed 1 --variant blind']   train, evaluate, write results/runs"
+	@echo "make test [ARGS='-k gradnorm']                                    run the tests"
+	@echo "make check                                                        lint, format check and types"
+	@echo "make format                                                       format the code"
+	@echo "make clean                                                        remove the virtual environment and caches"
+
+train: .venv/run.stamp
+	$(BIN)/python -m experiments.$(METHOD).train $(ARGS)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.12'"
+	$(PYTHON) -m venv .venv
+
+# torch comes first and by its exact version: a range would be answered by the newest build, with gigabytes of CUDA.
+.venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/test.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@

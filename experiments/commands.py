@@ -1,0 +1,34 @@
+"""The two programs that every method has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from experiments.cli import run
+from experiments.config import EvaluateConfig, TrainConfig
+
+
+def train_command(
+    config_type: type[TrainConfig], presets: Mapping[str, TrainConfig], argv: Sequence[str] | None = None
+) -> int:
+    """`python -m experiments.<method>.train`: parse the flags, train, return the exit status."""
+
+    def main(config: TrainConfig) -> None:
+        from experiments.runner import train  # noqa: PLC0415 - torch loads only when there is something to train
+
+        train(config)
+
+    prog = f"experiments.{config_type.method}.train"
+    return run(main, config_type, argv, prog=prog, presets=presets)
+
+
+def evaluate_command(method: str, argv: Sequence[str] | None = None) -> int:
+    """`python -m experiments.<method>.evaluate`: parse the flags, play, print, return the exit status."""
+
+    def main(config: EvaluateConfig) -> None:
+        from experiments.evaluation import evaluate_run  # noqa: PLC0415 - as above
+
+        evaluate_run(method, config)
+
+    prog = f"experiments.{method}.evaluate"
+    return run(main, EvaluateConfig, argv, prog=prog)

@@ -1,0 +1,265 @@
+"""Settings of a training run; every field is a flag of `python -m experiments.<method>.train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+Variant = Literal["aware", "blind"]
+Preset = Literal["default", "notes"]
+Device = Literal["cpu", "cuda", "auto"]
+
+# Fields that go to `MultiTaskDQN` under their own names; a test holds their defaults equal.
+AGENT_FIELDS = (
+    "learning_rate",
+    "buffer_size",
+    "learning_starts",
+    "batch_size",
+    "tau",
+    "gamma",
+    "train_freq",
+    "gradient_steps",
+    "target_update_interval",
+    "target_update_unit",
+    "exploration_fraction",
+    "exploration_initial_eps",
+    "exploration_final_eps",
+    "exploration_decay",
+    "double_q",
+    "td_loss",
+    "max_grad_norm",
+    "stats_window_size",
+    "seed",
+    "device",
+)
+
+# What `reference notes` of earlier experiments prescribe, in this project's terms: 500 episodes per task on one
+# environment each, epsilon and target network by the episode, one update per step. 1,500,000 steps can't be exceeded:
+# 500 episodes of each task end within them.
+NOTES: dict[str, Any] = {
+    "preset": "notes",
+    "total_steps": 1_500_000,
+    "episodes_per_task": 500,
+    "envs_per_task": 1,
+    "log_interval": 10,
+    "batch_size": 64,
+    "buffer_size": 100_000,
+    "learning_starts": 6_000,
+    "learning_rate": 5e-4,
+    "gamma": 0.99,
+    "gradient_steps": 1,
+    "exploration_initial_eps": 1.0,
+    "exploration_final_eps": 0.01,
+    "exploration_decay": 0.995,
+    "target_update_interval": 10,
+    "target_update_unit": "episodes",
+    "embedding_dim": 8,
+    "hidden_dims": (256, 128),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every method shares: the tasks, the budget and the agent."""
+
+    method: ClassVar[str]
+    balancer: ClassVar[str]
+
+    preset: Preset = "default"
+    """Where defaults come from: `default`, or `notes` for the numbers of the notes that this project grew from
+    (500 episodes per task, epsilon times 0.995 per episode, target copy every 10 episodes)."""
+
+    variant: Variant = "aware"
+    """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    tasks: tuple[str, ...] = ("Standard", "Windy", "Heavy")
+    """Names of the tasks, in the order of the one-hot."""
+
+    total_steps: int = 400_000
+    """Environment steps over all tasks."""
+
+    episodes_per_task: int | None = None
+    """Stop when every task has finished this many episodes, even if steps are left."""
+
+    envs_per_task: int = 4
+    """Copies of each task that are stepped side by side."""
+
+    results_dir: Path = Path("results/runs")
+    """The run goes to `<results-dir>/<method>[_blind]/seed_<k>/`."""
+
+    overwrite: bool = False
+    """Replace a finished run in that place."""
+
+    quiet: bool = False
+    """No live display."""
+
+    log_interval: int = 10
+    """Finished episodes between lines in metrics.jsonl."""
+
+    eval_interval: int = 20_000
+    """Environment steps between greedy evaluations for the learning curves; 0 for none."""
+
+    eval_episodes: int = 5
+    """Episodes per task in each of these."""
+
+    final_episodes: int = 20
+    """Episodes per task in the final evaluation, which goes to evaluation.json."""
+
+    device: Device = "cpu"
+    """Where the network is trained. At these sizes a CPU core is faster than a GPU."""
+
+    learning_rate: float = 5e-4
+    """Step size of Adam."""
+
+    buffer_size: int = 160_000
+    """Transitions kept, over all tasks; each task has its equal share."""
+
+    learning_starts: int = 6_000
+    """Environment steps of random play before the first update."""
+
+    batch_size: int = 64
+    """Transitions of each task in one update."""
+
+    tau: float = 1.0
+    """Share of the online network that goes into the target network at each target update; 1 copies it."""
+
+    gamma: float = 0.99
+    """Discount per step."""
+
+    train_freq: int = 1
+    """Steps of all environments between training phases."""
+
+    gradient_steps: int = 4
+    """Updates per training phase."""
+
+    target_update_interval: int = 500
+    """Updates (see --target-update-unit) between target updates."""
+
+    target_update_unit: Literal["updates", "episodes"] = "updates"
+    """What the target update interval counts."""
+
+    exploration_fraction: float = 0.1
+    """Share of training over which epsilon falls linearly."""
+
+    exploration_initial_eps: float = 1.0
+    """First epsilon: the probability of a random action."""
+
+    exploration_final_eps: float = 0.02
+    """Last epsilon."""
+
+    exploration_decay: float | None = None
+    """If given, epsilon is multiplied by this after each episode instead of falling linearly."""
+
+    double_q: bool = True
+    """Double Q-learning: the online network chooses the next action, the target network values it."""
+
+    td_loss: Literal["huber", "mse"] = "huber"
+    """Loss of the temporal-difference error."""
+
+    max_grad_norm: float | None = None
+    """If given, the combined gradient is scaled down to this norm."""
+
+    stats_window_size: int = 20
+    """Finished episodes per task that the reported training returns average over."""
+
+    embedding_dim: int = 8
+    """Size of the learned task embedding (aware only)."""
+
+    hidden_dims: tuple[int, ...] = (256, 128)
+    """Widths of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("seed", 0),
+            ("total_steps", 1),
+            ("envs_per_task", 1),
+            ("log_interval", 1),
+            ("eval_interval", 0),
+            ("eval_episodes", 1),
+            ("final_episodes", 1),
+            ("train_freq", 1),
+            ("gradient_steps", 0),
+            ("stats_window_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.episodes_per_task is not None and self.episodes_per_task < 1:
+            raise ValueError(f"episodes_per_task is {self.episodes_per_task}; it must be at least 1")
+
+    @property
+    def run_name(self) -> str:
+        """`<method>` or `<method>_blind`."""
+        return run_name(self.method, self.variant)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run's files go."""
+        return run_dir(self.results_dir, self.method, self.variant, self.seed)
+
+    @property
+    def agent_kwargs(self) -> dict[str, Any]:
+        """Arguments of `MultiTaskDQN`."""
+        kwargs = {name: getattr(self, name) for name in AGENT_FIELDS}
+        policy = {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims)}
+        return {**kwargs, "policy_kwargs": policy, "balancer": self.balancer, "balancer_kwargs": self.balancer_kwargs}
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """Arguments of the balancer; a method with settings of its own overrides this."""
+        return {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every field, as JSON holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Play a trained agent greedily and print its returns per task."""
+
+    episodes: int = 20
+    """Episodes per task."""
+
+    task: str = "all"
+    """One task's name, or `all` that the model was trained on."""
+
+    variant: Variant = "aware"
+    """Which of the method's two runs."""
+
+    seed: int = 0
+    """Which run: the seed it was trained with."""
+
+    results_dir: Path = Path("results/runs")
+    """Where runs are kept."""
+
+    render: bool = False
+    """Show the episodes in a window."""
+
+    video_dir: Path | None = None
+    """Write one mp4 per task into this folder."""
+
+    video_episodes: int = 3
+    """How many of the episodes go into each video."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "video_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.render and self.video_dir is not None:
+            raise ValueError("render and video_dir can't be combined; choose one")
+
+
+def run_name(method: str, variant: str) -> str:
+    """`<method>` for the aware variant, `<method>_blind` for the blind one."""
+    return method if variant == "aware" else f"{method}_{variant}"
+
+
+def run_dir(results_dir: Path, method: str, variant: str, seed: int) -> Path:
+    """`<results_dir>/<method>[_blind]/seed_<seed>`."""
+    return results_dir / run_name(method, variant) / f"seed_{seed}"

@@ -1,0 +1,85 @@
+"""The live view of a training run."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents import MultiTaskDQN
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 30.0
+
+
+class TrainingDisplay(BaseCallback):
+    """Progress, steps per second, time left, and each task's return and weight.
+
+    On a terminal the view is live; elsewhere a plain line is printed now and then, so that logs stay readable.
+    """
+
+    def __init__(self, title: str, total_steps: int) -> None:
+        super().__init__()
+        self._title = title
+        self._total_steps = total_steps
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._bar = self._progress.add_task(title, total=total_steps, speed="")
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._started = self._shown = 0.0
+
+    def _on_training_start(self) -> None:
+        self._started = self._shown = time.monotonic()
+        if self._console.is_terminal:
+            self._live.start()
+
+    def _on_step(self) -> bool:
+        now = time.monotonic()
+        if now - self._shown >= (REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS):
+            self._shown = now
+            self._show(now)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._show(time.monotonic())
+        self._live.stop()
+
+    def _show(self, now: float) -> None:
+        steps_per_s = self.num_timesteps / max(now - self._started, 1e-9)
+        if self._console.is_terminal:
+            self._progress.update(self._bar, completed=self.num_timesteps, speed=f"{steps_per_s:,.0f} steps/s")
+            self._live.update(Group(self._progress, self._table()), refresh=True)
+        else:
+            rows = "  ".join(f"{task} {value:.0f}" for task, value, _ in self._rows() if not math.isnan(value))
+            left = (self._total_steps - self.num_timesteps) / steps_per_s
+            steps = f"{self.num_timesteps:,} of {self._total_steps:,} steps"
+            self._console.print(f"{self._title}: {steps}, {steps_per_s:,.0f}/s, {left:.0f} s left  returns: {rows}")
+
+    def _table(self) -> Table:
+        table = Table("task", "return", "weight")
+        for task, value, weight in self._rows():
+            shown = "-" if math.isnan(value) else f"{value:.1f}"
+            table.add_row(task, shown, "-" if weight is None else f"{weight:.2f}")
+        return table
+
+    def _rows(self) -> list[tuple[str, float, float | None]]:
+        """Per task: name, mean return of its last episodes, weight."""
+        agent = self.model
+        assert isinstance(agent, MultiTaskDQN)
+        weights = agent.diagnostics
+        return [
+            (task, value, weights.get(f"balancer/{task}/weight"))
+            for task, value in zip(agent.task_names, agent.recent_returns, strict=True)
+        ]

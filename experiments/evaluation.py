@@ -1,0 +1,180 @@
+"""Greedy evaluation of a trained agent on fixed seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from gymnasium.envs.box2d.lunar_lander import FPS
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from agents import MultiTaskDQN
+from envs import make_task_env
+from experiments.cli import UsageError
+from experiments.config import EvaluateConfig, run_dir, run_name
+from experiments.runs import MODEL_FILE
+
+# Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers out of a `SeedSequence`, so these
+# small ones are not among them; the two kinds of evaluation differ so that curves do not foretell the final figure.
+FINAL_SEED = 10_000
+CURVE_SEED = 20_000
+
+SUCCESS_RETURN = 200.0
+"""A return from which Gymnasium counts LunarLander as solved."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Returns of one task's episodes and what they come to."""
+
+    returns: list[float]
+    mean: float
+    standard_deviation: float
+    success_rate: float
+
+    @classmethod
+    def of(cls, returns: Sequence[float]) -> TaskResult:
+        """Mean, sample standard deviation (0 for one episode) and share of returns of at least 200."""
+        values = np.asarray(returns)
+        deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        return cls(list(returns), float(values.mean()), deviation, float((values >= SUCCESS_RETURN).mean()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results by task, their mean over tasks, and the worst task."""
+
+    tasks: dict[str, TaskResult]
+
+    @property
+    def mean(self) -> float:
+        """Mean over tasks of the mean returns."""
+        return float(np.mean([result.mean for result in self.tasks.values()]))
+
+    @property
+    def worst_task(self) -> str:
+        """The task of the lowest mean return."""
+        return min(self.tasks, key=lambda name: self.tasks[name].mean)
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of evaluation.json."""
+        worst = {"name": self.worst_task, "mean": self.tasks[self.worst_task].mean}
+        return {
+            "tasks": {name: asdict(result) for name, result in self.tasks.items()},
+            "mean": self.mean,
+            "worst_task": worst,
+        }
+
+    def table(self, title: str) -> Table:
+        """For printing."""
+        table = Table("task", "return", "sd", "success", title=title)
+        for name, result in self.tasks.items():
+            success = f"{result.success_rate:.0%}"
+            table.add_row(name, f"{result.mean:.1f}", f"{result.standard_deviation:.1f}", success)
+        table.add_section()
+        table.add_row("mean", f"{self.mean:.1f}")
+        table.add_row("worst", f"{self.tasks[self.worst_task].mean:.1f}", "", self.worst_task)
+        return table
+
+
+def play(
+    agent: MultiTaskDQN,
+    task: str,
+    episodes: int,
+    seed: int,
+    render_mode: str | None = None,
+    on_frame: Callable[[int, NDArray[np.uint8]], None] | None = None,
+) -> list[float]:
+    """Returns of greedy episodes on one task, with the seeds `seed`, `seed + 1`, ...
+
+    One environment and one observation at a time, so that an episode does not depend on how many are played or shown.
+
+    Args:
+        agent: what acts.
+        task: name of the task; the agent was trained on it.
+        episodes: how many.
+        seed: of the first episode.
+        render_mode: Gymnasium's; `"human"` opens a window.
+        on_frame: called with the episode's index and each frame (H, W, 3); needs `render_mode="rgb_array"`.
+    """
+    env = make_task_env(task, tasks=agent.task_names, variant=agent.variant, render_mode=render_mode)
+    returns = []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        total, over = 0.0, False
+        while not over:
+            action, _ = agent.predict(observation, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(int(action))
+            total += float(reward)
+            over = terminated or truncated
+            if on_frame is not None:
+                on_frame(episode, cast(NDArray[np.uint8], env.render()))
+        returns.append(total)
+    env.close()
+    return returns
+
+
+def evaluate(agent: MultiTaskDQN, tasks: Sequence[str], episodes: int, seed: int) -> Evaluation:
+    """Returns of `episodes` greedy episodes of each task, with seeds from `seed` on."""
+    return Evaluation({task: TaskResult.of(play(agent, task, episodes, seed)) for task in tasks})
+
+
+def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
+    """Evaluate a finished run, show or film it where asked, and print the table.
+
+    Raises:
+        CheckpointError: the run has no readable model.
+        UsageError: the model is of another variant, or was not trained on the task.
+    """
+    path = run_dir(config.results_dir, method, config.variant, config.seed) / MODEL_FILE
+    if not path.exists():
+        raise UsageError(
+            f"no model at '{path}'; train it: python -m experiments.{method}.train "
+            f"--variant {config.variant} --seed {config.seed}"
+        )
+    torch.set_num_threads(1)  # two threads are slower at these sizes
+    agent = MultiTaskDQN.load(path, device="cpu")
+    if agent.variant != config.variant:
+        raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")
+    if config.task not in ("all", *agent.task_names):
+        raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
+    tasks = agent.task_names if config.task == "all" else (config.task,)
+
+    console = Console()
+    results = {}
+    for task in tasks:
+        with ExitStack() as stack:
+            render_mode, on_frame = "human" if config.render else None, None
+            if config.video_dir is not None:
+                render_mode, on_frame = "rgb_array", stack.enter_context(_film(config.video_dir, task, config))
+            if console.is_terminal:
+                stack.enter_context(console.status(f"{task}: {config.episodes} episodes"))
+            results[task] = TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, render_mode, on_frame))
+    evaluation = Evaluation(results)
+    name = run_name(method, config.variant)
+    console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
+    if config.video_dir is not None:
+        console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
+    return evaluation
+
+
+@contextmanager
+def _film(folder: Path, task: str, config: EvaluateConfig) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
+    """A writer of frames into `<folder>/<task>.mp4`, which takes those of the first `video_episodes`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with imageio.get_writer(folder / f"{task}.mp4", fps=FPS, macro_block_size=None) as writer:
+
+        def on_frame(episode: int, frame: NDArray[np.uint8]) -> None:
+            if episode < config.video_episodes:
+                # The encoder needs even sides: LunarLander's 600 x 400 are.
+                writer.append_data(frame)  # type: ignore[attr-defined] # imageio's stubs miss the writer's own method
+
+        yield on_frame

@@ -1,0 +1,1 @@
+"""GradNorm DQN: one network for all tasks, task gradients weighted so that all train at similar rates."""

@@ -1,0 +1,1 @@
+"""Shared DQN: one network for all tasks, task gradients summed. The baseline."""

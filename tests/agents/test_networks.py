@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from agents import SharedQNetwork
+from agents.networks import TaskEmbedding
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_parameter_counts_are_the_published_ones():
+    assert count(SharedQNetwork(11, 4, num_tasks=3)) == 37_788
+    assert count(SharedQNetwork(8, 4)) == 35_716
+
+
+def test_embedding_equals_a_look_up():
+    layer = TaskEmbedding(3, 8)
+    state, task = torch.randn(20, 8), torch.randint(3, (20,))
+    out = layer(torch.cat((state, torch.nn.functional.one_hot(task, 3).float()), 1))
+    torch.testing.assert_close(out, torch.cat((state, layer.weight[task]), 1))
+
+
+def test_last_shared_layer_is_the_last_hidden_one():
+    assert SharedQNetwork(11, 4, num_tasks=3).last_shared_layer.weight.shape == (128, 256)
+    assert SharedQNetwork(8, 4, hidden_dims=(32,)).last_shared_layer.weight.shape == (32, 8)
+
+
+def test_misuse_is_named():
+    with pytest.raises(ValueError, match="hidden_dims is"):
+        SharedQNetwork(8, 4, hidden_dims=())
+    with pytest.raises(ValueError, match="embedding_dim is 0"):
+        SharedQNetwork(11, 4, num_tasks=3, embedding_dim=0)
