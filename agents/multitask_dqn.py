@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from io import BufferedIOBase
@@ -401,6 +402,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         record = self.logger.record
         record("env_step", self.num_timesteps, exclude="tensorboard")
         record("train/updates", self._n_updates, exclude="tensorboard")
+        elapsed = (time.time_ns() - self.start_time) / 1e9
+        record("time/steps_per_s", (self.num_timesteps - self._num_timesteps_at_start) / max(elapsed, 1e-9))
         record("rollout/exploration_rate", self.exploration_rate)
         for task, name in enumerate(self.task_names):
             if self._episode_stats[task]:

@@ -108,6 +108,7 @@ class GradNorm(Balancer):
         self.weight_floor = weight_floor
         self.initial_loss_floor = initial_loss_floor
         self.progress: Progress = progress
+        self.needs_positive_losses = progress == "loss"
         self.return_range = return_range
         self.log_weights = nn.Parameter(torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("initial_losses", torch.zeros(num_tasks, dtype=torch.float64))

@@ -98,7 +98,7 @@ class TaskMajorEngine:
             for layer in layers:
                 del layer.__dict__["forward"]
 
-    def _run(self, name: str, layer: nn.Module, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+    def _run(self, name: str, layer: nn.Module, input: Tensor) -> Tensor:
         x = input
         if not torch.is_grad_enabled():
             plain: Tensor = type(layer).forward(layer, x)

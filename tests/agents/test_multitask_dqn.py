@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from agents import MultiTaskDQN
-from envs import TaskOneHot, make_task_env, make_task_vec_env
+from envs import make_task_env, make_task_vec_env
 from mtrl import EqualWeights, GradNorm
 from mtrl.checkpoint import CheckpointError
 
@@ -352,9 +352,6 @@ def test_bad_settings_are_named(settings, message):
 def test_columns_must_be_task_after_task():
     with pytest.raises(ValueError, match="task after task, not A, B, A"):
         MultiTaskDQN("MlpPolicy", DummyVecEnv([lambda t=t: StepCounter(t) for t in "ABA"]))
-    mixed = [lambda: StepCounter("A"), lambda: TaskOneHot(StepCounter("B"), 0, 2)]
-    with pytest.raises(ValueError, match="task after task|either all columns or none|spaces"):
-        MultiTaskDQN("MlpPolicy", DummyVecEnv(mixed))
 
 
 def test_a_balancer_object_is_used_as_it_is(tmp_path):
