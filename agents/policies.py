@@ -51,5 +51,8 @@ class MultiTaskQPolicy(BasePolicy):
     ) -> Tensor:
         return torch.argmax(self.q_net(observation), dim=1)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Nothing to switch: no layer of these networks behaves differently in training."""
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         raise NotImplementedError("a policy is saved and loaded with its agent")

@@ -247,12 +247,15 @@ class EvaluateConfig:
     video_episodes: int = 3
     """How many of the episodes go into each video."""
 
+    picture: Path | None = None
+    """Write a PNG that shows each task's first successful episode, the craft at several moments of its descent."""
+
     def __post_init__(self) -> None:
         for name in ("episodes", "video_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.render and self.video_dir is not None:
-            raise ValueError("render and video_dir can't be combined; choose one")
+        if self.render and (self.video_dir is not None or self.picture is not None):
+            raise ValueError("render can't be combined with video_dir or picture: choose one")
 
 
 def run_name(method: str, variant: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +19,13 @@ from rich.table import Table
 
 from agents import MultiTaskDQN
 from envs import make_task_env
+from experiments import plots
 from experiments.cli import UsageError
 from experiments.config import EvaluateConfig, run_dir, run_name
 from experiments.runs import MODEL_FILE
+
+Frame = NDArray[np.uint8]  # (H, W, 3)
+OnFrame = Callable[[int, Frame], None]
 
 # Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers out of a `SeedSequence`, so these
 # small ones are not among them; the two kinds of evaluation differ so that curves do not foretell the final figure.
@@ -91,7 +96,7 @@ def play(
     episodes: int,
     seed: int,
     render_mode: str | None = None,
-    on_frame: Callable[[int, NDArray[np.uint8]], None] | None = None,
+    on_frame: OnFrame | None = None,
 ) -> list[float]:
     """Returns of greedy episodes on one task, with the seeds `seed`, `seed + 1`, ...
 
@@ -103,7 +108,7 @@ def play(
         episodes: how many.
         seed: of the first episode.
         render_mode: Gymnasium's; `"human"` opens a window.
-        on_frame: called with the episode's index and each frame (H, W, 3); needs `render_mode="rgb_array"`.
+        on_frame: called with the episode's index and each frame; needs `render_mode="rgb_array"`.
     """
     env = make_task_env(task, tasks=agent.task_names, variant=agent.variant, render_mode=render_mode)
     returns = []
@@ -116,7 +121,7 @@ def play(
             total += float(reward)
             over = terminated or truncated
             if on_frame is not None:
-                on_frame(episode, cast(NDArray[np.uint8], env.render()))
+                on_frame(episode, cast(Frame, env.render()))
         returns.append(total)
     env.close()
     return returns
@@ -132,49 +137,82 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
 
     Raises:
         CheckpointError: the run has no readable model.
-        UsageError: the model is of another variant, or was not trained on the task.
+        UsageError: the model is of another variant or was not trained on the task, or an output is in the way.
     """
+    torch.set_num_threads(1)  # two threads are slower at these sizes
+    agent = _load_agent(method, config)
+    if config.task not in ("all", *agent.task_names):
+        raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
+    if config.video_dir is not None and config.video_dir.exists() and not config.video_dir.is_dir():
+        raise UsageError(f"'{config.video_dir}' is a file; videos need a folder")
+    if config.picture is not None and config.picture.is_dir():
+        raise UsageError(f"'{config.picture}' is a folder; a picture needs a file")
+
+    console = Console()
+    results: dict[str, TaskResult] = {}
+    for task in agent.task_names if config.task == "all" else (config.task,):
+        with console.status(f"{task}: {config.episodes} episodes"):
+            results[task] = _play_and_show(agent, task, config)
+    evaluation = Evaluation(results)
+    name = run_name(method, config.variant)
+    console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
+    if config.video_dir is not None:
+        console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
+    if config.picture is not None:
+        descents = {task: _descent(agent, task, result) for task, result in results.items()}
+        descents = {task: frames for task, frames in descents.items() if frames}
+        if descents:
+            plots.descents(descents, config.picture)
+        console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
+    return evaluation
+
+
+def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
     path = run_dir(config.results_dir, method, config.variant, config.seed) / MODEL_FILE
     if not path.exists():
         raise UsageError(
             f"no model at '{path}'; train it: python -m experiments.{method}.train "
             f"--variant {config.variant} --seed {config.seed}"
         )
-    torch.set_num_threads(1)  # two threads are slower at these sizes
     agent = MultiTaskDQN.load(path, device="cpu")
     if agent.variant != config.variant:
         raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")
-    if config.task not in ("all", *agent.task_names):
-        raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
-    tasks = agent.task_names if config.task == "all" else (config.task,)
+    return agent
 
-    console = Console()
-    results = {}
-    for task in tasks:
-        with ExitStack() as stack:
-            render_mode, on_frame = "human" if config.render else None, None
-            if config.video_dir is not None:
-                render_mode, on_frame = "rgb_array", stack.enter_context(_film(config.video_dir, task, config))
-            if console.is_terminal:
-                stack.enter_context(console.status(f"{task}: {config.episodes} episodes"))
-            results[task] = TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, render_mode, on_frame))
-    evaluation = Evaluation(results)
-    name = run_name(method, config.variant)
-    console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
-    if config.video_dir is not None:
-        console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
-    return evaluation
+
+def _play_and_show(agent: MultiTaskDQN, task: str, config: EvaluateConfig) -> TaskResult:
+    """One task's result, its episodes in a window or on film where asked."""
+    if config.video_dir is None:
+        return TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, "human" if config.render else None))
+    with _film(config.video_dir, task, config.video_episodes) as film:
+        return TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, "rgb_array", film))
+
+
+def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
+    """Every fourth frame of the task's first successful episode; empty if there is none."""
+    landed = [episode for episode, total in enumerate(result.returns) if total >= SUCCESS_RETURN]
+    frames: list[Frame] = []
+    if landed:
+        number = itertools.count()
+        play(
+            agent,
+            task,
+            episodes=1,
+            seed=FINAL_SEED + landed[0],
+            render_mode="rgb_array",
+            on_frame=lambda _, frame: frames.append(frame) if next(number) % 4 == 0 else None,
+        )
+    return frames
 
 
 @contextmanager
-def _film(folder: Path, task: str, config: EvaluateConfig) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
-    """A writer of frames into `<folder>/<task>.mp4`, which takes those of the first `video_episodes`."""
+def _film(folder: Path, task: str, episodes: int) -> Iterator[OnFrame]:
+    """A watcher that writes the frames of the first episodes to `<folder>/<task>.mp4`."""
     folder.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(folder / f"{task}.mp4", fps=FPS, macro_block_size=None) as writer:
 
-        def on_frame(episode: int, frame: NDArray[np.uint8]) -> None:
-            if episode < config.video_episodes:
-                # The encoder needs even sides: LunarLander's 600 x 400 are.
+        def on_frame(episode: int, frame: Frame) -> None:
+            if episode < episodes:
                 writer.append_data(frame)  # type: ignore[attr-defined] # imageio's stubs miss the writer's own method
 
         yield on_frame

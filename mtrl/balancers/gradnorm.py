@@ -21,7 +21,7 @@ def project_weights(weights: Tensor, floor: float) -> Tensor:
     weights = weights * (num_tasks / weights.sum())
     low = weights < floor
     while low.any():
-        free = num_tasks - floor * low.sum()
+        free = num_tasks - floor * int(low.sum())  # an integer tensor times a float would be float32
         weights = torch.where(low, floor, weights * (free / weights[~low].sum()))
         below = weights < floor
         if not below.any():
@@ -90,8 +90,8 @@ class GradNorm(Balancer):
         super().__init__(num_tasks, scale=scale)
         if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha is {alpha}; it must be at least 0 and finite")
-        if not lr > 0:
-            raise ValueError(f"lr is {lr}; it must be above 0")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr is {lr}; it must be above 0 and finite")
         if warmup_steps < 1:
             raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 1")
         if not 0 <= weight_floor < 1:
@@ -100,7 +100,9 @@ class GradNorm(Balancer):
             raise ValueError(f"initial_loss_floor is {initial_loss_floor}; it must be in (0, 1]")
         if progress not in get_args(Progress):
             raise ValueError(f"unknown progress {progress!r}; choose from {', '.join(get_args(Progress))}")
-        if progress == "return" and (return_range is None or not return_range[0] < return_range[1]):
+        if progress == "return" and (
+            return_range is None or not -math.inf < return_range[0] < return_range[1] < math.inf
+        ):
             raise ValueError(f"return_range is {return_range}; progress='return' needs (low, high) with low < high")
         self.alpha = alpha
         self.lr = lr

@@ -112,7 +112,7 @@ def test_an_episode_does_not_depend_on_how_many_are_played_or_filmed(results):
     agent = MultiTaskDQN.load(results / "shared_dqn/seed_0/model.zip", device="cpu")
     three = play(agent, "Windy", 3, FINAL_SEED)
     frames = []
-    filmed = play(agent, "Windy", 1, FINAL_SEED + 2, "rgb_array", lambda episode, frame: frames.append(frame.shape))
+    filmed = play(agent, "Windy", 1, FINAL_SEED + 2, "rgb_array", lambda _, frame: frames.append(frame.shape))
     assert filmed == [three[2]]
     assert set(frames) == {(400, 600, 3)}
 
