@@ -184,8 +184,10 @@ def _play_and_show(agent: MultiTaskDQN, task: str, config: EvaluateConfig) -> Ta
     """One task's result, its episodes in a window or on film where asked."""
     if config.video_dir is None:
         return TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, "human" if config.render else None))
-    with _film(config.video_dir, task, config.video_episodes) as film:
-        return TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, "rgb_array", film))
+    filmed = min(config.video_episodes, config.episodes)
+    with _film(config.video_dir / f"{task}.mp4") as film:
+        returns = play(agent, task, filmed, FINAL_SEED, "rgb_array", film)
+    return TaskResult.of(returns + play(agent, task, config.episodes - filmed, FINAL_SEED + filmed))
 
 
 def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
@@ -206,13 +208,10 @@ def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
 
 
 @contextmanager
-def _film(folder: Path, task: str, episodes: int) -> Iterator[OnFrame]:
-    """A watcher that writes the frames of the first episodes to `<folder>/<task>.mp4`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(folder / f"{task}.mp4", fps=FPS, macro_block_size=None) as writer:
-
-        def on_frame(episode: int, frame: Frame) -> None:
-            if episode < episodes:
-                writer.append_data(frame)  # type: ignore[attr-defined] # imageio's stubs miss the writer's own method
-
-        yield on_frame
+def _film(path: Path) -> Iterator[OnFrame]:
+    """Something that writes each frame it is called with to an mp4."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # 600 x 400 is even, as the encoder needs it; rounding to its blocks would scale the picture.
+    with imageio.get_writer(path, fps=FPS, macro_block_size=None) as writer:
+        # imageio's stubs miss the writer's own method.
+        yield lambda _, frame: writer.append_data(frame)  # type: ignore[attr-defined]

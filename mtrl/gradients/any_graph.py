@@ -42,8 +42,9 @@ class AutogradEngine:
             `backward`, as the leaves that at least two losses depend on (with one loss, all that it depends on).
             Losses computed in one tensor, other than by `torch.stack`, all depend on the same leaves: where tasks
             have parameters of their own, give a list of losses.
-        last_shared_layer: the parameter on which norm-balancing methods measure. Default: the matrix nearest to the
-            losses if the parameters are found from the graph, and the last matrix in `parameters` otherwise.
+        last_shared_layer: the parameter on which norm-balancing methods measure. Default, among the matrices that
+            every loss depends on: the nearest to the losses if the parameters are found from the graph, and the last
+            in `parameters` otherwise.
     """
 
     layout: ParameterLayout
@@ -89,13 +90,14 @@ class AutogradEngine:
                     row.copy_(gradient)
             for leaf, gradient in zip(own, gradients[len(layout.parameters) :], strict=True):
                 leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        return TaskGradients(jacobian, self._last_layer())
+        return TaskGradients(jacobian, self._last_layer(reached))
 
-    def _last_layer(self) -> slice:
+    def _last_layer(self, reached: Sequence[Sequence[Tensor]]) -> slice:
         if self._last is not None:
             return self.layout.columns(self._last)
         from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
-        matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2]
+        common = set.intersection(*({id(leaf) for leaf in leaves} for leaves in reached))
+        matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2 and id(parameter) in common]
         return self.layout.columns(matrices[0]) if matrices else slice(None)
 
 

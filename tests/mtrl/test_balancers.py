@@ -411,6 +411,33 @@ def test_the_first_step_is_the_one_by_hand() -> None:
     torch.testing.assert_close(balancer.weights, expected, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+def test_many_steps_are_those_of_adam_on_the_log_weights_by_autograd(alpha: float) -> None:
+    balancer = gradnorm(3, alpha=alpha, lr=0.05)
+    log_weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([log_weights], lr=0.05)
+    initial = problem(3, 0)[1]
+    for seed in range(40):
+        jacobian, losses = problem(3, seed)
+        balancer.combine(jacobian, losses)
+        norms = log_weights.exp() * jacobian.norm(dim=1)
+        rates = losses / initial / (losses / initial).mean()
+        adam.zero_grad()
+        (norms - (norms.mean() * rates**alpha).detach()).abs().sum().backward()
+        adam.step()
+        with torch.no_grad():
+            log_weights += math.log(3) - log_weights.logsumexp(0)
+        torch.testing.assert_close(balancer.weights, log_weights.exp().detach(), rtol=1e-9, atol=0)
+
+
+def test_reset_forgets_returns() -> None:
+    balancer = gradnorm(2, progress="return", return_range=(0.0, 100.0))
+    balancer.record_returns(torch.tensor([0.0, 90.0]))
+    assert balancer.training_rates(torch.ones(2)).tolist() != [1, 1]
+    balancer.reset()
+    assert balancer.training_rates(torch.ones(2)).tolist() == [1, 1]
+
+
 def test_coefficients_are_the_weights_before_the_step() -> None:
     balancer = gradnorm(3)
     for seed in range(10):

@@ -20,6 +20,7 @@ from mtrl.gradients import (
     GradientEngine,
     NonFiniteGradientError,
     ParameterLayout,
+    Scratch,
     TaskGradients,
     TaskMajorEngine,
     UnsupportedLayerError,
@@ -144,6 +145,26 @@ def residual(rng: random.Random) -> tuple[nn.Module, Inputs]:
     return Residual(rng.randint(2, 8)), vectors(5)
 
 
+class PreActivation(nn.Module):
+    """Blocks that begin and end with ReLU: neither what goes in nor the gradient that comes back is theirs alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(inplace=last)) for last in (False, True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def pre_activation(rng: random.Random) -> tuple[nn.Module, Inputs]:
+    width = rng.randint(2, 8)
+    return PreActivation(width), vectors(width)
+
+
 def used_twice(rng: random.Random) -> tuple[nn.Module, Inputs]:
     width = rng.randint(2, 6)
     layer = nn.Linear(width, width)
@@ -194,6 +215,7 @@ FAMILIES: list[Family] = [
     convolution,
     sequences,
     residual,
+    pre_activation,
     used_twice,
     in_two_parents,
     tied,
@@ -252,6 +274,7 @@ def test_both_engines_equal_a_loop_of_autograd_update_after_update(
     kept = []
     for batch in (4, 4, 1, 7, 4):  # scratch memory is reused, and replaced when the batch grows or shrinks
         x = inputs(TASKS * batch)
+        kept.append((x, x.clone()))
         expected = reference(task_losses(module(x)), engine.layout)
         with engine.record():
             output = module(x)
@@ -286,13 +309,17 @@ def test_any_number_of_tasks(tasks: int) -> None:
     assert_rows(by_task_major(engine, module, x, tasks), reference(task_losses(module(x), tasks), engine.layout))
 
 
-@pytest.mark.parametrize("family", [mlp, convolution, residual, layer_norm, unfused, task_aware])
+@pytest.mark.parametrize("family", [mlp, convolution, residual, pre_activation, layer_norm, task_aware])
 def test_the_gradient_of_the_input_is_autograds(family: Family) -> None:
     module, inputs = make(family, 3, torch.float64)
     engine = TaskMajorEngine(module, TASKS)
     x = inputs(TASKS * 2).requires_grad_()
     (expected,) = torch.autograd.grad(task_losses(module(x)).sum(), x)
+    caught: list[Tensor] = []
+    x.register_hook(caught.append)
     by_task_major(engine, module, x)
+    by_task_major(engine, module, inputs(TASKS * 2).requires_grad_())  # must not write into the first one's
+    torch.testing.assert_close(caught[0], expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(x.grad, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -442,6 +469,21 @@ def test_the_output_of_a_chain_that_ends_in_an_empty_one_is_the_callers() -> Non
     with engine.record():
         module(torch.zeros(2, 3))
     assert torch.equal(output, as_it_was)
+
+
+def test_scratch_hands_the_same_buffers_out_at_every_update() -> None:
+    scratch, like = Scratch(), torch.zeros(())
+    first, second = scratch.take(like, 2, 3), scratch.take(like, 2, 3)
+    assert first is not second
+    scratch.start()
+    assert scratch.take(like, 2, 3) is first
+    other = scratch.take(like, 4, 3)
+    assert scratch.owns(first)
+    assert scratch.owns(other)
+    assert not scratch.owns(second)  # given up: its memory may be someone else's by now
+    assert not scratch.owns(like)
+    scratch.start()
+    assert scratch.take(like.double(), 2, 3).dtype == torch.float64
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
@@ -725,6 +767,14 @@ def test_given_parameters_are_kept_in_order_and_frozen_ones_left_out() -> None:
         recorded = losses()
     gradients = engine.backward(recorded)
     torch.testing.assert_close(gradients.layer_norms, gradients.jacobian[:, :12].double().norm(dim=1))
+
+
+def test_norms_are_measured_on_a_matrix_that_every_loss_depends_on() -> None:
+    encoder, heads, losses = two_heads()
+    engine = AutogradEngine([*encoder.parameters(), *heads.parameters()])
+    gradients = engine.backward(losses())
+    expected = gradients.jacobian[:, engine.layout.columns(encoder[2].weight)].double().norm(dim=1)
+    torch.testing.assert_close(gradients.layer_norms, expected, rtol=1e-6, atol=0)
 
 
 def test_leaves_used_by_views_and_slices() -> None:
