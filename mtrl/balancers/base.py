@@ -105,7 +105,12 @@ class Balancer(nn.Module):
         answer: Balance = self(gradients, losses)
         return answer.update(gradients)
 
-    def backward(self, losses: Losses, parameters: Iterable[Tensor] | None = None) -> Tensor:
+    def backward(
+        self,
+        losses: Losses,
+        parameters: Iterable[Tensor] | None = None,
+        last_shared_layer: nn.Module | Tensor | None = None,
+    ) -> Tensor:
         """Fill `.grad` in place of `losses.sum().backward()`.
 
         The shared parameters get the balanced gradient; every other parameter that a loss depends on, such as a
@@ -114,11 +119,17 @@ class Balancer(nn.Module):
         Args:
             losses: T scalars, or one tensor (T,).
             parameters: the shared parameters. Default: those that at least two losses depend on.
+            last_shared_layer: where norm-balancing methods measure; see `AutogradEngine` for the default.
 
         Returns:
             The coefficients (T,) of the task gradients.
+
+        Raises:
+            As calling the balancer does, and as `AutogradEngine.backward`; no `.grad` has changed then.
         """
-        engine = AutogradEngine(parameters)
+        if self.num_tasks not in (None, len(losses)):
+            raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(losses)}")
+        engine = AutogradEngine(parameters, last_shared_layer)
         gradients = engine.backward(losses)
         values = torch.stack([loss.detach().reshape(()) for loss in losses])
         with torch.no_grad():

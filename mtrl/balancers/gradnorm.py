@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Scale
 from mtrl.gradients import TaskGradients
@@ -39,8 +38,12 @@ class GradNorm(Balancer):
         target_i = mean_j(G_j) * r_i^alpha,   r_i = Ltilde_i / mean_j(Ltilde_j),   Ltilde_i = L_i(t) / L_i(0),
 
     a constant, so that L_grad = sum_i |G_i - target_i| has the gradient dL_grad/dw_i = sign(G_i - target_i) n_i in
-    closed form: no second backward pass. The weights take an Adam step on log w, which keeps them positive, and are
-    scaled to sum to T. The network's update uses the weights from before that step.
+    closed form: no second backward pass. The weights take a step of gradient descent on log w, which keeps them
+    positive, along the gradient of L_grad / mean_j(G_j), which does not depend on the gradients' scale:
+
+        log w_i  <-  log w_i - lr * sign(G_i - target_i) * G_i / mean_j(G_j),
+
+    and are then scaled to sum to T. The network's update uses the weights from before that step.
 
     Where this departs from the paper, and why:
 
@@ -54,7 +57,7 @@ class GradNorm(Balancer):
         num_tasks: T.
         alpha: strength of the pull towards tasks that lag behind. 0 equalises all norms; it does not switch the
             balancing off. Default 1.5.
-        lr: learning rate of the weights (Adam on log w). Default 0.01.
+        lr: learning rate of the weights: about the largest relative change in one step. Default 0.01.
         warmup_steps: losses that are averaged into L(0). Default 100.
         weight_floor: smallest weight, on the scale where the mean weight is 1; in [0, 1). Default 0.1.
         initial_loss_floor: smallest L_i(0), as a share of the mean L(0). Default 0.01.
@@ -70,6 +73,7 @@ class GradNorm(Balancer):
     """
 
     needs_positive_losses = True
+    weights: Tensor  # (T,), sum to T
     initial_losses: Tensor
     steps: Tensor
     returns: Tensor
@@ -112,37 +116,21 @@ class GradNorm(Balancer):
         self.progress: Progress = progress
         self.needs_positive_losses = progress == "loss"
         self.return_range = return_range
-        self.log_weights = nn.Parameter(torch.zeros(num_tasks, dtype=torch.float64))
+        self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("initial_losses", torch.zeros(num_tasks, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64))
-        self._optimizer = torch.optim.Adam([self.log_weights], lr=lr)
-
-    @property
-    def weights(self) -> Tensor:
-        """The task weights w (T,), which sum to T."""
-        return self.log_weights.detach().exp()
 
     def reset(self) -> None:
         """Equal weights, no memory of losses or returns."""
-        with torch.no_grad():
-            self.log_weights.zero_()
+        self.weights.fill_(1.0)
         self.initial_losses.zero_()
         self.steps.zero_()
         self.returns.fill_(math.nan)
-        self._optimizer = torch.optim.Adam([self.log_weights], lr=self.lr)
 
     def record_returns(self, returns: Tensor) -> None:
         """Note the tasks' recent mean returns (T,), which `progress="return"` measures by. NaN: none known yet."""
         self.returns.copy_(returns)
-
-    def get_extra_state(self) -> Any:
-        """The optimizer's moments, so that `state_dict` holds all that the next step depends on."""
-        return self._optimizer.state_dict()
-
-    def set_extra_state(self, state: Any) -> None:
-        """Counterpart of `get_extra_state`."""
-        self._optimizer.load_state_dict(copy.deepcopy(state))  # it would go on sharing the moments with `state`
 
     def training_rates(self, losses: Tensor) -> Tensor:
         """Relative inverse training rates r (T,), float64, of mean 1: above 1 for tasks that lag behind."""
@@ -166,7 +154,7 @@ class GradNorm(Balancer):
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """The weights as they are; then their own step."""
-        weights = self.weights
+        weights = self.weights.clone()
         norms = gradients.layer_norms
         losses = losses.to(self.initial_losses)
         if self.steps < self.warmup_steps:
@@ -174,12 +162,10 @@ class GradNorm(Balancer):
         self.steps += 1
         rates = self.training_rates(losses)
         gradient, targets = self.weight_gradient(norms, rates)
-        if self.steps > self.warmup_steps or self.warmup_steps == 1:
-            # d/d log w = w * d/dw. Adam ignores the gradients' scale; their ratios are what counts.
-            self.log_weights.grad = weights * gradient
-            self._optimizer.step()
-            with torch.no_grad():
-                self.log_weights.copy_(project_weights(self.weights, self.weight_floor).log())
+        mean = (weights * norms).mean()
+        if mean > 0 and (self.steps > self.warmup_steps or self.warmup_steps == 1):
+            log_gradient = weights * gradient / mean  # d/d log w = w * d/dw
+            self.weights.copy_(project_weights(weights * torch.exp(-self.lr * log_gradient), self.weight_floor))
         active = (weights <= self.weight_floor * (1 + 1e-9)).double()
         diagnostics = {"weight": weights, "norm": norms, "target": targets, "rate": rates, "floor_active": active}
         return Balance(weights, diagnostics=diagnostics)

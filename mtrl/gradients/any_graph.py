@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients
 
@@ -42,14 +42,16 @@ class AutogradEngine:
             `backward`, as the leaves that at least two losses depend on (with one loss, all that it depends on).
             Losses computed in one tensor, other than by `torch.stack`, all depend on the same leaves: where tasks
             have parameters of their own, give a list of losses.
-        last_shared_layer: the parameter on which norm-balancing methods measure. Default, among the matrices that
-            every loss depends on: the nearest to the losses if the parameters are found from the graph, and the last
-            in `parameters` otherwise.
+        last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default, among the matrices
+            that every loss depends on: the nearest to the losses if the parameters are found from the graph, and the
+            last in `parameters` otherwise.
     """
 
     layout: ParameterLayout
 
-    def __init__(self, parameters: Iterable[Tensor] | None = None, last_shared_layer: Tensor | None = None) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor] | None = None, last_shared_layer: nn.Module | Tensor | None = None
+    ) -> None:
         self._given = None if parameters is None else ParameterLayout(p for p in parameters if p.requires_grad)
         self._last = last_shared_layer
         if self._given is not None:
@@ -65,6 +67,7 @@ class AutogradEngine:
 
         Raises:
             ValueError: a loss is not a scalar or has no graph, or no parameter is shared.
+            NonFiniteGradientError: a row holds NaN or infinity.
         """
         scalars = list(losses.unbind()) if isinstance(losses, Tensor) else list(losses)
         if not scalars:
@@ -79,6 +82,7 @@ class AutogradEngine:
             self.layout = ParameterLayout(_shared(reached))
         layout = self.layout
         jacobian = layout.empty(len(scalars))
+        of_own: list[tuple[Tensor, Tensor]] = []
         for task, (loss, leaves) in enumerate(zip(scalars, reached, strict=True)):
             own = [leaf for leaf in leaves if leaf not in layout]
             wanted = [*layout.parameters, *own]
@@ -88,13 +92,16 @@ class AutogradEngine:
                     row.zero_()
                 else:
                     row.copy_(gradient)
-            for leaf, gradient in zip(own, gradients[len(layout.parameters) :], strict=True):
-                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        return TaskGradients(jacobian, self._last_layer(reached))
+            of_own += zip(own, gradients[len(layout.parameters) :], strict=True)
+        task_gradients = TaskGradients(jacobian, self._last_layer(reached))
+        task_gradients.check_finite()  # before any `.grad` changes
+        for leaf, gradient in of_own:
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        return task_gradients
 
     def _last_layer(self, reached: Sequence[Sequence[Tensor]]) -> slice:
         if self._last is not None:
-            return self.layout.columns(self._last)
+            return self.layout.layer_columns(self._last)
         from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
         common = set.intersection(*({id(leaf) for leaf in leaves} for leaves in reached))
         matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2 and id(parameter) in common]

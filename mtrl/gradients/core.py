@@ -49,6 +49,19 @@ class ParameterLayout:
         except KeyError:
             raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is not among the shared ones") from None
 
+    def layer_columns(self, layer: nn.Module | Tensor) -> slice:
+        """The columns of a layer's weight matrix (the last, if it has several), or of a parameter itself.
+
+        Raises:
+            ValueError: the layer has no matrix among the parameters.
+        """
+        if isinstance(layer, Tensor):
+            return self.columns(layer)
+        matrices = [parameter for parameter in layer.parameters() if parameter.ndim >= 2 and parameter in self]
+        if not matrices:
+            raise ValueError(f"{type(layer).__name__} has no weight matrix among the shared parameters")
+        return self.columns(matrices[-1])
+
     def empty(self, *rows: int) -> Tensor:
         """An uninitialised tensor (*rows, D) of the parameters' dtype and device."""
         first = self.parameters[0]

@@ -54,15 +54,15 @@ class TaskMajorEngine:
     Args:
         module: its trainable parameters are the shared ones.
         num_tasks: T.
-        last_shared_layer: the layer on whose weight norm-balancing methods measure. Default: the module's last layer
-            with a weight matrix.
+        last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: the module's last
+            trainable matrix, or everything if there is none.
 
     Raises:
         UnsupportedLayerError: names the first layer that has no rule.
         ValueError: `num_tasks` is below 1, or nothing is trainable.
     """
 
-    def __init__(self, module: nn.Module, num_tasks: int, last_shared_layer: nn.Module | None = None) -> None:
+    def __init__(self, module: nn.Module, num_tasks: int, last_shared_layer: nn.Module | Tensor | None = None) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
         self._module = module
@@ -70,9 +70,10 @@ class TaskMajorEngine:
         self.layout = ParameterLayout(p for p in module.parameters() if p.requires_grad)
         self._rows = TaskRows(self.layout, num_tasks)
         self._scratch = Scratch()
-        candidates = self.layout.parameters if last_shared_layer is None else tuple(last_shared_layer.parameters())
-        weights = [parameter for parameter in candidates if parameter.ndim >= 2]
-        self._last_layer = self.layout.columns(weights[-1]) if weights else slice(None)
+        if last_shared_layer is None:
+            matrices = [parameter for parameter in self.layout.parameters if parameter.ndim >= 2]
+            last_shared_layer = matrices[-1] if matrices else None
+        self._last_layer = slice(None) if last_shared_layer is None else self.layout.layer_columns(last_shared_layer)
         self._anchor = torch.empty(0, requires_grad=True)
         self._recorded = False
 
