@@ -55,6 +55,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         balancer: a name from `mtrl.balancers.names()` or a `Balancer`. Default `"equal"`.
         balancer_kwargs: arguments of the balancer, where it is given by name.
         learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.
+        learning_rate_decay: share of training, at its end, over which a learning rate given as a number falls
+            linearly to 0; 0 keeps it constant. The last weights count, and without decay they swing. Default 0.5.
         buffer_size: transitions kept over all tasks, shared out equally. Default 160,000.
         learning_starts: environment steps of random play before the first update. Default 6,000.
         batch_size: transitions per task and update. Default 64.
@@ -98,6 +100,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         balancer: str | Balancer = "equal",
         balancer_kwargs: Mapping[str, Any] | None = None,
         learning_rate: float | Schedule = 5e-4,
+        learning_rate_decay: float = 0.5,
         buffer_size: int = 160_000,
         learning_starts: int = 6_000,
         batch_size: int = 64,
@@ -143,6 +146,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Discrete,),
         )
+        self.learning_rate_decay = learning_rate_decay
         self.target_update_interval = target_update_interval
         self.target_update_unit = target_update_unit
         self.exploration_fraction = exploration_fraction
@@ -202,6 +206,13 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._loss_count = 0
         self._diagnostics: dict[str, Tensor] = {}
 
+    def _setup_lr_schedule(self) -> None:
+        if callable(self.learning_rate) or not self.learning_rate_decay:
+            super()._setup_lr_schedule()
+            return
+        rate, decay = self.learning_rate, self.learning_rate_decay
+        self.lr_schedule = lambda remaining: rate * min(1.0, max(remaining, 0.0) / decay)
+
     def _check_arguments(self) -> None:
         if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
             raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}")
@@ -214,6 +225,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         for name, low, high in (
             ("gamma", 0, 1),
             ("tau", 0, 1),
+            ("learning_rate_decay", 0, 1),
             ("exploration_fraction", 0, 1),
             ("exploration_initial_eps", 0, 1),
             ("exploration_final_eps", 0, 1),
@@ -420,6 +432,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     # ------------------------------------------------------------------------------------------------ save and load
 
     _SETTINGS = (
+        "learning_rate",
+        "learning_rate_decay",
         "balancer_kwargs",
         "buffer_size",
         "learning_starts",
@@ -459,7 +473,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         if isinstance(balancer, Balancer):
             raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
         settings = {name: getattr(self, name) for name in self._SETTINGS}
-        settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
+        if callable(self.learning_rate):
+            settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
         settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
         settings["stats_window_size"] = self._stats_window_size
         settings["balancer"] = balancer

@@ -21,7 +21,9 @@ class TaskEmbedding(nn.Module):
     def __init__(self, num_tasks: int, dim: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        self.weight = nn.Parameter(torch.randn(num_tasks, dim))  # the initial values of nn.Embedding
+        # nn.Embedding starts at standard deviation 1, where it would drown the state, whose values are below that:
+        # a tenth lets the tasks start out alike and part where they have to.
+        self.weight = nn.Parameter(0.1 * torch.randn(num_tasks, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Look the task's vector up, as a product so that it is one operation."""

@@ -13,6 +13,7 @@ Device = Literal["cpu", "cuda", "auto"]
 # Fields that go to `MultiTaskDQN` under their own names; a test holds their defaults equal.
 AGENT_FIELDS = (
     "learning_rate",
+    "learning_rate_decay",
     "buffer_size",
     "learning_starts",
     "batch_size",
@@ -47,6 +48,7 @@ NOTES: dict[str, Any] = {
     "buffer_size": 100_000,
     "learning_starts": 6_000,
     "learning_rate": 5e-4,
+    "learning_rate_decay": 0.0,
     "gamma": 0.99,
     "gradient_steps": 1,
     "exploration_initial_eps": 1.0,
@@ -114,6 +116,9 @@ class TrainConfig:
 
     learning_rate: float = 5e-4
     """Step size of Adam."""
+
+    learning_rate_decay: float = 0.5
+    """Share of training, at its end, over which the learning rate falls linearly to 0; 0 keeps it constant."""
 
     buffer_size: int = 160_000
     """Transitions kept, over all tasks; each task has its equal share."""

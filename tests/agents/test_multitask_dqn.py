@@ -82,7 +82,7 @@ def test_parameter_counts(variant, count):
 @pytest.mark.parametrize("td_loss", ["huber", "mse"])
 def test_an_update_is_the_textbook_one(double_q, td_loss):
     """One update against plain autograd and Adam, written out by hand on the same batch."""
-    agent = make(double_q=double_q, td_loss=td_loss, max_grad_norm=0.7).learn(120)
+    agent = make(double_q=double_q, td_loss=td_loss, max_grad_norm=0.7, learning_rate_decay=0).learn(120)
     network, target = copy.deepcopy(agent.policy.q_net), copy.deepcopy(agent.policy.q_net_target)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
     moments = agent.policy.optimizer.state_dict()["state"][0]
@@ -248,7 +248,7 @@ def test_save_and_load_predict_and_go_on_identically(tmp_path, variant):
 def test_loaded_agent_learns_on_in_an_environment_of_its_tasks(tmp_path):
     make(envs_per_task=1).learn(200).save(str(tmp_path / "agent"))
     env = make_task_vec_env(envs_per_task=3, seed=5)
-    agent = MultiTaskDQN.load(str(tmp_path / "agent"), env=env, device="cpu", learning_rate=1e-4)
+    agent = MultiTaskDQN.load(str(tmp_path / "agent"), env=env, device="cpu", learning_rate=1e-4, learning_rate_decay=0)
     before = weights(agent)
     agent.learn(200, reset_num_timesteps=False)
     assert agent.num_timesteps >= 400
@@ -360,3 +360,20 @@ def test_a_balancer_object_is_used_as_it_is(tmp_path):
     assert agent.balancer is balancer
     with pytest.raises(ValueError, match="give its name instead"):
         agent.save(tmp_path / "agent.zip")
+
+
+def test_learning_rate_falls_over_the_last_part_of_training():
+    class Record(BaseCallback):
+        def _on_rollout_start(self):
+            seen.append((self.model._current_progress_remaining, self.model.policy.optimizer.param_groups[0]["lr"]))
+
+        def _on_step(self):
+            return True
+
+    seen = []
+    make(learning_rate=1e-3, learning_rate_decay=0.25, gradient_steps=1).learn(600, Record())
+    for remaining, rate in seen:  # the rate of the update before, which follows the same step
+        assert rate == pytest.approx(1e-3 * min(1, remaining / 0.25))
+    seen = []
+    make(learning_rate=lambda remaining: 1e-3 * remaining, gradient_steps=1).learn(300, Record())
+    assert seen[-1][1] == pytest.approx(1e-3 * seen[-1][0])
