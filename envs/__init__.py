@@ -1,4 +1,4 @@
-"""LunarLander tasks for multi-task learning; importing this package registers ``mtrl/LunarLander-<task>-v0``."""
+"""LunarLander tasks for multi-task learning; importing this package registers `mtrl/LunarLander-<task>-v0`."""
 
 from envs.lunar_lander import BASE_ID, TaskOneHot, TaskPhysics, make_task_env, variants
 from envs.tasks import (

@@ -17,7 +17,7 @@ BASE_ID = "LunarLander-v3"
 """The Gymnasium environment that the tasks change; record it, and the gymnasium and box2d versions, with results."""
 
 variants = ("aware", "blind")
-"""``aware`` observations end with a one-hot of the task, ``blind`` ones are the 8 state values alone."""
+"""`aware` observations end with a one-hot of the task, `blind` ones are the 8 state values alone."""
 
 Observation = NDArray[np.float32]  # (8,) blind, (8 + T,) aware
 Action = int | np.int64  # 0 nothing, 1 left engine, 2 main engine, 3 right engine
@@ -28,9 +28,9 @@ class TaskPhysics(gymnasium.Wrapper[Observation, Action, Observation, Action]):
     """Applies a task's gravity, mass and gusts to LunarLander. Its own wind is a matter of the constructor.
 
     Args:
-        env: ``LunarLander-v3``, wrapped or not.
-        task: the physics; readable as ``task``, through further wrappers by ``get_wrapper_attr("task")`` and in
-            Stable-Baselines3 by ``vec_env.get_attr("task")``.
+        env: `LunarLander-v3`, wrapped or not.
+        task: the physics; readable as `task`, through further wrappers by `get_wrapper_attr("task")` and in
+            Stable-Baselines3 by `vec_env.get_attr("task")`.
     """
 
     def __init__(self, env: TaskEnv, task: LunarLanderTask) -> None:
@@ -94,9 +94,9 @@ def assemble(
     variant: str = "blind",
     render_mode: str | None = None,
 ) -> TaskEnv:
-    """The entry point of the registered ids: the task without time limit, which ``gymnasium.make`` adds.
+    """The entry point of the registered ids: the task without time limit, which `gymnasium.make` adds.
 
-    Arguments and errors are those of :func:`make_task_env`.
+    Arguments and errors are those of `make_task_env`.
     """
     task = get_task(task)
     if variant not in variants:
@@ -124,19 +124,19 @@ def make_task_env(
 ) -> TaskEnv:
     """A Gymnasium environment of one task, truncated at the task's time limit.
 
-    The same as ``gymnasium.make("mtrl/LunarLander-<name>-v0", tasks=..., variant=..., render_mode=...)`` without
+    The same as `gymnasium.make("mtrl/LunarLander-<name>-v0", tasks=..., variant=..., render_mode=...)` without
     Gymnasium's passive checker, and open to tasks that are not registered.
 
     Args:
         task: a task or the name of a registered one.
-        tasks: the tasks that the one-hot ranges over, in its order. Default: :data:`DEFAULT_TASKS` where the task is
+        tasks: the tasks that the one-hot ranges over, in its order. Default: `DEFAULT_TASKS` where the task is
             one of them, else the task alone.
-        variant: ``"aware"``: observations (8 + T,) that end with the one-hot; ``"blind"`` (default): (8,).
-        render_mode: ``None`` (default), ``"rgb_array"`` or ``"human"``, as in Gymnasium.
+        variant: `"aware"`: observations (8 + T,) that end with the one-hot; `"blind"` (default): (8,).
+        render_mode: `None` (default), `"rgb_array"` or `"human"`, as in Gymnasium.
 
     Raises:
         UnknownTaskError: a name that no registered task bears.
-        ValueError: unknown variant; ``tasks`` empty, repeated, or without ``task``.
+        ValueError: unknown variant; `tasks` empty, repeated, or without `task`.
     """
     return gymnasium.make(
         task_spec(get_task(task)), disable_env_checker=True, tasks=tasks, variant=variant, render_mode=render_mode

@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LunarLanderTask:
-    """What one task changes in Gymnasium's ``LunarLander-v3``; the defaults change nothing.
+    """What one task changes in Gymnasium's `LunarLander-v3`; the defaults change nothing.
 
     Quantities are in Box2D's units: metres, kilograms, seconds; 50 environment steps make one second.
 
@@ -32,7 +32,7 @@ class LunarLanderTask:
     """
 
     name: str
-    """Letters, digits, ``.`` and ``-``; becomes part of the id ``mtrl/LunarLander-<name>-v0``."""
+    """Letters, digits, `.` and `-`; becomes part of the id `mtrl/LunarLander-<name>-v0`."""
 
     gravity: float = -10.0
     """Vertical acceleration, negative. Unlike Gymnasium's constructor this takes values below -12 too."""
@@ -78,7 +78,7 @@ class LunarLanderTask:
 
     @property
     def env_id(self) -> str:
-        """The Gymnasium id, for example ``mtrl/LunarLander-Windy-v0``."""
+        """The Gymnasium id, for example `mtrl/LunarLander-Windy-v0`."""
         return f"mtrl/LunarLander-{self.name}-v0"
 
 
@@ -86,7 +86,7 @@ TaskLike = str | LunarLanderTask
 """A task, or the name of a registered one."""
 
 TASKS: dict[str, LunarLanderTask] = {}
-"""The registered tasks by name. Add to them with :func:`register_task`, which also makes the Gymnasium id."""
+"""The registered tasks by name. Add to them with `register_task`, which also makes the Gymnasium id."""
 
 DEFAULT_TASKS = ("Standard", "Windy", "Heavy")
 """The names of the benchmark's three tasks, in the order of their one-hot."""
@@ -117,7 +117,7 @@ def get_tasks(tasks: TaskLike | Iterable[TaskLike]) -> tuple[LunarLanderTask, ..
     """The tasks in the given order; a lone task or name makes a tuple of one.
 
     Raises:
-        UnknownTaskError: as :func:`get_task`.
+        UnknownTaskError: as `get_task`.
         ValueError: no tasks, or two of the same name.
     """
     found = tuple(get_task(task) for task in ((tasks,) if isinstance(tasks, TaskLike) else tasks))
@@ -130,7 +130,7 @@ def get_tasks(tasks: TaskLike | Iterable[TaskLike]) -> tuple[LunarLanderTask, ..
 
 
 def task_spec(task: LunarLanderTask) -> EnvSpec:
-    """How Gymnasium makes this task; ``gymnasium.make`` accepts the spec whether or not the task is registered."""
+    """How Gymnasium makes this task; `gymnasium.make` accepts the spec whether or not the task is registered."""
     return EnvSpec(
         id=task.env_id,
         entry_point="envs.lunar_lander:assemble",

@@ -14,17 +14,17 @@ __all__ = ["TaskVecEnv", "make_task_vec_env"]
 
 
 class TaskVecEnv(DummyVecEnv):
-    """A ``DummyVecEnv`` whose columns draw from independent random streams.
+    """A `DummyVecEnv` whose columns draw from independent random streams.
 
-    ``DummyVecEnv`` seeds column i with ``seed + i``, so that runs with seeds 0 and 1 share all columns but one; and
-    an algorithm made with ``seed=k`` calls ``env.seed(k)``. Hence the override: both ways lead here.
+    `DummyVecEnv` seeds column i with `seed + i`, so that runs with seeds 0 and 1 share all columns but one; and
+    an algorithm made with `seed=k` calls `env.seed(k)`. Hence the override: both ways lead here.
     """
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the columns at the next ``reset()``; the same seed gives the same episodes.
+        """Seed the columns at the next `reset()`; the same seed gives the same episodes.
 
         Args:
-            seed: any non-negative integer; column i gets child i of its NumPy ``SeedSequence``. ``None`` (default)
+            seed: any non-negative integer; column i gets child i of its NumPy `SeedSequence`. `None` (default)
                 takes fresh entropy from the operating system.
 
         Returns:
@@ -45,23 +45,23 @@ def make_task_vec_env(
 ) -> TaskVecEnv:
     """Several copies of each task as the columns of one vector environment, stepped in this process.
 
-    Columns are task-major: the first ``envs_per_task`` belong to the first task, and so on; ``get_attr("task")``
+    Columns are task-major: the first `envs_per_task` belong to the first task, and so on; `get_attr("task")`
     gives each column's task. A column that ends is reset at once, with its last observation in
-    ``info["terminal_observation"]`` and ``info["TimeLimit.truncated"]`` true where only the time limit ended it.
-    Each column is in a ``Monitor``, which puts the episode's return and length in ``info["episode"]``.
+    `info["terminal_observation"]` and `info["TimeLimit.truncated"]` true where only the time limit ended it.
+    Each column is in a `Monitor`, which puts the episode's return and length in `info["episode"]`.
 
     Args:
         tasks: tasks or names of registered ones, all distinct. Default: the three of the benchmark.
         envs_per_task: columns per task, at least 1.
-        seed: non-negative; see :meth:`TaskVecEnv.seed`. Default: fresh entropy.
-        variant: ``"aware"`` (default): observations (8 + T,), T the number of tasks in ``world``; ``"blind"``: (8,).
-        render_mode: ``None`` (default), ``"rgb_array"`` or ``"human"``.
-        world: the tasks that the one-hot ranges over. Default: ``tasks``. With it an environment of one task suits
+        seed: non-negative; see `TaskVecEnv.seed`. Default: fresh entropy.
+        variant: `"aware"` (default): observations (8 + T,), T the number of tasks in `world`; `"blind"`: (8,).
+        render_mode: `None` (default), `"rgb_array"` or `"human"`.
+        world: the tasks that the one-hot ranges over. Default: `tasks`. With it an environment of one task suits
             a model of three.
 
     Raises:
         UnknownTaskError: a name that no registered task bears.
-        ValueError: tasks empty, repeated or not in ``world``; ``envs_per_task`` below 1; unknown variant; negative
+        ValueError: tasks empty, repeated or not in `world`; `envs_per_task` below 1; unknown variant; negative
             seed.
     """
     columns = get_tasks(tasks)

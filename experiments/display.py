@@ -54,6 +54,10 @@ class TrainingDisplay(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._show(time.monotonic())
+        self.stop()
+
+    def stop(self) -> None:
+        """Give the terminal back; also after an error, when training has no end."""
         self._live.stop()
 
     def _show(self, now: float) -> None:

@@ -52,14 +52,16 @@ def train(config: TrainConfig) -> Evaluation:
         callbacks.append(CurveEvaluation(names, config.eval_interval, config.eval_episodes))
     if config.episodes_per_task is not None:
         callbacks.append(StopAfterEpisodes(config.episodes_per_task, len(names), config.envs_per_task))
+    display = TrainingDisplay(f"{config.run_name}, seed {config.seed}", config.total_steps)
     if not config.quiet:
-        callbacks.append(TrainingDisplay(f"{config.run_name}, seed {config.seed}", config.total_steps))
+        callbacks.append(display)
     try:
         agent.learn(config.total_steps, CallbackList(callbacks), log_interval=config.log_interval)
         agent.dump_logs()
     except ValueError as error:  # past the checks above this is a fault of ours, not of the user's: keep the traceback
         raise RuntimeError("training failed") from error
     finally:
+        display.stop()
         logger.close()
         env.close()
 
