@@ -27,7 +27,7 @@ from agents.replay import TaskBatch, TaskReplayBuffer
 from envs import TaskOneHot
 from mtrl import checkpoint
 from mtrl.balancers import Balancer, make_balancer
-from mtrl.gradients import TaskMajorEngine
+from mtrl.gradients import ParameterLayout, TaskMajorEngine
 
 TDLoss = Literal["huber", "mse"]
 TargetUnit = Literal["updates", "episodes"]
@@ -56,19 +56,21 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         balancer_kwargs: arguments of the balancer, where it is given by name.
         learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.
         learning_rate_decay: share of training, at its end, over which a learning rate given as a number falls
-            linearly to 0; 0 keeps it constant. The last weights count, and without decay they swing. Default 0.5.
+            linearly to 0; 0 keeps it constant. The last weights count, and without decay they swing. Default 0.25.
         buffer_size: transitions kept over all tasks, shared out equally. Default 160,000.
         learning_starts: environment steps of random play before the first update. Default 6,000.
         batch_size: transitions per task and update. Default 64.
-        tau: share of the online network that goes into the target network at each target update; 1 is a copy.
+        tau: share of the online network that goes into the target network at each target update; 1 is a copy. Default
+            0.005.
         gamma: discount. Default 0.99.
         train_freq: vector steps between training phases. Default 1.
         gradient_steps: updates per training phase; -1 for as many as environment steps. Default 4.
-        target_update_interval: updates (or episodes, see below) between target updates. Default 500.
+        target_update_interval: updates (or episodes, see below) between target updates. Default 1.
         target_update_unit: what the interval counts, `"updates"` or finished `"episodes"`. Default `"updates"`.
         exploration_fraction: share of training over which epsilon falls linearly. Default 0.1.
         exploration_initial_eps: first epsilon. Default 1.
-        exploration_final_eps: last epsilon. Default 0.02.
+        exploration_final_eps: last epsilon. Default 0.01: a craft that fires at random takes long to come to rest, and
+            only at rest is a landing paid.
         exploration_decay: if given, epsilon is multiplied by it at the end of each episode instead of falling
             linearly. Default None.
         double_q: the online network chooses the next action, the target network values it. Default True.
@@ -100,19 +102,19 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         balancer: str | Balancer = "equal",
         balancer_kwargs: Mapping[str, Any] | None = None,
         learning_rate: float | Schedule = 5e-4,
-        learning_rate_decay: float = 0.5,
+        learning_rate_decay: float = 0.25,
         buffer_size: int = 160_000,
         learning_starts: int = 6_000,
         batch_size: int = 64,
-        tau: float = 1.0,
+        tau: float = 0.005,
         gamma: float = 0.99,
         train_freq: int = 1,
         gradient_steps: int = 4,
-        target_update_interval: int = 500,
+        target_update_interval: int = 1,
         target_update_unit: TargetUnit = "updates",
         exploration_fraction: float = 0.1,
         exploration_initial_eps: float = 1.0,
-        exploration_final_eps: float = 0.02,
+        exploration_final_eps: float = 0.01,
         exploration_decay: float | None = None,
         double_q: bool = True,
         td_loss: TDLoss = "huber",
@@ -195,10 +197,12 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             self.balancer = make_balancer(self._balancer_spec, num_tasks, **self.balancer_kwargs)
         self.balancer.to(self.device)
 
-        # One vector holds all weights and one their gradient: the optimizer takes one fused step over both.
+        # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
+        # target network follows in one operation.
         network = self.policy.q_net
         self._engine = TaskMajorEngine(network, num_tasks, network.last_shared_layer)
         self._weights = self._engine.layout.flatten_()
+        self._target_weights = ParameterLayout(self.policy.q_net_target.parameters()).flatten_().detach()
         fused = self.device.type in ("cpu", "cuda")
         self.policy.optimizer = torch.optim.Adam([self._weights], lr=self.lr_schedule(1), fused=fused)
         self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
@@ -317,8 +321,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     @torch.no_grad()
     def _update_target(self) -> None:
-        for target, online in zip(self.policy.q_net_target.parameters(), self.policy.q_net.parameters(), strict=True):
-            target.lerp_(online, self.tau)
+        self._target_weights.lerp_(self._weights, self.tau)
 
     # ------------------------------------------------------------------------------------------------ acting
 

@@ -54,6 +54,7 @@ NOTES: dict[str, Any] = {
     "exploration_initial_eps": 1.0,
     "exploration_final_eps": 0.01,
     "exploration_decay": 0.995,
+    "tau": 1.0,
     "target_update_interval": 10,
     "target_update_unit": "episodes",
     "embedding_dim": 8,
@@ -117,7 +118,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     """Step size of Adam."""
 
-    learning_rate_decay: float = 0.5
+    learning_rate_decay: float = 0.25
     """Share of training, at its end, over which the learning rate falls linearly to 0; 0 keeps it constant."""
 
     buffer_size: int = 160_000
@@ -129,7 +130,7 @@ class TrainConfig:
     batch_size: int = 64
     """Transitions of each task in one update."""
 
-    tau: float = 1.0
+    tau: float = 0.005
     """Share of the online network that goes into the target network at each target update; 1 copies it."""
 
     gamma: float = 0.99
@@ -141,7 +142,7 @@ class TrainConfig:
     gradient_steps: int = 4
     """Updates per training phase."""
 
-    target_update_interval: int = 500
+    target_update_interval: int = 1
     """Updates (see --target-update-unit) between target updates."""
 
     target_update_unit: Literal["updates", "episodes"] = "updates"
@@ -153,7 +154,7 @@ class TrainConfig:
     exploration_initial_eps: float = 1.0
     """First epsilon: the probability of a random action."""
 
-    exploration_final_eps: float = 0.02
+    exploration_final_eps: float = 0.01
     """Last epsilon."""
 
     exploration_decay: float | None = None
