@@ -26,11 +26,16 @@ from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
 from envs import TaskOneHot
 from mtrl import checkpoint
-from mtrl.balancers import Balancer, make_balancer
+from mtrl.balancers import AIM, Balancer, make_balancer
+from mtrl.conflict import conflict_metrics
 from mtrl.gradients import ParameterLayout, TaskMajorEngine
+from mtrl.guidance import LookaheadGuidance
 
 TDLoss = Literal["huber", "mse"]
 TargetUnit = Literal["updates", "episodes"]
+
+# Diagnostics of pairs of tasks in which both orders are the same; of others, such as AIM's tau, both are logged.
+SYMMETRIC = ("cosine", "magnitude_similarity")
 
 
 class MultiTaskDQN(OffPolicyAlgorithm):
@@ -76,6 +81,9 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         double_q: the online network chooses the next action, the target network values it. Default True.
         td_loss: `"huber"` or `"mse"`, averaged over a task's batch. Default `"huber"`.
         max_grad_norm: if given, the combined gradient is scaled down to this norm. Default None.
+        guidance_share: share of each task's transitions that is held out as AIM's guidance set and never trained on;
+            without effect for balancers that need no guidance. In (0, 1). Default 0.1.
+        conflict_interval: updates between measurements of how much the task gradients conflict. Default 250.
         stats_window_size: finished episodes per task that logged returns average over. Default 20.
         tensorboard_log: folder for TensorBoard files. Default None.
         policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`).
@@ -119,6 +127,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         double_q: bool = True,
         td_loss: TDLoss = "huber",
         max_grad_norm: float | None = None,
+        guidance_share: float = 0.1,
+        conflict_interval: int = 250,
         stats_window_size: int = 20,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -159,6 +169,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.double_q = double_q
         self.td_loss = td_loss
         self.max_grad_norm = max_grad_norm
+        self.guidance_share = guidance_share
+        self.conflict_interval = conflict_interval
         self._balancer_spec = balancer
         self.balancer_kwargs = dict(balancer_kwargs or {})
         self.task_names: tuple[str, ...] = ()
@@ -176,14 +188,12 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._setup_lr_schedule()
         self._convert_train_freq()
         self.set_random_seed(self.seed)
-        exploration, replay = np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
-        self._exploration_rng = np.random.default_rng(int(exploration))
+        exploration, replay, held_out = (int(x) for x in np.random.SeedSequence(self.seed).generate_state(3, np.uint64))
+        self._exploration_rng = np.random.default_rng(exploration)
         num_tasks = len(self.task_names)
+        self.replay_buffer = self._make_replay(replay >> 1)
         assert isinstance(self.observation_space, spaces.Box)
         assert isinstance(self.action_space, spaces.Discrete)
-        self.replay_buffer = TaskReplayBuffer(
-            self.buffer_size // num_tasks, num_tasks, self.observation_space.shape[0], int(replay >> 1), self.device
-        )
         self.policy = cast(type[MultiTaskQPolicy], self.policy_class)(
             self.observation_space,
             self.action_space,
@@ -196,19 +206,36 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         else:
             self.balancer = make_balancer(self._balancer_spec, num_tasks, **self.balancer_kwargs)
         self.balancer.to(self.device)
+        self.guidance_buffer: TaskReplayBuffer | None = None
+        if isinstance(self.balancer, AIM) and self.balancer.guidance == "lookahead":
+            self.guidance_buffer = self._make_replay(held_out >> 1)
+            guidance = LookaheadGuidance(self._guidance_loss, self.policy.q_net.parameters())
+            self.balancer.set_guidance(guidance, eta=self.lr_schedule(1))
+            self._held_out_rng = np.random.default_rng(held_out)
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
         # target network follows in one operation.
-        network = self.policy.q_net
-        self._engine = TaskMajorEngine(network, num_tasks, network.last_shared_layer)
-        self._weights = self._engine.layout.flatten_()
+        self._weights = ParameterLayout(self.policy.q_net.parameters()).flatten_()
         self._target_weights = ParameterLayout(self.policy.q_net_target.parameters()).flatten_().detach()
-        fused = self.device.type in ("cpu", "cuda")
-        self.policy.optimizer = torch.optim.Adam([self._weights], lr=self.lr_schedule(1), fused=fused)
+        self.policy.optimizer = self._make_optimizer()
+        self._make_engine()
         self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
         self._loss_sum = torch.zeros(num_tasks, device=self.device)
         self._loss_count = 0
         self._diagnostics: dict[str, Tensor] = {}
+
+    def _make_replay(self, seed: int) -> TaskReplayBuffer:
+        assert isinstance(self.observation_space, spaces.Box)
+        num_tasks = len(self.task_names)
+        capacity = self.buffer_size // num_tasks
+        return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self._weights], lr=self.lr_schedule(1), fused=True)
+
+    def _make_engine(self) -> None:
+        network = self.policy.q_net
+        self._engine = TaskMajorEngine(network, len(self.task_names), network.last_shared_layer)
 
     def _setup_lr_schedule(self) -> None:
         if callable(self.learning_rate) or not self.learning_rate_decay:
@@ -243,10 +270,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
-        if self.learning_starts < 0:
-            raise ValueError(f"learning_starts is {self.learning_starts}; it must be at least 0")
-        if self.target_update_interval < 1:
-            raise ValueError(f"target_update_interval is {self.target_update_interval}; it must be at least 1")
+        if not 0 < self.guidance_share < 1:
+            raise ValueError(f"guidance_share is {self.guidance_share}; it must be above 0 and below 1")
+        for name, least in (("learning_starts", 0), ("target_update_interval", 1), ("conflict_interval", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name, value, choices in (
             ("td_loss", self.td_loss, get_args(TDLoss)),
             ("target_update_unit", self.target_update_unit, get_args(TargetUnit)),
@@ -281,24 +309,36 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         for _ in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size)
-            targets = self._targets(batch)
-            with self._engine.record():
-                losses = self._losses(batch, targets)
-            gradients = self._engine.backward(losses)
-            losses = losses.detach()
-            with torch.no_grad():
-                balance = self.balancer(gradients, losses)
-                self._weights.grad = balance.update(gradients)
+            losses = self._set_gradient(self.replay_buffer.sample(batch_size))
             if self.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(self._weights, self.max_grad_norm)
             self.policy.optimizer.step()
             self._loss_sum += losses
             self._loss_count += 1
-            self._diagnostics = balance.diagnostics
             self._n_updates += 1
             if self.target_update_unit == "updates" and self._n_updates % self.target_update_interval == 0:
                 self._update_target()
+
+    def _set_gradient(self, batch: TaskBatch) -> Tensor:
+        """Put the balanced gradient of the task losses into the weights' `.grad`; returns the losses (T,)."""
+        targets = self._targets(batch)
+        with self._engine.record():
+            losses = self._losses(batch, targets)
+        gradients = self._engine.backward(losses)
+        losses = losses.detach()
+        with torch.no_grad():
+            balance = self.balancer(gradients, losses)
+            self._weights.grad = balance.update(gradients)
+            self._diagnostics |= balance.diagnostics
+            if self._n_updates % self.conflict_interval == 0:
+                self._diagnostics |= conflict_metrics(gradients.gramian)
+        return losses
+
+    def _guidance_loss(self) -> Tensor:
+        """Temporal-difference loss of all tasks on transitions that are held out from training."""
+        assert self.guidance_buffer is not None
+        batch = self.guidance_buffer.sample(self.batch_size)
+        return self._losses(batch, self._targets(batch)).sum()
 
     @torch.no_grad()
     def _targets(self, batch: TaskBatch) -> Tensor:
@@ -374,6 +414,10 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 next_obs[column] = infos[column]["terminal_observation"]
                 terminals[column] = not infos[column].get("TimeLimit.truncated", False)
         observations = cast(NDArray[np.float32], self._last_obs)
+        if self.guidance_buffer is not None and (
+            len(self.guidance_buffer) == 0 or self._held_out_rng.random() < self.guidance_share
+        ):
+            replay_buffer = self.guidance_buffer
         replay_buffer.add(observations, next_obs, buffer_action, reward, terminals)
         self._last_obs = new_obs
 
@@ -434,7 +478,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     # ------------------------------------------------------------------------------------------------ save and load
 
-    _SETTINGS = (
+    _SETTINGS: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "learning_rate_decay",
         "balancer_kwargs",
@@ -453,6 +497,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "double_q",
         "td_loss",
         "max_grad_norm",
+        "guidance_share",
+        "conflict_interval",
         "policy_kwargs",
         "verbose",
         "seed",
@@ -572,7 +618,10 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
         """Write the replay to a file without pickle."""
-        checkpoint.save(path, {"replay": self.replay_buffer.state_dict()})
+        state = {"replay": self.replay_buffer.state_dict()}
+        if self.guidance_buffer is not None:
+            state["guidance"] = self.guidance_buffer.state_dict()
+        checkpoint.save(path, state)
 
     def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """Counterpart of `save_replay_buffer`; `truncate_last_traj` has no effect.
@@ -585,6 +634,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         if "replay" not in state:
             raise checkpoint.CheckpointError(f"'{path}' holds no replay")
         self.replay_buffer.load_state_dict(state["replay"])
+        if self.guidance_buffer is not None and "guidance" in state:
+            self.guidance_buffer.load_state_dict(state["guidance"])
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "balancer"], []
@@ -615,7 +666,7 @@ def _one_hot_size(env: VecEnv) -> int:
 
 
 def _flat_diagnostics(diagnostics: Mapping[str, Tensor], tasks: tuple[str, ...]) -> Iterable[tuple[str, float]]:
-    """Diagnostics as scalars: one per task where they are (T,), one per ordered pair where they are (T, T)."""
+    """Diagnostics as scalars: one per task where they are (T,), one per pair of tasks where they are (T, T)."""
     for name, tensor in diagnostics.items():
         values: Any = tensor.tolist()
         if tensor.ndim == 0:
@@ -623,5 +674,7 @@ def _flat_diagnostics(diagnostics: Mapping[str, Tensor], tasks: tuple[str, ...])
         elif tensor.ndim == 1:
             yield from ((f"balancer/{task}/{name}", value) for task, value in zip(tasks, values, strict=True))
         else:
-            for a, row in zip(tasks, values, strict=True):
-                yield from ((f"balancer/{name}/{a}_{b}", v) for b, v in zip(tasks, row, strict=True) if a != b)
+            for i, a in enumerate(tasks):
+                for j, b in enumerate(tasks):
+                    if i < j or (i > j and name not in SYMMETRIC):
+                        yield f"balancer/{name}/{a}_{b}", values[i][j]

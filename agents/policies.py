@@ -22,9 +22,12 @@ class MultiTaskQPolicy(BasePolicy):
         action_space: Discrete.
         lr_schedule: unused here: the agent makes the optimizer. In Stable-Baselines3's signature.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
-        embedding_dim: size of the task embedding. Default 8.
-        net_arch: widths of the hidden layers. Default (256, 128).
+        **network_kwargs: arguments of the network: `embedding_dim` (default 8), `net_arch` (widths of the hidden
+            layers, default (256, 128)).
     """
+
+    q_net: SharedQNetwork
+    q_net_target: SharedQNetwork
 
     def __init__(
         self,
@@ -32,15 +35,25 @@ class MultiTaskQPolicy(BasePolicy):
         action_space: spaces.Discrete,
         lr_schedule: Schedule,
         num_tasks: int = 0,
-        embedding_dim: int = 8,
-        net_arch: Sequence[int] = (256, 128),
+        **network_kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space)
-        settings = (observation_space.shape[0], int(action_space.n), num_tasks, embedding_dim, net_arch)
-        self.q_net = SharedQNetwork(*settings)
-        self.q_net_target = SharedQNetwork(*settings)
+        sizes = (observation_space.shape[0], int(action_space.n), num_tasks)
+        self.q_net = self.make_network(*sizes, **network_kwargs)
+        self.q_net_target = self.make_network(*sizes, **network_kwargs)
         self.q_net_target.load_state_dict(self.q_net.state_dict())
         self.q_net_target.requires_grad_(False)
+
+    def make_network(
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int,
+        embedding_dim: int = 8,
+        net_arch: Sequence[int] = (256, 128),
+    ) -> Any:
+        """The network; called twice, for online and target."""
+        return SharedQNetwork(observation_size, num_actions, num_tasks, embedding_dim, net_arch)
 
     def forward(self, observation: Tensor, deterministic: bool = True) -> Tensor:
         """Greedy actions (N,) for observations (N, O)."""

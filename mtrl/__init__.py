@@ -8,22 +8,34 @@ optimizer.step()
 """
 
 from mtrl.balancers import (
+    AIM,
+    RGB,
     Balance,
     Balancer,
     EqualWeights,
     GradNorm,
+    GradNormPCGrad,
+    PCGrad,
+    RandomLossWeighting,
     make_balancer,
     register_balancer,
 )
 from mtrl.gradients import AutogradEngine, NonFiniteGradientError, TaskGradients, TaskMajorEngine
+from mtrl.guidance import LookaheadGuidance
 
 __all__ = [
+    "AIM",
+    "RGB",
     "AutogradEngine",
     "Balance",
     "Balancer",
     "EqualWeights",
     "GradNorm",
+    "GradNormPCGrad",
+    "LookaheadGuidance",
     "NonFiniteGradientError",
+    "PCGrad",
+    "RandomLossWeighting",
     "TaskGradients",
     "TaskMajorEngine",
     "make_balancer",

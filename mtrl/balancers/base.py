@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -136,3 +137,41 @@ class Balancer(nn.Module):
             answer: Balance = self(gradients, values)
             engine.layout.accumulate_grad(answer.update(gradients))
         return answer.coefficients
+
+
+class RandomBalancer(Balancer):
+    """A balancer that makes random choices, from a generator of its own that `state_dict` carries and `reset` restarts.
+
+    Nothing else draws from it, so that a run is reproducible, and every process of a data-parallel run makes the same
+    choices.
+
+    Args:
+        num_tasks: see `Balancer`.
+        seed: of the generator, at least 0. Default 0.
+        scale: see `Balancer`.
+
+    Attributes:
+        generator: the generator, on the CPU.
+
+    Raises:
+        ValueError: `seed` is negative, or as `Balancer`.
+    """
+
+    def __init__(self, num_tasks: int | None = None, *, seed: int = 0, scale: Scale = "sum") -> None:
+        super().__init__(num_tasks, scale=scale)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must be at least 0")
+        self.seed = seed
+        self.generator = np.random.Generator(np.random.PCG64(seed))
+
+    def reset(self) -> None:
+        """Start the random choices again from the seed."""
+        self.generator = np.random.Generator(np.random.PCG64(self.seed))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The generator's place in its sequence."""
+        return dict(self.generator.bit_generator.state)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from the place that `get_extra_state` gave."""
+        self.generator.bit_generator.state = state

@@ -105,13 +105,23 @@ class TaskGradients:
         """T, the number of rows."""
         return self.jacobian.shape[0]
 
+    @property
+    def size(self) -> int:
+        """D, the length of a row."""
+        return self.jacobian.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The rows' dtype, which tells how exact the numbers made from them are."""
+        return self.jacobian.dtype
+
     @cached_property
     def gramian(self) -> Tensor:
         """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
-        gramian: Tensor = self.jacobian @ self.jacobian.T
-        if not bool(gramian.isfinite().all()):  # finite rows whose squares overflow
+        gramian: Tensor = (self.jacobian @ self.jacobian.T).double()
+        if not math.isfinite(gramian.sum().item()):  # finite rows whose squares overflow
             gramian = self.jacobian.double() @ self.jacobian.double().T
-        return gramian.double()
+        return gramian
 
     @cached_property
     def layer_norms(self) -> Tensor:

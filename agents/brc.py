@@ -1,0 +1,262 @@
+"""BRC: bigger, regularized, categorical value functions for many tasks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from agents.multitask_dqn import MultiTaskDQN
+from agents.policies import MultiTaskQPolicy
+from agents.replay import TaskBatch
+
+
+class BroNet(nn.Module):
+    """Action-value distributions of all tasks by the residual network of BRC, as logits over equal bins.
+
+    Dense-LN-ReLU, then `depth` residual blocks x + LN(Dense(ReLU(LN(Dense(x))))), then Dense. In the aware variant a
+    learned task embedding of Euclidean norm 1 joins the state values. Weights start orthogonal with gain sqrt(2).
+
+    Args:
+        observation_size: O; in the aware variant the last `num_tasks` of them are the task's one-hot.
+        num_actions: A.
+        num_tasks: tasks in the one-hot, 0 for the blind variant.
+        embedding_dim: size of the task embedding. Default 32.
+        width: of every hidden layer. Default 128, for a CPU core; the paper goes up to 4096.
+        depth: residual blocks. Default 2.
+        num_bins: bins of the distribution. Default 101.
+        v_max: the bins range over [-v_max, v_max]. Default 10.
+
+    Raises:
+        ValueError: a size is below 1, `num_bins` below 2 or `v_max` not above 0.
+    """
+
+    support: Tensor  # (bins,), their centres
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int = 0,
+        embedding_dim: int = 32,
+        width: int = 128,
+        depth: int = 2,
+        num_bins: int = 101,
+        v_max: float = 10.0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("embedding_dim", embedding_dim, 1),
+            ("width", width, 1),
+            ("depth", depth, 1),
+            ("num_bins", num_bins, 2),
+        ):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not 0 < v_max < math.inf:
+            raise ValueError(f"v_max is {v_max}; it must be above 0 and finite")
+        self.num_tasks = num_tasks
+        self.num_actions = num_actions
+        size = observation_size
+        if num_tasks:
+            self.embedding = nn.Embedding(num_tasks, embedding_dim)
+            size += embedding_dim - num_tasks
+        self.first = nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width)
+            )
+            for _ in range(depth)
+        )
+        self.last = nn.Linear(width, num_actions * num_bins)
+        self.register_buffer("support", torch.linspace(-v_max, v_max, num_bins))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight, math.sqrt(2))
+                nn.init.zeros_(module.bias)
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
+        block = self.blocks[-1]
+        assert isinstance(block, nn.Sequential)
+        return block[3]
+
+    def logits(self, observations: Tensor) -> Tensor:
+        """(N, O) to the logits of every action's bins, (N, A, bins)."""
+        x = observations
+        if self.num_tasks:
+            embedded = F.normalize(self.embedding(x[:, -self.num_tasks :].argmax(1)), dim=1)
+            x = torch.cat((x[:, : -self.num_tasks], embedded), 1)
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        logits: Tensor = self.last(x)
+        return logits.view(len(x), self.num_actions, -1)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(N, O) to action values (N, A): the means of the distributions, in normalised returns."""
+        return self.logits(observations).softmax(2) @ self.support
+
+
+class BRCPolicy(MultiTaskQPolicy):
+    """Acts greedily on the means of a `BroNet`'s distributions; policy_kwargs are `BroNet`'s arguments."""
+
+    def make_network(  # type: ignore[override] # other arguments
+        self, observation_size: int, num_actions: int, num_tasks: int, **kwargs: Any
+    ) -> BroNet:
+        """A `BroNet`."""
+        return BroNet(observation_size, num_actions, num_tasks, **kwargs)
+
+
+class ReturnScale:
+    """Per task the largest absolute discounted return seen, by which rewards are divided.
+
+    Returns run from every step of a finished episode to its end. An episode cut by its time limit is taken to go on
+    for the effective horizon 1 / (1 - gamma) at its mean reward.
+
+    Args:
+        num_tasks: T.
+        gamma: discount, below 1.
+    """
+
+    def __init__(self, num_tasks: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.largest = np.zeros(num_tasks)  # (T,)
+        self._rewards: list[list[float]] = []
+
+    def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
+        """Note one step of T * K columns, in task-major order; each argument (T * K,)."""
+        if len(self._rewards) != len(rewards):
+            self._rewards = [[] for _ in rewards]
+        for column, reward in enumerate(rewards.tolist()):
+            self._rewards[column].append(reward)
+        columns_per_task = len(rewards) // len(self.largest)
+        for column in np.flatnonzero(dones).tolist():
+            episode, self._rewards[column] = self._rewards[column], []
+            value = 0.0 if terminals[column] else float(np.mean(episode)) / (1 - self.gamma)
+            for received in reversed(episode):
+                value = received + self.gamma * value
+                task = column // columns_per_task
+                self.largest[task] = max(self.largest[task], abs(value))
+
+    @property
+    def divisors(self) -> NDArray[np.float64]:
+        """What to divide each task's rewards by, (T,), so that no return seen so far exceeds 1; 1 before the first."""
+        return np.where(self.largest > 0, self.largest, 1.0)
+
+
+def project(next_probabilities: Tensor, targets: Tensor, support: Tensor) -> Tensor:
+    """The distribution of `targets` put back onto the bins (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).
+
+    Args:
+        next_probabilities: (N, bins), of the values `targets`.
+        targets: (N, bins), where each bin's value goes to: r + gamma z. Beyond the support it counts as its end.
+        support: (bins,), equally spaced.
+
+    Returns:
+        Probabilities (N, bins): each mass is shared by the two bins beside its target, in inverse proportion to their
+        distance, so that the mean is kept inside the support.
+    """
+    bins = len(support)
+    step = (support[-1] - support[0]) / (bins - 1)
+    position = ((targets.clamp(support[0], support[-1]) - support[0]) / step).clamp(0, bins - 1)
+    lower = position.floor().clamp(max=bins - 2)
+    upper_share = position - lower
+    index = lower.long()
+    projected = torch.zeros_like(next_probabilities)
+    projected.scatter_add_(1, index, next_probabilities * (1 - upper_share))
+    projected.scatter_add_(1, index + 1, next_probabilities * upper_share)
+    return projected
+
+
+class BRC(MultiTaskDQN):
+    """BRC (Nauman et al. 2025, https://arxiv.org/abs/2505.23150) for discrete actions.
+
+    The paper's critic in the place of the Q-network: `BroNet`, categorical temporal-difference learning by
+    cross-entropy, rewards divided per task so that returns fit the bins, and AdamW. Data, batches, updates and
+    exploration are those of `MultiTaskDQN`. The paper's actor and ensemble have no place in Q-learning with discrete
+    actions; double Q-learning chooses the next action.
+
+    Args:
+        policy: `"MlpPolicy"`.
+        env: as for `MultiTaskDQN`.
+        learning_rate: of AdamW. Default 3e-4, the paper's.
+        weight_decay: of AdamW. Default 1e-4, as in the authors' code.
+        policy_kwargs: arguments of `BroNet` (`width`, `depth`, `embedding_dim`, `num_bins`, `v_max`).
+        **kwargs: as for `MultiTaskDQN`; `td_loss` has no effect.
+
+    Raises:
+        ValueError: as `MultiTaskDQN`, or `gamma` is 1 or `weight_decay` negative.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BRCPolicy}
+
+    _SETTINGS: ClassVar[tuple[str, ...]] = (*MultiTaskDQN._SETTINGS, "weight_decay")
+
+    def __init__(
+        self,
+        policy: str | type[MultiTaskQPolicy],
+        env: GymEnv | str | None,
+        *,
+        learning_rate: float | Schedule = 3e-4,
+        weight_decay: float = 1e-4,
+        **kwargs: Any,
+    ) -> None:
+        self.weight_decay = weight_decay
+        super().__init__(policy, env, learning_rate=learning_rate, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if not self.gamma < 1:
+            raise ValueError(f"gamma is {self.gamma}; it must be below 1, as returns are bounded by their horizon")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.return_scale = ReturnScale(len(self.task_names), self.gamma)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([self._weights], self.lr_schedule(1), weight_decay=self.weight_decay, fused=True)
+
+    def _store_transition(
+        self,
+        replay_buffer: Any,
+        buffer_action: Any,
+        new_obs: Any,
+        reward: NDArray[np.float32],
+        dones: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        self.return_scale.add(reward, dones, dones & ~cut)
+
+    @torch.no_grad()
+    def _targets(self, batch: TaskBatch) -> Tensor:
+        """Distributions of the bootstrapped, normalised returns, (T * B, bins)."""
+        network: Any = self.policy.q_net_target
+        support = network.support
+        probabilities = network.logits(batch.next_observations).softmax(2)  # (T * B, A, bins)
+        by = self.policy.q_net(batch.next_observations) if self.double_q else probabilities @ support
+        best = probabilities[torch.arange(len(by), device=by.device), by.argmax(1)]  # (T * B, bins)
+        unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=by.device)
+        rewards = (batch.rewards.view(len(unit), -1) / unit[:, None]).flatten()
+        targets = rewards[:, None] + self.gamma * (1 - batch.terminals)[:, None] * support
+        return project(best, targets, support)
+
+    def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of each task, (T,)."""
+        network: Any = self.policy.q_net
+        logits = network.logits(batch.observations)
+        of_action = logits[torch.arange(len(logits), device=logits.device), batch.actions]  # (T * B, bins)
+        per_row: Tensor = -(targets * of_action.log_softmax(1)).sum(1)
+        return per_row.view(len(self.task_names), -1).mean(1)

@@ -1,0 +1,58 @@
+"""Independent DQN: one network per task on the same data and updates, the baseline without sharing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor
+
+from agents.multitask_dqn import MultiTaskDQN
+from agents.networks import IndependentQNetworks
+from agents.policies import MultiTaskQPolicy
+from agents.replay import TaskBatch
+
+
+class IndependentQPolicy(MultiTaskQPolicy):
+    """Acts greedily on each task's own network. `net_arch`: widths of the hidden layers, default (256, 128)."""
+
+    def make_network(  # type: ignore[override] # no embedding: nothing is shared
+        self, observation_size: int, num_actions: int, num_tasks: int, net_arch: Sequence[int] = (256, 128)
+    ) -> IndependentQNetworks:
+        """One network per task."""
+        return IndependentQNetworks(observation_size, num_actions, num_tasks, net_arch)
+
+
+class IndependentDQN(MultiTaskDQN):
+    """`MultiTaskDQN` with one network per task, trained side by side as stacked weights.
+
+    Data, batches and number of updates are those of the shared agents. The tasks share no parameter and Adam works on
+    each parameter alone, so this is as many separate agents; there is nothing to balance. Observations must be
+    task-aware: the one-hot says which network acts.
+
+    Args:
+        policy: `"MlpPolicy"`.
+        env: as for `MultiTaskDQN`, task-aware.
+        **kwargs: as for `MultiTaskDQN`; the balancer can only be `"equal"`.
+
+    Raises:
+        ValueError: observations have no one-hot, or a balancer is asked for.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": IndependentQPolicy}
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self._balancer_spec != "equal":
+            raise ValueError("independent networks share nothing that a balancer could balance; leave it 'equal'")
+
+    def _make_engine(self) -> None:
+        self._parameters = list(self.policy.q_net.parameters())
+
+    def _set_gradient(self, batch: TaskBatch) -> Tensor:
+        losses = self._losses(batch, self._targets(batch))
+        gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)
+        self._weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        return losses.detach()

@@ -1,0 +1,81 @@
+"""GradNorm's magnitudes with PCGrad's directions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mtrl.balancers.base import Balance, Balancer, Scale
+from mtrl.balancers.gradnorm import GradNorm, Progress
+from mtrl.balancers.pcgrad import PCGrad
+from mtrl.gradients import TaskGradients
+
+
+class GradNormPCGrad(Balancer):
+    """GradNorm weighs the gradients, then PCGrad removes their conflicts: one sees magnitudes, the other directions.
+
+    With GradNorm's weights w, PCGrad works on the rows w_i g_i, that is on the Gramian w_i w_j G_ij; its coefficients
+    c on those rows are the coefficients c_i w_i on the gradients. This combination is of this project.
+
+    Args:
+        num_tasks: T.
+        alpha: this and the following six as in `GradNorm`.
+        lr: see `GradNorm`.
+        warmup_steps: see `GradNorm`.
+        weight_floor: see `GradNorm`.
+        initial_loss_floor: see `GradNorm`.
+        progress: see `GradNorm`.
+        return_range: see `GradNorm`.
+        seed: of PCGrad's random order; see `RandomBalancer`. Default 0.
+        scale: see `Balancer`.
+
+    Diagnostics: those of both, where `weight` is the coefficients and `gradnorm_weight` GradNorm's weights.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        *,
+        alpha: float = 1.5,
+        lr: float = 0.01,
+        warmup_steps: int = 100,
+        weight_floor: float = 0.1,
+        initial_loss_floor: float = 0.01,
+        progress: Progress = "loss",
+        return_range: tuple[float, float] | None = None,
+        seed: int = 0,
+        scale: Scale = "sum",
+    ) -> None:
+        super().__init__(num_tasks, scale=scale)
+        self.gradnorm = GradNorm(
+            num_tasks,
+            alpha=alpha,
+            lr=lr,
+            warmup_steps=warmup_steps,
+            weight_floor=weight_floor,
+            initial_loss_floor=initial_loss_floor,
+            progress=progress,
+            return_range=return_range,
+        )
+        self.pcgrad = PCGrad(num_tasks, seed=seed)
+        self.needs_positive_losses = self.gradnorm.needs_positive_losses
+
+    def reset(self) -> None:
+        """Reset both."""
+        self.gradnorm.reset()
+        self.pcgrad.reset()
+
+    def record_returns(self, returns: Tensor) -> None:
+        """For GradNorm's `progress="return"`."""
+        self.gradnorm.record_returns(returns)
+
+    def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
+        """PCGrad on the rows as GradNorm weighs them."""
+        magnitudes = self.gradnorm.balance(gradients, losses)
+        weights = magnitudes.coefficients
+        directions = self.pcgrad.balance_gramian(gradients.gramian * weights * weights.unsqueeze(1))
+        coefficients = directions.coefficients * weights
+        own = {"weight": coefficients, "gradnorm_weight": weights}
+        return Balance(coefficients, diagnostics={**magnitudes.diagnostics, **directions.diagnostics, **own})

@@ -1,0 +1,67 @@
+"""PCGrad: each task's gradient gives up what conflicts with the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtrl.balancers.base import Balance, RandomBalancer
+from mtrl.gradients import TaskGradients
+
+SMALLEST = float(np.finfo(np.float64).tiny)  # its inverse is finite
+
+
+class PCGrad(RandomBalancer):
+    r"""Projecting conflicting gradients (Yu et al. 2020, https://arxiv.org/abs/2001.06782), Algorithm 1.
+
+    For each task i, starting from g_i^pc = g_i, over the other tasks j in random order, fresh for each i,
+
+        if <g_i^pc, g_j> < 0:   g_i^pc  <-  g_i^pc - <g_i^pc, g_j> / |g_j|^2 * g_j,
+
+    always against the *raw* g_j; the update is sum_i g_i^pc. Every g_i^pc is a combination of the rows,
+    g_i^pc = sum_k P_ik g_k, and its inner products with them are P G, so all of this happens on the Gramian G: step k
+    of the loop treats the k-th partner of every task at once, which is exact because tasks do not see each other's
+    projections. A task with a zero gradient conflicts with nobody. Losses may have any sign.
+
+    Args:
+        num_tasks: T; may be left out.
+        seed: see `RandomBalancer`. Default 0.
+        scale: see `Balancer`.
+
+    Diagnostics: `weight` (T,), the coefficients sum_i P_ik; `conflicts` (T,), how many projections each task's
+    gradient went through; `cosine` (T, T) of the raw gradients.
+    """
+
+    def draw_order(self, num_tasks: int) -> NDArray[np.intp]:
+        """The other tasks in random order for each task, (T, T - 1)."""
+        keys = self.generator.random((num_tasks, num_tasks))
+        np.fill_diagonal(keys, 2.0)  # above all others: the task itself comes last, and is cut off
+        return keys.argsort(axis=1)[:, :-1]
+
+    def balance_gramian(self, gramian: Tensor) -> Balance:
+        """The answer for rows of this Gramian (T, T), which is all that the method asks of them."""
+        G = gramian.numpy(force=True)
+        num_tasks, squares = len(G), G.diagonal()
+        inverse = 1 / np.where(squares > SMALLEST, squares, np.inf)
+        ratios = G * inverse  # <g_i, g_j> / |g_j|^2
+        P, projected, tasks = np.eye(num_tasks), ratios.copy(), np.arange(num_tasks)
+        for j in self.draw_order(num_tasks).T:  # one partner for each task
+            step = np.minimum(projected[tasks, j], 0.0)  # below 0 in conflict
+            P[tasks, j] = -step
+            projected -= step[:, None] * ratios[j]
+        weight = torch.from_numpy(P.sum(axis=0)).to(gramian.device)
+        conflicts = (P > 0).sum(axis=1) - 1.0  # all but P_ii come from one projection each
+        norms = np.sqrt(inverse)
+        cosine = G * norms * norms[:, None]
+        diagnostics = {
+            "weight": weight,
+            "conflicts": torch.from_numpy(conflicts),
+            "cosine": torch.from_numpy(cosine),
+        }
+        return Balance(weight, diagnostics=diagnostics)
+
+    def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
+        """Project on the Gramian; where the random order goes on is all that the next call remembers."""
+        return self.balance_gramian(gradients.gramian)

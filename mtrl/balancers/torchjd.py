@@ -1,0 +1,246 @@
+"""Every aggregator and weighting of TorchJD as a balancer: `make_balancer("torchjd:UPGrad", num_tasks=3)`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrl.balancers.base import Balance, RandomBalancer, Scale
+from mtrl.gradients import TaskGradients
+
+PREFIX = "torchjd:"
+WEIGHTING = "Weighting"
+
+
+def torchjd_names() -> tuple[str, ...]:
+    """What may follow `torchjd:`; a class that TorchJD has as aggregator and as weighting is listed once.
+
+    Raises:
+        ValueError: TorchJD is not installed.
+    """
+    library = _library()
+    bases = (library.Aggregator, library.WeightedAggregator, library.GramianWeightedAggregator, library.Weighting)
+    known = [name for name in library.__all__ if getattr(library, name) not in bases]
+    return tuple(name for name in known if not (name.endswith(WEIGHTING) and name.removesuffix(WEIGHTING) in known))
+
+
+class TorchJD(RandomBalancer):
+    r"""An aggregator or weighting of TorchJD (https://torchjd.org), by name.
+
+    TorchJD's aggregators map the Jacobian to an update; most are a weighting of the Gramian, and then only the
+    weighting runs, on the Gramian in float64 that is there already. What runs, and what it gives:
+
+    * a Gramian-based aggregator (UPGrad, CAGrad, MGDA, AlignedMTL, ...) or a weighting of its own (MoDoWeighting,
+      SDMGradWeighting, which their authors feed from two batches and which get one here): its weights of the Gramian;
+    * another weighted aggregator (Mean, Constant, NashMTL, ExcessMTL, ...): its weights of the Jacobian;
+    * an aggregator without weights (ConFIG, GradDrop, TrimmedMean), which works coordinate by coordinate or on the
+      whole matrix: its update is the balance's `direction`, and the coefficients are 0;
+    * CRMOGMWeighting: give the weighting that it smooths by name, `weighting="UPGrad"`.
+
+    `UPGradWeighting` is the same as `UPGrad`. Vectors (`pref_vector`, `weights`, `leak`) may be any sequence of
+    numbers. Random choices (PCGrad's and GradVac's order, Random, GradDrop) are drawn with a seed from the balancer's
+    own generator, and torch's global one is as it was. `state_dict` carries what a method remembers between calls.
+    Losses play no part and may have any sign.
+
+    Args:
+        num_tasks: T; also NashMTL's `n_tasks`, unless that is given.
+        aggregator: its name in `torchjd.aggregation`.
+        seed: see `RandomBalancer`. Default 0.
+        scale: `"sum"` leaves TorchJD's own scale, which for some methods is that of a sum over tasks (PCGrad, GradVac)
+            and for others that of a mean (UPGrad, MGDA); `"mean"` divides it by T.
+        kwargs: the aggregator's own arguments.
+
+    Diagnostics: `weight` (T,), where there are weights.
+
+    Raises:
+        ValueError: TorchJD, or what the aggregator needs besides, is not installed; its name or an argument is unknown,
+            missing or out of range; or it cannot do with T tasks.
+    """
+
+    def __init__(
+        self, num_tasks: int, aggregator: str, /, *, seed: int = 0, scale: Scale = "sum", **kwargs: Any
+    ) -> None:
+        super().__init__(num_tasks, seed=seed, scale=scale)
+        self.aggregator = aggregator.removeprefix(PREFIX)
+        if "n_tasks" in _parameters(self.aggregator):
+            kwargs.setdefault("n_tasks", num_tasks)
+        self._kwargs = {name: _vector(value) for name, value in kwargs.items()}
+        # In float64 on the CPU, whatever the Jacobian is in, where a vector takes part.
+        self._has_vectors = any(isinstance(value, Tensor) for value in self._kwargs.values())
+        self._held = self._make()
+        self._remembers = self._rehearse(num_tasks)
+        self._restored: dict[str, Any] = {}
+
+    def reset(self) -> None:
+        """Forget what the method remembers, and start the random choices again."""
+        super().reset()
+        self._held = self._make()
+        self._restored = {}
+
+    def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
+        """TorchJD's own answer.
+
+        Raises:
+            ValueError: as TorchJD.
+            FloatingPointError: the answer is not finite.
+        """
+        seed = int(self.generator.integers(2**63))
+        if self._restored:
+            # TorchJD drops its state at a first call of unknown shape: let it have that call, then give it the state.
+            self._answer(gradients, seed)
+            self._recall(self._restored)
+            self._restored = {}
+        answer = self._answer(gradients, seed)
+        if not math.isfinite(answer.sum().item()):
+            raise FloatingPointError(f"{PREFIX}{self.aggregator} gave an update that is not finite")
+        if self._has_weights:
+            weight = answer.to(gradients.jacobian.device)
+            return Balance(weight, diagnostics={"weight": weight})
+        return Balance(gradients.jacobian.new_zeros(gradients.num_tasks), direction=answer.to(gradients.jacobian))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The generator's place, and what the method remembers."""
+        return {"generator": super().get_extra_state(), "memory": copy.deepcopy(self._restored or self._memory())}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `get_extra_state` was called."""
+        super().set_extra_state(state["generator"])
+        self._held = self._make()
+        self._restored = copy.deepcopy(state["memory"])
+
+    # What follows knows TorchJD's classes.
+
+    def _make(self) -> tuple[nn.Module]:
+        library = _library()
+        kwargs = copy.deepcopy(self._kwargs)
+        inner = kwargs.get("weighting")
+        if isinstance(inner, str):
+            _kind(inner)
+            inner = kwargs["weighting"] = _construct(inner.removesuffix(WEIGHTING) + WEIGHTING, {})
+        method = _construct(self.aggregator, kwargs)
+        name = self.aggregator if inner is None else type(inner).__name__
+        kind = getattr(library, name.removesuffix(WEIGHTING), None)
+        # A weighting without an aggregator takes the Gramian, too.
+        self._on_gramian = kind is None or issubclass(kind, library.GramianWeightedAggregator)
+        if isinstance(method, library.GramianWeightedAggregator):
+            method = method.gramian_weighting
+        elif isinstance(method, library.WeightedAggregator):
+            method = method.weighting
+        self._has_weights = isinstance(method, library.Weighting)
+        return (method,)  # not a submodule: `state_dict` and `to` must not see its buffers, which come and go
+
+    def _answer(self, gradients: TaskGradients, seed: int) -> Tensor:
+        matrix = gradients.gramian.cpu() if self._on_gramian else gradients.jacobian.detach()
+        if self._has_vectors:
+            matrix = matrix.double().cpu()
+        with _seeded(seed, matrix.device), warnings.catch_warnings(), torch.no_grad():
+            # Of the problems that its aggregators pose; nothing that a caller could change.
+            warnings.filterwarnings("ignore", module=r"cvxpy\.")
+            warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
+            answer: Tensor = self._held[0](matrix)
+        return answer.clone()  # some methods return their own state
+
+    def _memory(self) -> dict[str, Any]:
+        modules = dict(self._held[0].named_modules())
+        memory = {place: getattr(modules[place[0]], place[1]) for place in self._remembers}
+        if all(value is None for value in memory.values()):
+            return {}
+        return {f"{path}.{name}": value for (path, name), value in memory.items()}
+
+    def _recall(self, memory: dict[str, Any]) -> None:
+        modules = dict(self._held[0].named_modules())
+        for path, name in self._remembers:
+            value, here = memory[f"{path}.{name}"], getattr(modules[path], name)
+            if isinstance(value, Tensor) and isinstance(here, Tensor):
+                value = value.to(here.device)
+            setattr(modules[path], name, value)
+
+    def _rehearse(self, num_tasks: int) -> list[tuple[str, str]]:
+        """Try the method once, so that it fails here or not at all, and note the attributes that it remembers by."""
+        before = {path: dict(vars(module)) for path, module in self._held[0].named_modules()}
+        rows = torch.eye(num_tasks, dtype=torch.float64) + 0.1
+        try:
+            self._answer(TaskGradients(rows), 0)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{PREFIX}{self.aggregator} with {num_tasks} tasks: {_one_line(error)}") from error
+        remembers = []
+        for path, module in self._held[0].named_modules():
+            changed = [
+                name
+                for name, value in vars(module).items()
+                if isinstance(value, int | float | np.ndarray) and before[path].get(name) is not value
+            ]
+            remembers += [(path, name) for name in (*module._buffers, *changed)]
+        self._held = self._make()
+        return remembers
+
+
+def _library() -> ModuleType:
+    try:
+        import torchjd.aggregation  # noqa: PLC0415 - optional, and a second to import
+    except ImportError:
+        raise ValueError(f"{PREFIX}... needs TorchJD: pip install 'mtrl[torchjd]'") from None
+    library: ModuleType = torchjd.aggregation
+    return library
+
+
+def _kind(name: str) -> Any:
+    names = torchjd_names()
+    kind = getattr(_library(), name, None)
+    if kind is None or (name not in names and name.removesuffix(WEIGHTING) not in names):
+        raise ValueError(f"unknown TorchJD aggregator {name!r}; aggregators are {', '.join(names)}")
+    return kind
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(_kind(name)).parameters)
+
+
+def _construct(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    known = _parameters(name)
+    for argument in kwargs:
+        if argument not in known:
+            has = ", ".join((*known, "seed", "scale"))
+            raise ValueError(f"balancer '{PREFIX}{name}' has no argument {argument!r}; it has {has}")
+    for argument, parameter in known.items():
+        if parameter.default is parameter.empty and argument not in kwargs:
+            raise ValueError(f"balancer '{PREFIX}{name}' needs the argument {argument!r}")
+    try:
+        method: nn.Module = _kind(name)(**kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"{PREFIX}{name}: {_one_line(error)}") from error
+    return method
+
+
+def _vector(value: Any) -> Any:
+    """Numbers in a sequence or tensor as a float64 tensor; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().double().cpu()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return torch.tensor(value, dtype=torch.float64)
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generators of the CPU and of `device` start from `seed`; afterwards they are as before."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device.index] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield
