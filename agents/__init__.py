@@ -2,6 +2,7 @@
 
 from agents.brc import BRC, BRCPolicy, BroNet
 from agents.independent_dqn import IndependentDQN, IndependentQPolicy
+from agents.loading import load_agent
 from agents.multitask_dqn import MultiTaskDQN
 from agents.networks import IndependentQNetworks, SharedQNetwork
 from agents.policies import MultiTaskQPolicy
@@ -19,4 +20,5 @@ __all__ = [
     "SharedQNetwork",
     "TaskBatch",
     "TaskReplayBuffer",
+    "load_agent",
 ]

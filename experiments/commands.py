@@ -22,7 +22,9 @@ def train_command(
     return run(main, config_type, argv, prog=prog, presets=presets)
 
 
-def evaluate_command(method: str, argv: Sequence[str] | None = None) -> int:
+def evaluate_command(
+    method: str, argv: Sequence[str] | None = None, config_type: type[EvaluateConfig] = EvaluateConfig
+) -> int:
     """`python -m experiments.<method>.evaluate`: parse the flags, play, print, return the exit status."""
 
     def main(config: EvaluateConfig) -> None:
@@ -31,4 +33,4 @@ def evaluate_command(method: str, argv: Sequence[str] | None = None) -> int:
         evaluate_run(method, config)
 
     prog = f"experiments.{method}.evaluate"
-    return run(main, EvaluateConfig, argv, prog=prog)
+    return run(main, config_type, argv, prog=prog)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes"]
 Device = Literal["cpu", "cuda", "auto"]
+Config = TypeVar("Config", bound="TrainConfig")
 
 # Fields that go to `MultiTaskDQN` under their own names; a test holds their defaults equal.
 AGENT_FIELDS = (
@@ -30,14 +31,16 @@ AGENT_FIELDS = (
     "double_q",
     "td_loss",
     "max_grad_norm",
+    "guidance_share",
+    "conflict_interval",
     "stats_window_size",
     "seed",
     "device",
 )
 
-# What `reference notes` of earlier experiments prescribe, in this project's terms: 500 episodes per task on one
-# environment each, epsilon and target network by the episode, one update per step. 1,500,000 steps can't be exceeded:
-# 500 episodes of each task end within them.
+# What the notes of earlier experiments prescribe, in this project's terms: 500 episodes per task on one environment
+# each, epsilon and target network by the episode, one update per step. 1,500,000 steps can't be exceeded: 500 episodes
+# of each task end within them.
 NOTES: dict[str, Any] = {
     "preset": "notes",
     "total_steps": 1_500_000,
@@ -67,7 +70,8 @@ class TrainConfig:
     """What every method shares: the tasks, the budget and the agent."""
 
     method: ClassVar[str]
-    balancer: ClassVar[str]
+    balancer: ClassVar[str] = "equal"
+    agent: ClassVar[str] = "MultiTaskDQN"
 
     preset: Preset = "default"
     """Where defaults come from: `default`, or `notes` for the numbers of the notes that this project grew from
@@ -169,6 +173,12 @@ class TrainConfig:
     max_grad_norm: float | None = None
     """If given, the combined gradient is scaled down to this norm."""
 
+    guidance_share: float = 0.1
+    """Share of transitions held out as AIM's guidance set; without effect for other methods."""
+
+    conflict_interval: int = 250
+    """Updates between measurements of how much the task gradients conflict."""
+
     stats_window_size: int = 20
     """Finished episodes per task that the reported training returns average over."""
 
@@ -197,21 +207,36 @@ class TrainConfig:
             raise ValueError(f"episodes_per_task is {self.episodes_per_task}; it must be at least 1")
 
     @property
+    def run_method(self) -> str:
+        """The method's name in the results; a method that stands for several adds which."""
+        return self.method
+
+    @property
     def run_name(self) -> str:
         """`<method>` or `<method>_blind`."""
-        return run_name(self.method, self.variant)
+        return run_name(self.run_method, self.variant)
 
     @property
     def run_dir(self) -> Path:
         """Where the run's files go."""
-        return run_dir(self.results_dir, self.method, self.variant, self.seed)
+        return run_dir(self.results_dir, self.run_method, self.variant, self.seed)
 
     @property
     def agent_kwargs(self) -> dict[str, Any]:
-        """Arguments of `MultiTaskDQN`."""
+        """Arguments of the agent."""
         kwargs = {name: getattr(self, name) for name in AGENT_FIELDS}
-        policy = {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims)}
-        return {**kwargs, "policy_kwargs": policy, "balancer": self.balancer, "balancer_kwargs": self.balancer_kwargs}
+        kwargs |= {"balancer": self.balancer_name, "balancer_kwargs": self.balancer_kwargs}
+        return kwargs | {"policy_kwargs": self.policy_kwargs}
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Arguments of the network."""
+        return {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims)}
+
+    @property
+    def balancer_name(self) -> str:
+        """The balancer, as `mtrl.make_balancer` knows it."""
+        return self.balancer
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
@@ -223,6 +248,11 @@ class TrainConfig:
         """Every field, as JSON holds it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def presets(config_type: type[Config]) -> dict[str, Config]:
+    """What `--preset` chooses from: the defaults of the fields, and the notes' numbers."""
+    return {"default": config_type(), "notes": config_type(**NOTES)}
 
 
 @dataclass(frozen=True)
@@ -262,6 +292,10 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.render and (self.video_dir is not None or self.picture is not None):
             raise ValueError("render can't be combined with video_dir or picture: choose one")
+
+    def run_method(self, method: str) -> str:
+        """The method's name in the results."""
+        return method
 
 
 def run_name(method: str, variant: str) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from agents import MultiTaskDQN
+from agents import MultiTaskDQN, load_agent
 from envs import make_task_env
 from experiments import plots
 from experiments.cli import UsageError
@@ -154,7 +154,7 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
         with console.status(f"{task}: {config.episodes} episodes"):
             results[task] = _play_and_show(agent, task, config)
     evaluation = Evaluation(results)
-    name = run_name(method, config.variant)
+    name = run_name(config.run_method(method), config.variant)
     console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
     if config.video_dir is not None:
         console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
@@ -168,13 +168,13 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
 
 
 def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
-    path = run_dir(config.results_dir, method, config.variant, config.seed) / MODEL_FILE
+    path = run_dir(config.results_dir, config.run_method(method), config.variant, config.seed) / MODEL_FILE
     if not path.exists():
         raise UsageError(
             f"no model at '{path}'; train it: python -m experiments.{method}.train "
             f"--variant {config.variant} --seed {config.seed}"
         )
-    agent = MultiTaskDQN.load(path, device="cpu")
+    agent = load_agent(path, device="cpu")
     if agent.variant != config.variant:
         raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")
     return agent

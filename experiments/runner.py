@@ -15,6 +15,7 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import JSONOutputFormat, Logger
 
+import agents
 from agents import MultiTaskDQN
 from envs import BASE_ID, get_tasks, make_task_vec_env
 from experiments.cli import UsageError
@@ -41,7 +42,8 @@ def train(config: TrainConfig) -> Evaluation:
     if (folder / EVALUATION_FILE).exists() and not config.overwrite:
         raise UsageError(f"'{folder}' holds a finished run; give --overwrite to replace it, or another --seed")
     env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant)
-    agent = MultiTaskDQN("MlpPolicy", env, **config.agent_kwargs)
+    kind: type[MultiTaskDQN] = getattr(agents, config.agent)
+    agent = kind("MlpPolicy", env, **config.agent_kwargs)
     _prepare(folder)
 
     _write_json(folder / CONFIG_FILE, describe(config))
@@ -82,8 +84,9 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     packages = ("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy")
     return {
         "run": config.run_name,
-        "method": config.method,
-        "balancer": config.balancer,
+        "method": config.run_method,
+        "agent": config.agent,
+        "balancer": config.balancer_name,
         "settings": config.settings,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,

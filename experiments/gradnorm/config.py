@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from experiments.config import NOTES, TrainConfig
+from experiments.config import TrainConfig, presets
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ class GradNormConfig(TrainConfig):
         }
 
 
-PRESETS = {"default": GradNormConfig(), "notes": GradNormConfig(**NOTES)}
+PRESETS = presets(GradNormConfig)

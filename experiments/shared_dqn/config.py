@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from experiments.config import NOTES, TrainConfig
+from experiments.config import TrainConfig, presets
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,6 @@ class SharedDQNConfig(TrainConfig):
     """Train one shared Q-network on all tasks with equal weights."""
 
     method: ClassVar[str] = "shared_dqn"
-    balancer: ClassVar[str] = "equal"
 
 
-PRESETS = {"default": SharedDQNConfig(), "notes": SharedDQNConfig(**NOTES)}
+PRESETS = presets(SharedDQNConfig)

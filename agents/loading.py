@@ -1,0 +1,26 @@
+"""Loading a saved agent without knowing its kind."""
+
+from __future__ import annotations
+
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+from agents.brc import BRC
+from agents.independent_dqn import IndependentDQN
+from agents.multitask_dqn import MultiTaskDQN
+from mtrl import checkpoint
+
+KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
+
+
+def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN:
+    """The agent in `path`, of the class that it was saved from; `kwargs` as for `MultiTaskDQN.load`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds no agent.
+    """
+    name = checkpoint.load(path).get("agent")
+    if name not in KINDS:
+        raise checkpoint.CheckpointError(f"'{path}' holds no agent; agents are {', '.join(KINDS)}")
+    return KINDS[name].load(path, **kwargs)

@@ -1,0 +1,1 @@
+"""AIM DQN: one shared network, interventions between task gradients learned on held-out transitions."""

@@ -1,0 +1,1 @@
+"""BRC: a bigger, regularized, categorical value function in the place of gradient balancing."""

@@ -1,0 +1,55 @@
+"""Settings of BRC."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from experiments.config import TrainConfig, presets
+
+
+@dataclass(frozen=True)
+class BRCConfig(TrainConfig):
+    """Train BRC (Nauman et al. 2025): residual network, categorical values, normalised returns, AdamW."""
+
+    method: ClassVar[str] = "brc"
+    agent: ClassVar[str] = "BRC"
+
+    learning_rate: float = 3e-4
+    """Step size of AdamW."""
+
+    weight_decay: float = 1e-4
+    """Weight decay of AdamW."""
+
+    embedding_dim: int = 32
+    """Size of the learned task embedding, of length 1 (aware only)."""
+
+    width: int = 128
+    """Width of every hidden layer; the paper goes up to 4096."""
+
+    depth: int = 2
+    """Residual blocks."""
+
+    num_bins: int = 101
+    """Bins of the value distribution."""
+
+    v_max: float = 10.0
+    """The bins range over [-v_max, v_max], in normalised returns."""
+
+    # The network's shape and loss are its own.
+    hidden_dims: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
+    td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
+
+    @property
+    def agent_kwargs(self) -> dict[str, Any]:
+        """Arguments of `agents.BRC`."""
+        return super().agent_kwargs | {"weight_decay": self.weight_decay}
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Arguments of `agents.BroNet`."""
+        return {name: getattr(self, name) for name in ("embedding_dim", "width", "depth", "num_bins", "v_max")}
+
+
+# The notes' settings are of another network: only their protocol of episodes, exploration and targets applies.
+PRESETS = presets(BRCConfig)

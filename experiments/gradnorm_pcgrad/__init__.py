@@ -1,0 +1,1 @@
+"""GradNorm and PCGrad in one: learned weights for the magnitudes, projections for the directions."""

@@ -1,0 +1,15 @@
+"""`python -m experiments.gradnorm_pcgrad.evaluate`."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.commands import evaluate_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate and return the exit status."""
+    return evaluate_command("gradnorm_pcgrad", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""`python -m experiments.gradnorm_pcgrad.train`."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.commands import train_command
+from experiments.gradnorm_pcgrad.config import PRESETS, GradNormPCGradConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and return the exit status."""
+    return train_command(GradNormPCGradConfig, PRESETS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

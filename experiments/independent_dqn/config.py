@@ -1,0 +1,28 @@
+"""Settings of independent DQN."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import tyro
+
+from experiments.config import TrainConfig, Variant, presets
+
+
+@dataclass(frozen=True)
+class IndependentDQNConfig(TrainConfig):
+    """Train one Q-network per task, side by side on the same data and updates as the shared ones."""
+
+    method: ClassVar[str] = "independent_dqn"
+    agent: ClassVar[str] = "IndependentDQN"
+
+    # The network of a task knows its task: there are no variants, and no embedding.
+    variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"
+    embedding_dim: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 8
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Arguments of `agents.IndependentQNetworks`."""
+        return {"net_arch": list(self.hidden_dims)}
+
+
+PRESETS = presets(IndependentDQNConfig)

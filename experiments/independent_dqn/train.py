@@ -1,0 +1,16 @@
+"""`python -m experiments.independent_dqn.train`."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.commands import train_command
+from experiments.independent_dqn.config import PRESETS, IndependentDQNConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and return the exit status."""
+    return train_command(IndependentDQNConfig, PRESETS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

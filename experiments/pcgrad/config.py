@@ -1,0 +1,22 @@
+"""Settings of PCGrad."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from experiments.config import TrainConfig, presets
+
+
+@dataclass(frozen=True)
+class PCGradConfig(TrainConfig):
+    """Train one shared Q-network on all tasks with PCGrad (Yu et al. 2020)."""
+
+    method: ClassVar[str] = "pcgrad"
+    balancer: ClassVar[str] = "pcgrad"
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """Arguments of `mtrl.PCGrad`: the order of projections is random."""
+        return {"seed": self.seed}
+
+
+PRESETS = presets(PCGradConfig)

@@ -1,0 +1,1 @@
+"""RGB DQN: one shared network, task gradients rotated towards their consensus."""

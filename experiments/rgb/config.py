@@ -1,0 +1,41 @@
+"""Settings of RGB."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from experiments.config import TrainConfig, presets
+
+
+@dataclass(frozen=True)
+class RGBConfig(TrainConfig):
+    """Train one shared Q-network on all tasks with RGB, rotation-based gradient balancing."""
+
+    method: ClassVar[str] = "rgb"
+    balancer: ClassVar[str] = "rgb"
+
+    mu: float = 0.9
+    """Momentum of the consensus direction."""
+
+    lambd: float = 1.0
+    """Weight of staying close to the task's own direction."""
+
+    alpha_steps: int = 3
+    """Steps on the angles in each update."""
+
+    lr_inner: float = 0.2
+    """Step size on the angles."""
+
+    update_interval: int = 1
+    """Updates between rotations."""
+
+    magnitude: Literal["unit", "mean_norm", "sum_norm"] = "sum_norm"
+    """Length of the update: as published (at most 1), or on the scale of the gradients."""
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """Arguments of `mtrl.RGB`."""
+        names = ("mu", "lambd", "alpha_steps", "lr_inner", "update_interval", "magnitude")
+        return {name: getattr(self, name) for name in names}
+
+
+PRESETS = presets(RGBConfig)

@@ -1,0 +1,68 @@
+"""Settings of TorchJD's aggregators."""
+
+import ast
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from experiments.config import EvaluateConfig, TrainConfig, presets
+
+
+@dataclass(frozen=True)
+class TorchJDConfig(TrainConfig):
+    """Train one shared Q-network on all tasks with an aggregator of TorchJD (extra `torchjd`)."""
+
+    method: ClassVar[str] = "torchjd"
+
+    aggregator: str = "UPGrad"
+    """TorchJD's class: UPGrad, CAGrad, MGDA, NashMTL, IMTLG, AlignedMTL, ConFIG, FairGrad, ..."""
+
+    aggregator_args: tuple[str, ...] = ()
+    """Its arguments as name=value, for example `c=0.4` for CAGrad."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.balancer_kwargs  # malformed arguments are found before anything runs
+
+    @property
+    def run_method(self) -> str:
+        """`torchjd_<aggregator>`."""
+        return run_method(self.aggregator)
+
+    @property
+    def balancer_name(self) -> str:
+        """`torchjd:<aggregator>`."""
+        return f"torchjd:{self.aggregator}"
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """The aggregator's arguments."""
+        kwargs = {}
+        for argument in self.aggregator_args:
+            name, equals, value = argument.partition("=")
+            if not (equals and name.isidentifier()):
+                raise ValueError(f"aggregator argument {argument!r} is not of the form name=value")
+            try:
+                kwargs[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                kwargs[name] = value  # a bare word is a string
+        return kwargs
+
+
+@dataclass(frozen=True)
+class TorchJDEvaluateConfig(EvaluateConfig):
+    """Play an agent trained with a TorchJD aggregator and print its returns per task."""
+
+    aggregator: str = "UPGrad"
+    """Which aggregator it was trained with."""
+
+    def run_method(self, method: str) -> str:
+        """`torchjd_<aggregator>`."""
+        return run_method(self.aggregator)
+
+
+def run_method(aggregator: str) -> str:
+    """The aggregator's name in the results."""
+    return f"torchjd_{aggregator.lower()}"
+
+
+PRESETS = presets(TorchJDConfig)
