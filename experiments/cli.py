@@ -13,7 +13,9 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -112,6 +114,9 @@ def main_guard(prog: str) -> Iterator[None]:
     except KeyboardInterrupt as error:
         print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from error
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _message(error: BaseException) -> str:

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,6 @@ def describe(config: TrainConfig) -> dict[str, Any]:
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in packages},
         },
-        "command": sys.argv,
     }
 
 

@@ -323,3 +323,10 @@ sys.exit(run(print, Config, prog="train"))
 def test_as_a_program(argv: list[str | bytes], status: int, out: str, err: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, *argv], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    command = f"{sys.executable} -m experiments.gradnorm.train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage")
+    assert done.stderr == ""
