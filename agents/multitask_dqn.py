@@ -74,8 +74,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         target_update_unit: what the interval counts, `"updates"` or finished `"episodes"`. Default `"updates"`.
         exploration_fraction: share of training over which epsilon falls linearly. Default 0.1.
         exploration_initial_eps: first epsilon. Default 1.
-        exploration_final_eps: last epsilon. Default 0.01: a craft that fires at random takes long to come to rest, and
-            only at rest is a landing paid.
+        exploration_final_eps: last epsilon of a task's first column. Default 0.4.
+        exploration_diversity: how much more greedily the others act: the last epsilon of column i of K is
+            exploration_final_eps ** (1 + exploration_diversity * i / (K - 1)), as in Ape-X (Horgan et al. 2018,
+            https://arxiv.org/abs/1803.00933); a lone column takes the middle. Some keep exploring while others show
+            what a greedy policy earns. 0 gives all the same. Default 7.
         exploration_decay: if given, epsilon is multiplied by it at the end of each episode instead of falling
             linearly. Default None.
         double_q: the online network chooses the next action, the target network values it. Default True.
@@ -122,7 +125,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         target_update_unit: TargetUnit = "updates",
         exploration_fraction: float = 0.1,
         exploration_initial_eps: float = 1.0,
-        exploration_final_eps: float = 0.01,
+        exploration_final_eps: float = 0.4,
+        exploration_diversity: float = 7.0,
         exploration_decay: float | None = None,
         double_q: bool = True,
         td_loss: TDLoss = "huber",
@@ -165,7 +169,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.exploration_initial_eps = exploration_initial_eps
         self.exploration_final_eps = exploration_final_eps
         self.exploration_decay = exploration_decay
-        self.exploration_rate = exploration_initial_eps
+        self.exploration_diversity = exploration_diversity
+        self.exploration_rates = np.full(max(self.n_envs if env is not None else 1, 1), exploration_initial_eps)
         self.double_q = double_q
         self.td_loss = td_loss
         self.max_grad_norm = max_grad_norm
@@ -191,7 +196,6 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         exploration, replay, held_out = (int(x) for x in np.random.SeedSequence(self.seed).generate_state(3, np.uint64))
         self._exploration_rng = np.random.default_rng(exploration)
         num_tasks = len(self.task_names)
-        self.replay_buffer = self._make_replay(replay >> 1)
         assert isinstance(self.observation_space, spaces.Box)
         assert isinstance(self.action_space, spaces.Discrete)
         self.policy = cast(type[MultiTaskQPolicy], self.policy_class)(
@@ -207,11 +211,13 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             self.balancer = make_balancer(self._balancer_spec, num_tasks, **self.balancer_kwargs)
         self.balancer.to(self.device)
         self.guidance_buffer: TaskReplayBuffer | None = None
+        share = 0.0
         if isinstance(self.balancer, AIM) and self.balancer.guidance == "lookahead":
-            self.guidance_buffer = self._make_replay(held_out >> 1)
-            guidance = LookaheadGuidance(self._guidance_loss, self.policy.q_net.parameters())
-            self.balancer.set_guidance(guidance, eta=self.lr_schedule(1))
+            share = self.guidance_share
+            self.guidance_buffer = self._make_replay(held_out >> 1, share)
+            self._guidance = LookaheadGuidance(self._guidance_loss, self.policy.q_net.parameters())
             self._held_out_rng = np.random.default_rng(held_out)
+        self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
         # target network follows in one operation.
@@ -224,10 +230,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._loss_count = 0
         self._diagnostics: dict[str, Tensor] = {}
 
-    def _make_replay(self, seed: int) -> TaskReplayBuffer:
+    def _make_replay(self, seed: int, share: float) -> TaskReplayBuffer:
+        """A replay for `share` of all transitions, so that several reach equally far back."""
         assert isinstance(self.observation_space, spaces.Box)
         num_tasks = len(self.task_names)
-        capacity = self.buffer_size // num_tasks
+        capacity = max(round(self.buffer_size // num_tasks * share), 1)
         return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -260,16 +267,17 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             ("exploration_fraction", 0, 1),
             ("exploration_initial_eps", 0, 1),
             ("exploration_final_eps", 0, 1),
+            ("exploration_diversity", 0, np.inf),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not callable(value) and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         if self.exploration_decay is not None and not 0 < self.exploration_decay <= 1:
             raise ValueError(f"exploration_decay is {self.exploration_decay}; it must be above 0 and at most 1")
-        if not callable(self.learning_rate) and not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
         if not 0 < self.guidance_share < 1:
             raise ValueError(f"guidance_share is {self.guidance_share}; it must be above 0 and below 1")
         for name, least in (("learning_starts", 0), ("target_update_interval", 1), ("conflict_interval", 1)):
@@ -308,10 +316,14 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         """`gradient_steps` updates on `batch_size` transitions of each task."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        if self.guidance_buffer is not None:
+            if not (len(self.guidance_buffer) and len(self.replay_buffer)):
+                return  # training starts with empty replays: each waits for its first step
+            self._set_guidance()
         for _ in range(gradient_steps):
             losses = self._set_gradient(self.replay_buffer.sample(batch_size))
             if self.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self._weights, self.max_grad_norm)
+                self._clip_gradient(self.max_grad_norm)
             self.policy.optimizer.step()
             self._loss_sum += losses
             self._loss_count += 1
@@ -333,6 +345,16 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             if self._n_updates % self.conflict_interval == 0:
                 self._diagnostics |= conflict_metrics(gradients.gramian)
         return losses
+
+    def _clip_gradient(self, max_norm: float) -> None:
+        torch.nn.utils.clip_grad_norm_(self._weights, max_norm)
+
+    def _set_guidance(self) -> None:
+        """Let the balancer look one step of plain gradient descent ahead, at the present learning rate."""
+        assert isinstance(self.balancer, AIM)
+        rate = self.policy.optimizer.param_groups[0]["lr"]
+        if rate > 0:  # a schedule may begin and does end at 0
+            self.balancer.set_guidance(self._guidance, eta=rate)
 
     def _guidance_loss(self) -> Tensor:
         """Temporal-difference loss of all tasks on transitions that are held out from training."""
@@ -379,7 +401,9 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         if deterministic:
             return actions, state
-        explore = self._exploration_rng.random(actions.shape) < self.exploration_rate
+        # One epsilon per column where these are the columns' observations.
+        rates = self.exploration_rates if actions.shape == self.exploration_rates.shape else self.exploration_rate
+        explore = self._exploration_rng.random(actions.shape) < rates
         return np.where(explore, self._random_actions(actions.shape), actions), state
 
     def _random_actions(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -421,14 +445,25 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         replay_buffer.add(observations, next_obs, buffer_action, reward, terminals)
         self._last_obs = new_obs
 
+    @property
+    def exploration_rate(self) -> float:
+        """Present epsilon, the mean over columns."""
+        return float(self.exploration_rates.mean())
+
+    def _final_rates(self) -> NDArray[np.float64]:
+        """The last epsilon of each column, (T * K,)."""
+        columns_per_task = self.n_envs // len(self.task_names)
+        place = np.linspace(0, 1, columns_per_task) if columns_per_task > 1 else np.array([0.5])
+        rates = self.exploration_final_eps ** (1 + self.exploration_diversity * place)
+        return np.tile(rates, len(self.task_names))
+
     def _on_step(self) -> None:
+        final, initial = self._final_rates(), self.exploration_initial_eps
         if self.exploration_decay is None:
             done = (1 - self._current_progress_remaining) / max(self.exploration_fraction, 1e-12)
-            span = self.exploration_final_eps - self.exploration_initial_eps
-            self.exploration_rate = self.exploration_initial_eps + span * min(done, 1.0)
+            self.exploration_rates = initial + (final - initial) * min(done, 1.0)
         else:
-            decayed = self.exploration_initial_eps * self.exploration_decay**self._episode_num
-            self.exploration_rate = max(self.exploration_final_eps, decayed)
+            self.exploration_rates = np.maximum(final, initial * self.exploration_decay**self._episode_num)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -493,6 +528,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "exploration_fraction",
         "exploration_initial_eps",
         "exploration_final_eps",
+        "exploration_diversity",
         "exploration_decay",
         "double_q",
         "td_loss",
@@ -518,18 +554,21 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         Raises:
             ValueError: the balancer was given as an object whose class is not in the registry.
         """
-        balancer = self._balancer_spec
-        if isinstance(balancer, Balancer):
+        if isinstance(self._balancer_spec, Balancer):
             raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
+        checkpoint.save(_model_path(path), self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """All that `save` writes."""
         settings = {name: getattr(self, name) for name in self._SETTINGS}
         if callable(self.learning_rate):
             settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
         settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
         settings["stats_window_size"] = self._stats_window_size
-        settings["balancer"] = balancer
+        settings["balancer"] = self._balancer_spec
         assert isinstance(self.observation_space, spaces.Box)
         assert isinstance(self.action_space, spaces.Discrete)
-        state = {
+        return {
             "agent": type(self).__name__,
             "settings": settings,
             "task_names": self.task_names,
@@ -541,16 +580,21 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 "num_timesteps": self.num_timesteps,
                 "_episode_num": self._episode_num,
                 "_n_updates": self._n_updates,
-                "exploration_rate": self.exploration_rate,
+                "exploration_rates": self.exploration_rates,
                 "_current_progress_remaining": self._current_progress_remaining,
             },
             "policy": self.policy.state_dict(),
             "optimizer": self.policy.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
         }
-        if isinstance(path, str) and not Path(path).suffix:
-            path = f"{path}.zip"  # as Stable-Baselines3 does
-        checkpoint.save(path, state)
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what the agent had learned when `_state` was called."""
+        self.policy.load_state_dict(state["policy"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.balancer.load_state_dict(state["balancer"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
 
     @classmethod
     def load(
@@ -578,9 +622,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             CheckpointError: the file is missing, damaged, or no model of this class.
             ValueError: `env` does not fit the model.
         """
-        if isinstance(path, (str, Path)) and not Path(path).suffix and not Path(path).exists():
-            path = f"{path}.zip"
-        state = checkpoint.load(path)
+        state = load_state(path)
         if state.get("agent") != cls.__name__:
             kind = state.get("agent", "something else")
             raise checkpoint.CheckpointError(f"'{path}' holds {kind}, not a {cls.__name__}")
@@ -594,11 +636,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         agent._setup_model()
         if env is not None:
             agent.set_env(env)
-        agent.policy.load_state_dict(state["policy"])
-        agent.policy.optimizer.load_state_dict(state["optimizer"])
-        agent.balancer.load_state_dict(state["balancer"])
-        for name, value in state["progress"].items():
-            setattr(agent, name, value)
+        agent._set_state(state)
         return agent
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -639,6 +677,17 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "balancer"], []
+
+
+def load_state(path: str | Path | BufferedIOBase) -> dict[str, Any]:
+    """What `MultiTaskDQN.save` wrote; `.zip` may be left out."""
+    as_given = not isinstance(path, (str, Path)) or Path(path).exists()
+    return checkpoint.load(path if as_given else _model_path(str(path)))
+
+
+def _model_path(path: str | Path | BufferedIOBase) -> str | Path | BufferedIOBase:
+    """`path` with `.zip`, as Stable-Baselines3 adds it to a name without an ending."""
+    return f"{path}.zip" if isinstance(path, str) and not Path(path).suffix else path
 
 
 def _task_names(env: VecEnv) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -27,6 +28,7 @@ AGENT_FIELDS = (
     "exploration_fraction",
     "exploration_initial_eps",
     "exploration_final_eps",
+    "exploration_diversity",
     "exploration_decay",
     "double_q",
     "td_loss",
@@ -56,6 +58,7 @@ NOTES: dict[str, Any] = {
     "gradient_steps": 1,
     "exploration_initial_eps": 1.0,
     "exploration_final_eps": 0.01,
+    "exploration_diversity": 0.0,
     "exploration_decay": 0.995,
     "tau": 1.0,
     "target_update_interval": 10,
@@ -158,8 +161,12 @@ class TrainConfig:
     exploration_initial_eps: float = 1.0
     """First epsilon: the probability of a random action."""
 
-    exploration_final_eps: float = 0.01
-    """Last epsilon."""
+    exploration_final_eps: float = 0.4
+    """Last epsilon of each task's first environment."""
+
+    exploration_diversity: float = 7.0
+    """How much more greedily the task's other environments act, as in Ape-X: the last epsilon of environment i of K is
+    exploration_final_eps ** (1 + exploration_diversity * i / (K - 1)). 0 gives all the same."""
 
     exploration_decay: float | None = None
     """If given, epsilon is multiplied by this after each episode instead of falling linearly."""
@@ -250,9 +257,10 @@ class TrainConfig:
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def presets(config_type: type[Config]) -> dict[str, Config]:
-    """What `--preset` chooses from: the defaults of the fields, and the notes' numbers."""
-    return {"default": config_type(), "notes": config_type(**NOTES)}
+def presets(config_type: type[Config], without: Sequence[str] = ()) -> dict[str, Config]:
+    """What `--preset` chooses from: the defaults of the fields, and the notes' numbers, save for those in `without`."""
+    notes = {name: value for name, value in NOTES.items() if name not in without}
+    return {"default": config_type(), "notes": config_type(**notes)}
 
 
 @dataclass(frozen=True)
@@ -296,6 +304,11 @@ class EvaluateConfig:
     def run_method(self, method: str) -> str:
         """The method's name in the results."""
         return method
+
+    @property
+    def train_flags(self) -> str:
+        """What `train` has to be given to make this run."""
+        return f"--variant {self.variant} --seed {self.seed}"
 
 
 def run_name(method: str, variant: str) -> str:

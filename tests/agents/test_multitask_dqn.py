@@ -179,31 +179,53 @@ def test_time_limits_are_bootstrapped_through_and_final_observations_kept():
 
 
 def test_epsilon_is_drawn_per_environment():
-    agent = make(envs_per_task=100, exploration_final_eps=0.5, exploration_initial_eps=0.5)
+    agent = make(envs_per_task=100)
     observations = agent.env.reset()
     greedy, _ = agent.predict(observations, deterministic=True)
-    agent.exploration_rate = 0.5
+    agent.exploration_rates = np.full(300, 0.5)
     shares = [np.mean(agent.predict(observations)[0] != greedy) for _ in range(30)]
     # A random action differs from the greedy one in 3 of 4 cases; one coin for all would give 0 or about 0.75.
     assert all(0.2 < share < 0.55 for share in shares)
-    agent.exploration_rate = 0.0
-    assert np.array_equal(agent.predict(observations)[0], greedy)
+    agent.exploration_rates = np.tile([0.0, 1.0], 150)
+    explored = np.mean([agent.predict(observations)[0] != greedy for _ in range(30)], 0)
+    assert (explored[::2] == 0).all()
+    assert (explored[1::2] > 0.4).all()
+    agent.exploration_rates = np.zeros(300)
+    assert np.array_equal(agent.predict(observations[:7])[0], greedy[:7])
 
 
-def test_exploration_schedules():
-    class Record(BaseCallback):
-        def _on_step(self):
-            seen.append((self.num_timesteps, self.model._episode_num, self.model.exploration_rate))
-            return True
+class RecordEpsilon(BaseCallback):
+    """Keeps steps, finished episodes and epsilons as they are when a step's callback runs: before its schedule."""
 
-    seen = []
-    make(exploration_fraction=0.5, exploration_final_eps=0.1).learn(600, Record())
-    for steps, _, rate in seen:  # the callback runs before the schedule of its step
-        assert rate == pytest.approx(max(0.1, 1 - 0.9 * (steps - 6) / 300))
-    seen = []
-    make(exploration_decay=0.9, exploration_final_eps=0.3, learning_starts=10**4).learn(3000, Record())
-    assert seen[-1][1] > 10
-    assert seen[-1][2] == pytest.approx(0.3)
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_step(self):
+        self.seen.append((self.num_timesteps, self.model._episode_num, self.model.exploration_rates))
+        return True
+
+
+def test_epsilon_falls_linearly_to_each_columns_own():
+    record = RecordEpsilon()
+    make(exploration_fraction=0.5, exploration_final_eps=0.3, exploration_diversity=3).learn(600, record)
+    final = np.tile([0.3, 0.3**4], 3)  # two columns of each of three tasks
+    for steps, _, rates in record.seen:
+        np.testing.assert_allclose(rates, 1 + (final - 1) * min(1, (steps - 6) / 300))
+
+
+def test_epsilon_can_fall_by_the_episode():
+    record, settings = RecordEpsilon(), {"exploration_diversity": 0, "learning_starts": 10**4}
+    make(exploration_decay=0.9, exploration_final_eps=0.3, **settings).learn(3000, record)
+    for (_, before, _), (_, _, rates) in zip(record.seen, record.seen[1:], strict=False):
+        assert (rates <= max(0.3, 0.9**before) + 1e-12).all()
+    assert record.seen[-1][1] > 10
+    np.testing.assert_allclose(record.seen[-1][2], 0.3)
+
+
+def test_a_lone_column_takes_the_middle_epsilon():
+    agent = make(envs_per_task=1, exploration_fraction=0.1).learn(300)
+    np.testing.assert_allclose(agent.exploration_rates, 0.4**4.5)
 
 
 def test_gradnorm_runs_inside_and_reports_its_weights():

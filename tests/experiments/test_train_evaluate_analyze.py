@@ -263,6 +263,7 @@ def test_preset_notes_has_the_numbers_of_the_notes():
     assert notes.learning_starts == 3 * 2000
     assert (notes.learning_rate, notes.gamma) == (5e-4, 0.99)
     assert (notes.exploration_initial_eps, notes.exploration_final_eps, notes.exploration_decay) == (1.0, 0.01, 0.995)
+    assert notes.exploration_diversity == 0
     assert (notes.target_update_interval, notes.target_update_unit) == (10, "episodes")
     assert (notes.embedding_dim, notes.hidden_dims, notes.log_interval) == (8, (256, 128), 10)
     assert (notes.alpha, notes.weight_lr) == (1.5, 0.01)
