@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
@@ -67,6 +69,8 @@ class BroNet(nn.Module):
         size = observation_size
         if num_tasks:
             self.embedding = nn.Embedding(num_tasks, embedding_dim)
+            # About the length that it is normalised to: a longer vector would turn more slowly at the same step size.
+            nn.init.normal_(self.embedding.weight, std=embedding_dim**-0.5)
             size += embedding_dim - num_tasks
         self.first = nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU())
         self.blocks = nn.ModuleList(
@@ -147,6 +151,10 @@ class ReturnScale:
                 task = column // columns_per_task
                 self.largest[task] = max(self.largest[task], abs(value))
 
+    def forget_unfinished(self) -> None:
+        """The columns have been reset: their episodes will not be finished."""
+        self._rewards = []
+
     @property
     def divisors(self) -> NDArray[np.float64]:
         """What to divide each task's rewards by, (T,), so that no return seen so far exceeds 1; 1 before the first."""
@@ -182,8 +190,9 @@ class BRC(MultiTaskDQN):
 
     The paper's critic in the place of the Q-network: `BroNet`, categorical temporal-difference learning by
     cross-entropy, rewards divided per task so that returns fit the bins, and AdamW. Data, batches, updates and
-    exploration are those of `MultiTaskDQN`. The paper's actor and ensemble have no place in Q-learning with discrete
-    actions; double Q-learning chooses the next action.
+    exploration are those of `MultiTaskDQN`. The actor and its temperature have no place in Q-learning with discrete
+    actions: an action's distribution is an output and double Q-learning chooses the next action. The paper averages
+    the distributions of two critics; this is one, at half the cost.
 
     Args:
         policy: `"MlpPolicy"`.
@@ -223,6 +232,20 @@ class BRC(MultiTaskDQN):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.return_scale = ReturnScale(len(self.task_names), self.gamma)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:
+            self.return_scale.forget_unfinished()
+        return prepared
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "largest_returns": self.return_scale.largest}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        super()._set_state(state)
+        self.return_scale.largest = state["largest_returns"]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW([self._weights], self.lr_schedule(1), weight_decay=self.weight_decay, fused=True)

@@ -13,6 +13,7 @@ from agents.multitask_dqn import MultiTaskDQN
 from agents.networks import IndependentQNetworks
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch
+from mtrl.gradients import ParameterLayout
 
 
 class IndependentQPolicy(MultiTaskQPolicy):
@@ -56,3 +57,12 @@ class IndependentDQN(MultiTaskDQN):
         gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)
         self._weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
         return losses.detach()
+
+    def _clip_gradient(self, max_norm: float) -> None:
+        """Each network by its own norm: by a common one, a task's network would depend on the others."""
+        assert self._weights.grad is not None
+        stacks = ParameterLayout(self._parameters).split(self._weights.grad)  # each (T, ...)
+        squares = torch.stack([stack.flatten(1).square().sum(1) for stack in stacks]).sum(0)
+        scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1)  # as `torch.nn.utils.clip_grad_norm_` does
+        for stack in stacks:
+            stack.mul_(scale.view(-1, *[1] * (stack.ndim - 1)))

@@ -8,8 +8,8 @@ from typing import Any
 
 from agents.brc import BRC
 from agents.independent_dqn import IndependentDQN
-from agents.multitask_dqn import MultiTaskDQN
-from mtrl import checkpoint
+from agents.multitask_dqn import MultiTaskDQN, load_state
+from mtrl.checkpoint import CheckpointError
 
 KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
 
@@ -20,7 +20,7 @@ def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN
     Raises:
         CheckpointError: the file is missing, damaged, or holds no agent.
     """
-    name = checkpoint.load(path).get("agent")
+    name = load_state(path).get("agent")
     if name not in KINDS:
-        raise checkpoint.CheckpointError(f"'{path}' holds no agent; agents are {', '.join(KINDS)}")
+        raise CheckpointError(f"'{path}' holds no agent; agents are {', '.join(KINDS)}")
     return KINDS[name].load(path, **kwargs)

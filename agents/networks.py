@@ -142,7 +142,7 @@ class IndependentQNetworks(nn.Module):
         rows = torch.arange(len(task), device=task.device)
         each, rest = divmod(len(task), self.num_tasks)
         if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network gets its own rows
-            return self._run(state.view(self.num_tasks, each, -1)).flatten(0, 1)
+            return self._run(state.view(self.num_tasks, each, state.shape[1])).flatten(0, 1)
         values = self._run(state.expand(self.num_tasks, *state.shape))  # (T, N, A): all networks on all rows
         return values[task, rows]
 

@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -235,11 +235,13 @@ def _unexpected(value: str, words: Sequence[str], flags: Sequence[str]) -> str:
 
 
 def _flags(config_type: type[Any]) -> list[str]:
-    """The flags of a dataclass, for suggestions."""
+    """The flags of a dataclass, for suggestions; a field that is fixed has none."""
+    types = get_type_hints(config_type, include_extras=True)
     flags = []
     for field in dataclasses.fields(config_type):
-        name = field.name.replace("_", "-")
-        flags += [f"--{name}", f"--no-{name}"] if field.type in (bool, "bool") else [f"--{name}"]
+        name, kind = field.name.replace("_", "-"), types[field.name]
+        if tyro.conf.Fixed not in getattr(kind, "__metadata__", ()):
+            flags += [f"--{name}", f"--no-{name}"] if kind is bool else [f"--{name}"]
     return flags
 
 

@@ -170,10 +170,7 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
 def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
     path = run_dir(config.results_dir, config.run_method(method), config.variant, config.seed) / MODEL_FILE
     if not path.exists():
-        raise UsageError(
-            f"no model at '{path}'; train it: python -m experiments.{method}.train "
-            f"--variant {config.variant} --seed {config.seed}"
-        )
+        raise UsageError(f"no model at '{path}'; train it: python -m experiments.{method}.train {config.train_flags}")
     agent = load_agent(path, device="cpu")
     if agent.variant != config.variant:
         raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")

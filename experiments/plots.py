@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -36,7 +36,7 @@ def learning_curves(runs: Runs, tasks: Sequence[str], path: Path) -> None:
         axes.set_title(task)
         axes.set_xlabel("environment steps (all tasks)")
     panels[0].set_ylabel("greedy return per episode")
-    panels[0].legend(fontsize="small")
+    _legend(panels)
     figure.suptitle("Learning curves: mean over seeds; band from lowest to highest seed; dotted: solved (200)")
     _save(figure, path)
 
@@ -52,7 +52,7 @@ def task_weights(runs: Runs, tasks: Sequence[str], path: Path) -> None:
         axes.set_title(_label(name, of_name))
         axes.set_xlabel("environment steps (all tasks)")
     panels[0].set_ylabel("task weight (1 = equal)")
-    panels[0].legend(fontsize="small")
+    _legend(panels)
     figure.suptitle("Task weights: mean over seeds; band from lowest to highest seed")
     _save(figure, path)
 
@@ -90,6 +90,14 @@ def _mean_and_range(
     axes.plot(grid, values.mean(0), color=colour, label=label, linestyle="--" if dashed else "-", linewidth=1.6)
     if len(arrays) > 1:
         axes.fill_between(grid, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _legend(panels: Iterable[Axes]) -> None:
+    """In the first panel that shows anything: a method without weights, or a run without curves, shows nothing."""
+    for axes in panels:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+            return
 
 
 def _label(name: str, runs: Sequence[Run]) -> str:

@@ -51,5 +51,6 @@ class BRCConfig(TrainConfig):
         return {name: getattr(self, name) for name in ("embedding_dim", "width", "depth", "num_bins", "v_max")}
 
 
-# The notes' settings are of another network: only their protocol of episodes, exploration and targets applies.
-PRESETS = presets(BRCConfig)
+# The notes' network and step size are of another agent: only their protocol of episodes and exploration applies.
+_OWN = ("learning_rate", "embedding_dim", "hidden_dims")
+PRESETS = presets(BRCConfig, without=_OWN)

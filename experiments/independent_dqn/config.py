@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from experiments.config import TrainConfig, Variant, presets
+from experiments.config import EvaluateConfig, TrainConfig, Variant, presets
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class IndependentDQNConfig(TrainConfig):
     def policy_kwargs(self) -> dict[str, Any]:
         """Arguments of `agents.IndependentQNetworks`."""
         return {"net_arch": list(self.hidden_dims)}
+
+
+@dataclass(frozen=True)
+class IndependentDQNEvaluateConfig(EvaluateConfig):
+    """Play the networks of a run greedily, each on its task, and print their returns."""
+
+    variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"
+
+    @property
+    def train_flags(self) -> str:
+        """What `train` has to be given to make this run."""
+        return f"--seed {self.seed}"
 
 
 PRESETS = presets(IndependentDQNConfig)

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from experiments.commands import evaluate_command
+from experiments.independent_dqn.config import IndependentDQNEvaluateConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and return the exit status."""
-    return evaluate_command("independent_dqn", argv)
+    return evaluate_command("independent_dqn", argv, IndependentDQNEvaluateConfig)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,16 @@ class RGBConfig(TrainConfig):
     update_interval: int = 1
     """Updates between rotations."""
 
+    invariant_steps: bool | None = None
+    """Steps on the angles that do not get smaller as tasks get more. Default: from four tasks on."""
+
     magnitude: Literal["unit", "mean_norm", "sum_norm"] = "sum_norm"
     """Length of the update: as published (at most 1), or on the scale of the gradients."""
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.RGB`."""
-        names = ("mu", "lambd", "alpha_steps", "lr_inner", "update_interval", "magnitude")
+        names = ("mu", "lambd", "alpha_steps", "lr_inner", "update_interval", "invariant_steps", "magnitude")
         return {name: getattr(self, name) for name in names}
 
 

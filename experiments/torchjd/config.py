@@ -35,15 +35,15 @@ class TorchJDConfig(TrainConfig):
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
-        """The aggregator's arguments."""
-        kwargs = {}
+        """The aggregator's arguments, and the seed of those that draw random numbers."""
+        kwargs: dict[str, Any] = {"seed": self.seed}
         for argument in self.aggregator_args:
             name, equals, value = argument.partition("=")
             if not (equals and name.isidentifier()):
                 raise ValueError(f"aggregator argument {argument!r} is not of the form name=value")
             try:
                 kwargs[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # not a literal
                 kwargs[name] = value  # a bare word is a string
         return kwargs
 
@@ -58,6 +58,11 @@ class TorchJDEvaluateConfig(EvaluateConfig):
     def run_method(self, method: str) -> str:
         """`torchjd_<aggregator>`."""
         return run_method(self.aggregator)
+
+    @property
+    def train_flags(self) -> str:
+        """What `train` has to be given to make this run."""
+        return f"--aggregator {self.aggregator} {super().train_flags}"
 
 
 def run_method(aggregator: str) -> str:

@@ -21,7 +21,14 @@ from envs import make_task_env, make_task_vec_env
 from mtrl import EqualWeights, GradNorm
 from mtrl.checkpoint import CheckpointError
 
-SMALL = {"learning_starts": 60, "buffer_size": 3_000, "batch_size": 8, "target_update_interval": 7, "tau": 1.0}
+SMALL = {
+    "learning_starts": 60,
+    "buffer_size": 3_000,
+    "batch_size": 8,
+    "target_update_interval": 7,
+    "tau": 1.0,
+    "learning_rate_decay": 0,
+}
 
 
 def make(variant="aware", seed=0, envs_per_task=2, **kwargs):
