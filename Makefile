@@ -20,7 +20,7 @@ train: .venv/run.stamp
 	$(BIN)/python -m experiments.$(METHOD).train $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -10,10 +10,10 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Scale
-from mtrl.gradients import Losses, NonFiniteGradientError, ParameterLayout, TaskGradients
+from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients
 from mtrl.guidance import LookaheadGuidance
 
 Array = NDArray[np.float64]
@@ -86,6 +86,7 @@ class AIM(Balancer):
         ValueError: an argument is out of range.
     """
 
+    task_state = ("tau", "exp_avg", "exp_avg_sq", "alignment")
     tau: Tensor  # (T, T), or () with one threshold for all; so are Adam's two moments
     exp_avg: Tensor
     exp_avg_sq: Tensor
@@ -209,17 +210,12 @@ class AIM(Balancer):
         diagnostics["alignment"] = self.alignment.clone()
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)
 
-    def backward(
-        self,
-        losses: Losses,
-        parameters: Iterable[Tensor] | None = None,
-        last_shared_layer: nn.Module | Tensor | None = None,
-    ) -> Tensor:
-        """See `Balancer.backward`. With guidance, the shared parameters and their order are the guidance's.
+    def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
+        """With guidance, the shared parameters and their order are the guidance's.
 
         Raises:
-            ValueError: as `Balancer.backward`; or `parameters` are not those of the guidance, or are left out where
-                the guidance is a function of the user's own, whose order is unknown.
+            ValueError: `parameters` are not those of the guidance, or are left out where the guidance is a function of
+                the user's own, whose order is unknown.
         """
         guidance = None if self._guide is None else self._guide.gradient
         if isinstance(guidance, LookaheadGuidance):
@@ -228,10 +224,10 @@ class AIM(Balancer):
                 given = ParameterLayout(p for p in parameters if p.requires_grad).parameters
                 if [id(p) for p in given] != [id(p) for p in known]:
                     raise ValueError("`parameters` are not those of the guidance, in its order")
-            parameters = known
-        elif guidance is not None and parameters is None:
+            return known
+        if guidance is not None and parameters is None:
             raise ValueError("pass `parameters`, in the order of the guidance gradient's columns")
-        return super().backward(losses, parameters, last_shared_layer)
+        return parameters
 
     def _shares(self, losses: Tensor) -> Array:
         """The alpha (T,): each task's share of the loss; equal if all are 0, and 0 if progress does not count."""
@@ -246,16 +242,18 @@ class AIM(Balancer):
         """g_j.h / |h| (T,), with h the guidance gradient one step ahead; 0 where h is."""
         eta = guide.eta / gradients.num_tasks if self.scale == "mean" else guide.eta
         h = guide.gradient(eta * gradients.combine(beta)).detach()
-        if h.shape != gradients.jacobian.shape[1:]:
+        if h.shape != (gradients.size,):
             raise ValueError(
                 f"the guidance gradient has shape {tuple(h.shape)}; it must be one number per shared parameter, "
-                f"({gradients.jacobian.shape[1]},)"
+                f"({gradients.size},)"
             )
+        if gradients.ranks.count() > 1:  # each process has its own held-out data
+            h = gradients.ranks.mean_(h.clone())
         norm = torch.linalg.vector_norm(h, dtype=torch.float64)
         if not math.isfinite(norm.item()):
             raise NonFiniteGradientError("the gradient of the guidance loss is not finite")
         direction = h if norm == 0 else h / norm
-        products: Array = gradients.dot(direction.to(gradients.jacobian)).cpu().numpy()
+        products: Array = gradients.dot(direction.to(gradients.device, gradients.dtype)).cpu().numpy()
         return products
 
     def _step(self, gradient: Array) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients import AutogradEngine, Losses, TaskGradients
+from mtrl.gradients import AutogradEngine, Group, LayerwiseEngine, MaskedLosses, TaskGradients, accumulate
 
 Scale = Literal["sum", "mean"]
 
@@ -21,7 +22,7 @@ class Balance:
     """What a balancer answers: the update is `coefficients @ J + direction`.
 
     Attributes:
-        coefficients: (T,), one per task.
+        coefficients: (T,), one per task; 0 for a task that is missing from the batch.
         direction: (D,), what is not a combination of the rows; None for nearly every method.
         diagnostics: named tensors, detached: (T,) where per task, (T, T) where per pair, () otherwise.
     """
@@ -32,8 +33,11 @@ class Balance:
 
     def update(self, gradients: TaskGradients) -> Tensor:
         """The combined gradient (D,), which takes the place of the ordinary one."""
-        combined = gradients.combine(self.coefficients)
-        return combined if self.direction is None else combined + self.direction
+        there = self.coefficients
+        if gradients.mask is not None:
+            there = there[torch.tensor(gradients.mask, device=there.device)]
+        combined = gradients.combine(there)
+        return combined if self.direction is None else combined.add_(self.direction)
 
 
 class Balancer(nn.Module):
@@ -41,6 +45,10 @@ class Balancer(nn.Module):
 
     A subclass implements `balance`. State belongs in buffers, parameters or `get_extra_state`, so that `state_dict`
     carries all of it; randomness comes from a generator that the balancer owns.
+
+    A task may be missing from a batch. The method then sees the others as if they were all there are, T being their
+    number; of its state, what belongs to the missing task waits unchanged. The missing task's coefficient is 0, and its
+    diagnostics are NaN.
 
     Args:
         num_tasks: T. May be left out where a balancer has no per-task state; it is then taken from the losses.
@@ -50,12 +58,15 @@ class Balancer(nn.Module):
     Attributes:
         needs_positive_losses: whether the method divides by losses or takes their logarithm. TD losses are positive,
             actor losses are not.
+        task_state: names of the attributes, tensors or NumPy arrays, that hold a number for each task (T,) or pair of
+            tasks (T, T). While tasks are missing, `balance` finds the rest of them there.
 
     Raises:
         ValueError: `num_tasks` is below 1 or `scale` is unknown.
     """
 
     needs_positive_losses = False
+    task_state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_tasks: int | None = None, *, scale: Scale = "sum") -> None:
         super().__init__()
@@ -76,28 +87,61 @@ class Balancer(nn.Module):
         """The method itself: coefficients on the scale of a sum over tasks."""
         raise NotImplementedError
 
-    def forward(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """Balance `gradients`, given the detached `losses` (T,).
+    def forward(self, gradients: TaskGradients, losses: Tensor | None = None) -> Balance:
+        """Balance `gradients`.
+
+        Args:
+            gradients: of the tasks that are in the batch.
+            losses: theirs, detached, one for each row. Default: those that `gradients` carries, which an engine
+                averages over the processes of a data-parallel run.
 
         Raises:
             ValueError: the number of tasks is not the one the balancer was made for, or a loss that must be positive
-                is negative or not finite.
+                is negative or not finite, or losses are neither given nor carried.
             NonFiniteGradientError: a row holds NaN or infinity.
         """
+        losses = gradients.losses if losses is None else losses
+        if losses is None:
+            raise ValueError("these gradients do not carry their losses: give them")
+        mask = gradients.mask
         if losses.shape != (gradients.num_tasks,):
             raise ValueError(f"got losses of shape {tuple(losses.shape)} and {gradients.num_tasks} gradients")
-        if self.num_tasks not in (None, gradients.num_tasks):
-            raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {gradients.num_tasks}")
+        if self.num_tasks not in (None, num_tasks := gradients.num_tasks if mask is None else len(mask)):
+            raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {num_tasks}")
         if self.needs_positive_losses:
-            for task, loss in enumerate(losses.tolist()):
+            for row, loss in enumerate(losses.tolist()):
                 if not 0 <= loss < math.inf:
+                    task = gradients.task(row)
                     raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
         gradients.check_finite()
-        answer = self.balance(gradients, losses)
-        if self.scale == "sum":
-            return answer
-        direction = None if answer.direction is None else answer.direction / gradients.num_tasks
-        return Balance(answer.coefficients / gradients.num_tasks, direction, answer.diagnostics)
+        if mask is None:
+            answer = self.balance(gradients, losses)
+        else:
+            with self.only(mask):
+                answer = self.balance(gradients, losses)
+        if self.scale == "mean":
+            direction = None if answer.direction is None else answer.direction / gradients.num_tasks
+            answer = Balance(answer.coefficients / gradients.num_tasks, direction, answer.diagnostics)
+        return answer if mask is None else _among_all(answer, mask)
+
+    @contextmanager
+    def only(self, mask: Sequence[bool]) -> Iterator[None]:
+        """Inside, `task_state` (and that of balancers within this one) is that of the tasks in `mask` (T,) alone."""
+        balancers = [module for module in self.modules() if isinstance(module, Balancer)]
+        held = [(balancer, name, getattr(balancer, name)) for balancer in balancers for name in balancer.task_state]
+        there = np.flatnonzero(mask)
+        for balancer, name, state in held:
+            setattr(balancer, name, None if state is None else state[_places(state, there)])
+        try:
+            yield
+        finally:
+            for balancer, name, state in held:
+                part = getattr(balancer, name)
+                if state is None and part is not None:  # made by this very call: the others' begins at 0
+                    state = np.zeros((len(mask),) * part.ndim)  # noqa: PLW2901
+                if state is not None:
+                    state[_places(state, there)] = part
+                setattr(balancer, name, state)
 
     @torch.no_grad()
     def combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
@@ -108,35 +152,92 @@ class Balancer(nn.Module):
 
     def backward(
         self,
-        losses: Losses,
+        losses: MaskedLosses,
         parameters: Iterable[Tensor] | None = None,
         last_shared_layer: nn.Module | Tensor | None = None,
+        *,
+        mask: Sequence[bool] | Tensor | None = None,
+        low_memory: bool = False,
+        group: Group = "world",
+        engine: AutogradEngine | None = None,
     ) -> Tensor:
         """Fill `.grad` in place of `losses.sum().backward()`.
 
         The shared parameters get the balanced gradient; every other parameter that a loss depends on, such as a
-        task's own head, gets the ordinary gradient. Like `Tensor.backward`, it adds to a `.grad` that is there.
+        task's own head, gets the ordinary gradient. Like `Tensor.backward`, it adds to a `.grad` that is there: over
+        several micro-batches each is balanced by itself. To balance the gradients of all of them once, give an engine:
+
+            engine = AutogradEngine(parameters)
+            for batch in micro_batches[:-1]:
+                engine.gather(losses(batch))
+            balancer.backward(losses(micro_batches[-1]), engine=engine)
+
+        Losses multiplied by a common factor, as `torch.amp.GradScaler.scale` does, multiply the gradients by it. Where
+        they overflow, catch `NonFiniteGradientError` and lower the factor by `scaler.update(factor)`.
 
         Args:
-            losses: T scalars, or one tensor (T,).
+            losses: T scalars, or one tensor (T,). None for a task that is missing from the batch.
             parameters: the shared parameters. Default: those that at least two losses depend on.
             last_shared_layer: where norm-balancing methods measure; see `AutogradEngine` for the default.
+            mask: (T,), False for tasks that are missing from the batch. Their losses are not looked at; but where the
+                losses were computed in one piece, other than by `torch.stack`, theirs must be finite, too.
+            low_memory: never hold T gradients of all shared parameters at once; see `LayerwiseEngine`.
+            group: the processes of a data-parallel run; see `AutogradEngine`. None: this process alone.
+            engine: takes the gradients in place of the one that `parameters`, `last_shared_layer`, `low_memory` and
+                `group` describe.
 
         Returns:
             The coefficients (T,) of the task gradients.
 
         Raises:
             As calling the balancer does, and as `AutogradEngine.backward`; no `.grad` has changed then.
+            ValueError: `mask` has another length than `losses`, or an engine is given besides what describes one.
         """
         if self.num_tasks not in (None, len(losses)):
             raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(losses)}")
-        engine = AutogradEngine(parameters, last_shared_layer)
-        gradients = engine.backward(losses)
-        values = torch.stack([loss.detach().reshape(()) for loss in losses])
+        if engine is None:
+            kind = LayerwiseEngine if low_memory else AutogradEngine
+            engine = kind(self.shared_parameters(parameters), last_shared_layer, group=group)
+        elif parameters is not None or last_shared_layer is not None or low_memory or group != "world":
+            raise ValueError("with `engine`, give what describes an engine to the engine")
+        else:
+            self.shared_parameters(engine.given)
+        if mask is not None:
+            if len(mask) != len(losses):
+                raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
+            scalars = losses.unbind() if isinstance(losses, Tensor) else losses
+            losses = [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
+        gradients, private = engine.gradients(losses)
         with torch.no_grad():
-            answer: Balance = self(gradients, values)
-            engine.layout.accumulate_grad(answer.update(gradients))
+            answer: Balance = self(gradients)
+            update = answer.update(gradients)
+            accumulate(private)
+            engine.layout.accumulate_grad(update)
         return answer.coefficients
+
+    def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
+        """What `backward` takes for the shared parameters when it is given `parameters`; a method may know better."""
+        return parameters
+
+
+def _places(state: Any, there: Any) -> Any:
+    """The index into `state`, (T,), (T, T) or (), of the tasks `there`."""
+    return np.ix_(*(there,) * state.ndim) if state.ndim else ()
+
+
+def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
+    """The answer for tasks of which some are missing: (T,) and (T, T) in place of what is there for the others."""
+    there = np.flatnonzero(mask)
+
+    def spread(part: Tensor, rest: float) -> Tensor:
+        if part.ndim == 0:
+            return part
+        whole = part.new_full((len(mask),) * part.ndim, rest)
+        whole[_places(whole, there)] = part
+        return whole
+
+    diagnostics = {name: spread(part, math.nan) for name, part in answer.diagnostics.items()}
+    return Balance(spread(answer.coefficients, 0.0), answer.direction, diagnostics)
 
 
 class RandomBalancer(Balancer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer
@@ -17,5 +18,5 @@ class EqualWeights(Balancer):
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """One for every task."""
-        coefficients = gradients.jacobian.new_ones(gradients.num_tasks)
+        coefficients = torch.ones(gradients.num_tasks, dtype=gradients.dtype, device=gradients.device)
         return Balance(coefficients, diagnostics={"weight": coefficients})

@@ -14,13 +14,16 @@ from mtrl.gradients import TaskGradients
 Progress = Literal["loss", "return"]
 
 
-def project_weights(weights: Tensor, floor: float) -> Tensor:
-    """Scale positive `weights` (T,) to sum to T with none below `floor`: what the floor adds, the others give."""
-    num_tasks = len(weights)
-    weights = weights * (num_tasks / weights.sum())
+def project_weights(weights: Tensor, floor: float, total: float | None = None) -> Tensor:
+    """Scale positive `weights` (T,) to sum to `total`, by default T, with none below `floor`.
+
+    What the floor adds, the others give.
+    """
+    total = len(weights) if total is None else total
+    weights = weights * (total / weights.sum())
     low = weights < floor
     while low.any():
-        free = num_tasks - floor * int(low.sum())  # an integer tensor times a float would be float32
+        free = total - floor * int(low.sum())  # an integer tensor times a float would be float32
         weights = torch.where(low, floor, weights * (free / weights[~low].sum()))
         below = weights < floor
         if not below.any():
@@ -50,6 +53,8 @@ class GradNorm(Balancer):
     * L(0) is the mean over the first `warmup_steps` losses, during which the weights stay 1: one bootstrapped
       temporal-difference batch says nothing. `warmup_steps=1` is the paper's rule.
     * A floor under L(0) and one under the weights make a collapse impossible (2.66 / 0.009 / 0.33 is on record).
+    * Tasks that are missing from a batch keep their weights, and the others theirs in sum. Each task has its own
+      warm-up; weights move once all tasks of the batch are through it.
     * `progress="return"` is an extension of this project: the training rate is what is left of the way to the
       highest return, Ltilde_i = (high - R_i) / (high - low), with R_i from `record_returns`.
 
@@ -73,9 +78,10 @@ class GradNorm(Balancer):
     """
 
     needs_positive_losses = True
+    task_state = ("weights", "initial_losses", "steps", "returns")
     weights: Tensor  # (T,), sum to T
     initial_losses: Tensor
-    steps: Tensor
+    steps: Tensor  # (T,), how many batches each task was in
     returns: Tensor
 
     def __init__(
@@ -118,7 +124,7 @@ class GradNorm(Balancer):
         self.return_range = return_range
         self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64))
         self.register_buffer("initial_losses", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
         self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64))
 
     def reset(self) -> None:
@@ -157,15 +163,19 @@ class GradNorm(Balancer):
         weights = self.weights.clone()
         norms = gradients.layer_norms
         losses = losses.to(self.initial_losses)
-        if self.steps < self.warmup_steps:
-            self.initial_losses += (losses - self.initial_losses) / (self.steps + 1)  # running mean
+        fewest = int(self.steps.min())
+        if fewest < self.warmup_steps:
+            change = (losses - self.initial_losses) / (self.steps + 1)  # of the running mean
+            self.initial_losses += torch.where(self.steps < self.warmup_steps, change, 0.0)
         self.steps += 1
         rates = self.training_rates(losses)
         gradient, targets = self.weight_gradient(norms, rates)
         mean = (weights * norms).mean()
-        if mean > 0 and (self.steps > self.warmup_steps or self.warmup_steps == 1):
+        if mean > 0 and (fewest >= self.warmup_steps or self.warmup_steps == 1):
             log_gradient = weights * gradient / mean  # d/d log w = w * d/dw
-            self.weights.copy_(project_weights(weights * torch.exp(-self.lr * log_gradient), self.weight_floor))
+            total = None if len(weights) == self.num_tasks else float(weights.sum())
+            moved = weights * torch.exp(-self.lr * log_gradient)
+            self.weights.copy_(project_weights(moved, self.weight_floor, total))
         active = (weights <= self.weight_floor * (1 + 1e-9)).double()
         diagnostics = {"weight": weights, "norm": norms, "target": targets, "rate": rates, "floor_active": active}
         return Balance(weights, diagnostics=diagnostics)

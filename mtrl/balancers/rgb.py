@@ -109,6 +109,7 @@ class RGB(Balancer):
         ValueError: an argument is out of range.
     """
 
+    task_state = ("angles",)
     consensus: Tensor | None
 
     def __init__(

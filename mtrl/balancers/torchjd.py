@@ -104,9 +104,22 @@ class TorchJD(RandomBalancer):
         if not math.isfinite(answer.sum().item()):
             raise FloatingPointError(f"{PREFIX}{self.aggregator} gave an update that is not finite")
         if self._has_weights:
-            weight = answer.to(gradients.jacobian.device)
+            weight = answer.to(gradients.device)
             return Balance(weight, diagnostics={"weight": weight})
-        return Balance(gradients.jacobian.new_zeros(gradients.num_tasks), direction=answer.to(gradients.jacobian))
+        weight = torch.zeros(gradients.num_tasks, dtype=gradients.dtype, device=gradients.device)
+        return Balance(weight, direction=answer.to(gradients.jacobian))
+
+    @contextmanager
+    def only(self, mask: Sequence[bool]) -> Iterator[None]:
+        """See `Balancer.only`.
+
+        Raises:
+            ValueError: the method remembers, or was given, something for each task.
+        """
+        if self._remembers or self._has_vectors or "n_tasks" in self._kwargs:
+            missing = ", ".join(str(task) for task, there in enumerate(mask) if not there)
+            raise ValueError(f"{PREFIX}{self.aggregator} needs all tasks in every batch; missing: {missing}")
+        yield
 
     def get_extra_state(self) -> dict[str, Any]:
         """The generator's place, and what the method remembers."""

@@ -7,26 +7,47 @@ Two engines compute it behind one interface, `with engine.record(): losses = ...
 * `TaskMajorEngine` takes task-major batches (row `t * B + b` of every layer's input belongs to task `t`) and needs one
   forward and one backward pass: each layer's weight gradient is a batched product per task instead of one product over
   all rows, so the arithmetic is that of an ordinary backward pass.
+
+`LayerwiseEngine` is an `AutogradEngine` for models so large that T x D numbers are too many to hold. All three average
+over the processes of a data-parallel run (`Ranks`).
 """
 
 from mtrl.gradients.any_graph import AutogradEngine, graph_leaves
-from mtrl.gradients.core import GradientEngine, Losses, NonFiniteGradientError, ParameterLayout, TaskGradients
+from mtrl.gradients.core import (
+    GradientEngine,
+    Losses,
+    MaskedLosses,
+    NonFiniteGradientError,
+    ParameterLayout,
+    Private,
+    TaskGradients,
+    accumulate,
+)
+from mtrl.gradients.layerwise import JacobianNotHeldError, LayerwiseEngine
+from mtrl.gradients.ranks import Group, Ranks
 from mtrl.gradients.rules import LayerRule, Saved, Scratch, TaskRows, register_rule
 from mtrl.gradients.task_major import TaskMajorEngine, UnsupportedLayerError
 
 __all__ = [
     "AutogradEngine",
     "GradientEngine",
+    "Group",
+    "JacobianNotHeldError",
     "LayerRule",
+    "LayerwiseEngine",
     "Losses",
+    "MaskedLosses",
     "NonFiniteGradientError",
     "ParameterLayout",
+    "Private",
+    "Ranks",
     "Saved",
     "Scratch",
     "TaskGradients",
     "TaskMajorEngine",
     "TaskRows",
     "UnsupportedLayerError",
+    "accumulate",
     "graph_leaves",
     "register_rule",
 ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mtrl.gradients.ranks import Ranks
+
 Losses = Tensor | Sequence[Tensor]
+MaskedLosses = Tensor | Sequence[Tensor | None]  # None: a task without data in this batch
+Private = list[tuple[Tensor, Tensor]]  # parameters of single tasks, each with its ordinary gradient
 
 
 class NonFiniteGradientError(FloatingPointError):
@@ -63,9 +67,9 @@ class ParameterLayout:
         return self.columns(matrices[-1])
 
     def empty(self, *rows: int) -> Tensor:
-        """An uninitialised tensor (*rows, D) of the parameters' dtype and device."""
-        first = self.parameters[0]
-        return torch.empty(*rows, self.size, dtype=first.dtype, device=first.device)
+        """An uninitialised tensor (*rows, D) of the parameters' device and dtype, the widest if they have several."""
+        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters))
+        return torch.empty(*rows, self.size, dtype=dtype, device=self.parameters[0].device)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of `flat` (..., D), one per parameter, of shape (..., *parameter.shape)."""
@@ -84,44 +88,87 @@ class ParameterLayout:
 
     def accumulate_grad(self, vector: Tensor) -> None:
         """Add `vector` (D,) to the parameters' `.grad`, as a backward pass would."""
-        for parameter, gradient in zip(self.parameters, self.split(vector), strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        parts = zip(self.parameters, self.split(vector), strict=True)
+        accumulate((parameter, part.to(parameter.dtype)) for parameter, part in parts)
+
+
+def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add to each parameter's `.grad`, as a backward pass would, given pairs of parameter and gradient.
+
+    The gradients are the caller's to give away: no two share memory.
+    """
+    for parameter, gradient in gradients:
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Inside, products keep the dtype of `tensor`, even under `torch.autocast`."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class TaskGradients:
     """The gradients of T losses with respect to D shared parameters, and the few things balancers ask of them.
 
+    Where tasks are missing from a batch, they have no row: T is then the number of tasks that are there.
+
     Args:
         jacobian: (T, D), row `i` is the gradient of loss `i`.
         layer: columns of the last shared layer, where norm-balancing methods measure; default all of them.
+        mask: which of all tasks the rows belong to, bools; default: every task has its row.
+        losses: the losses (T,) themselves, detached.
+        ranks: the processes over which rows and losses have been averaged; default this one alone.
     """
 
-    def __init__(self, jacobian: Tensor, layer: slice = slice(None)) -> None:
-        self.jacobian = jacobian
+    def __init__(
+        self,
+        jacobian: Tensor,
+        layer: slice = slice(None),
+        *,
+        mask: Sequence[bool] | None = None,
+        losses: Tensor | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self._jacobian = jacobian
         self._layer = layer
+        self.mask = None if mask is None or all(mask) else tuple(mask)
+        self.losses = losses
+        self.ranks = Ranks(None) if ranks is None else ranks
+
+    @property
+    def jacobian(self) -> Tensor:
+        """The rows, (T, D)."""
+        return self._jacobian
 
     @property
     def num_tasks(self) -> int:
         """T, the number of rows."""
-        return self.jacobian.shape[0]
+        return self._jacobian.shape[0]
 
     @property
     def size(self) -> int:
         """D, the length of a row."""
-        return self.jacobian.shape[1]
+        return self._jacobian.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """The rows' dtype, which tells how exact the numbers made from them are."""
-        return self.jacobian.dtype
+        return self._jacobian.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._jacobian.device
+
+    def task(self, row: int) -> int:
+        """The task that a row belongs to, counted with those that are missing."""
+        return row if self.mask is None else [task for task, there in enumerate(self.mask) if there][row]
 
     @cached_property
     def gramian(self) -> Tensor:
         """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
-        gramian: Tensor = (self.jacobian @ self.jacobian.T).double()
-        if not math.isfinite(gramian.sum().item()):  # finite rows whose squares overflow
-            gramian = self.jacobian.double() @ self.jacobian.double().T
-        return gramian
+        with without_autocast(self.jacobian):
+            return products_of_rows(self.jacobian)
 
     @cached_property
     def layer_norms(self) -> Tensor:
@@ -136,18 +183,28 @@ class TaskGradients:
         # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite.
         if math.isfinite(self.jacobian.sum().item()):
             return
-        for task, row in enumerate(self.jacobian):
+        for index, row in enumerate(self.jacobian):
             if not bool(row.isfinite().all()):
-                raise NonFiniteGradientError(f"the gradient of task {task} is not finite")
+                raise NonFiniteGradientError(f"the gradient of task {self.task(index)} is not finite")
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64."""
-        products: Tensor = self.jacobian @ vector
+        with without_autocast(self.jacobian):
+            products: Tensor = self.jacobian @ vector
         return products.double()
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """`c J` for `c` (T,): the update direction (D,)."""
-        return coefficients.to(self.jacobian) @ self.jacobian
+        with without_autocast(self.jacobian):
+            return coefficients.to(self.jacobian) @ self.jacobian
+
+
+def products_of_rows(rows: Tensor) -> Tensor:
+    """`R R^T` (T, T), in float64, for `rows` (T, n)."""
+    products: Tensor = (rows @ rows.T).double()
+    if not math.isfinite(products.sum().item()):  # finite rows whose squares overflow
+        products = rows.double() @ rows.double().T
+    return products
 
 
 class GradientEngine(Protocol):

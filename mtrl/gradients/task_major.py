@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients
+from mtrl.gradients.any_graph import graph_leaves
+from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients, accumulate, without_autocast
+from mtrl.gradients.ranks import Group, Ranks
 from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, refusal
 
 
@@ -49,6 +51,7 @@ class TaskMajorEngine:
     and loss `t` must depend on task `t`'s rows alone: so no layer may mix rows, as batch normalisation does. Layers
     with parameters must be `nn.Linear`, `nn.LayerNorm`, `nn.Embedding` or `nn.Conv2d`, and their parameters used by
     those layers alone. Where gradients are disabled, layers run as they do outside.
+    Under `torch.autocast` they keep their parameters' precision.
     The Jacobian is one buffer that the next `backward` overwrites.
 
     Args:
@@ -56,16 +59,27 @@ class TaskMajorEngine:
         num_tasks: T.
         last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: the module's last
             trainable matrix, or everything if there is none.
+        group: the processes of a data-parallel run, over which each task's row and loss, and the gradients of other
+            parameters, are averaged; see `Ranks`. Default `"world"`: the default group, where `torch.distributed` is
+            initialised.
 
     Raises:
         UnsupportedLayerError: names the first layer that has no rule.
         ValueError: `num_tasks` is below 1, or nothing is trainable.
     """
 
-    def __init__(self, module: nn.Module, num_tasks: int, last_shared_layer: nn.Module | Tensor | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        num_tasks: int,
+        last_shared_layer: nn.Module | Tensor | None = None,
+        *,
+        group: Group = "world",
+    ) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
         self._module = module
+        self._ranks = Ranks(group)
         self._find_layers()
         self.layout = ParameterLayout(p for p in module.parameters() if p.requires_grad)
         self._rows = TaskRows(self.layout, num_tasks)
@@ -109,7 +123,11 @@ class TaskMajorEngine:
                 f"layer '{name}' got {x.shape[0]} rows, which do not divide into {self._rows.num_tasks} tasks"
             )
         self._recorded = True
-        y: Tensor = _Recorded.apply(x, self._anchor, layer, self._rows, self._scratch)  # type: ignore[no-untyped-call]
+        rows, scratch = self._rows, self._scratch
+        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
+            x = x.to(rows.jacobian.dtype)
+        with without_autocast(x):
+            y: Tensor = _Recorded.apply(x, self._anchor, layer, rows, scratch)  # type: ignore[no-untyped-call]
         return y
 
     def backward(self, losses: Losses) -> TaskGradients:
@@ -128,7 +146,10 @@ class TaskMajorEngine:
         if vector.numel() != len(losses):
             raise ValueError(f"the losses have shape {tuple(vector.shape)}; one scalar per task is needed")
         before = [_stamp(parameter) for parameter in self.layout.parameters]
-        torch.autograd.backward(vector, torch.ones_like(vector))
+        if self._ranks.count() == 1:
+            torch.autograd.backward(vector, torch.ones_like(vector))
+        else:
+            self._backward_of_own_share(vector)
         for parameter, stamp in zip(self.layout.parameters, before, strict=True):
             if _stamp(parameter) != stamp:
                 name = next(name for name, known in self._module.named_parameters() if known is parameter)
@@ -138,7 +159,24 @@ class TaskMajorEngine:
                 )
         self._recorded = False
         self._rows.finish()
-        return TaskGradients(self._rows.jacobian, self._last_layer)
+        jacobian, values = self._rows.jacobian, vector.detach().flatten()
+        if self._ranks.count() > 1:
+            values = values.clone()
+            self._ranks.mean_all_((jacobian, values))
+        return TaskGradients(jacobian, self._last_layer, losses=values, ranks=self._ranks)
+
+    def _backward_of_own_share(self, losses: Tensor) -> None:
+        """The backward pass, after which parameters outside the layout have the mean gradient over all processes."""
+        private = [leaf for leaf in graph_leaves(losses) if leaf is not self._anchor and leaf not in self.layout]
+        before = [leaf.grad for leaf in private]
+        for leaf in private:
+            leaf.grad = None
+        torch.autograd.backward(losses, torch.ones_like(losses))
+        pairs = [(leaf, leaf.grad) for leaf in private if leaf.grad is not None]
+        for leaf, gradient in zip(private, before, strict=True):
+            leaf.grad = gradient
+        self._ranks.mean_all_([gradient for _, gradient in pairs])
+        accumulate(pairs)
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:

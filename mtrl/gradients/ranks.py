@@ -1,0 +1,64 @@
+"""The processes of a data-parallel run, over which gradients and losses are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | Literal["world"] | None
+
+
+class Ranks:
+    """The processes that train one model together, each on its own share of every batch.
+
+    A balancer is not linear in the gradients: what has to be averaged over processes is each task's gradient, before
+    the Gramian is formed. A mean of the processes' own Gramians or updates is something else.
+
+    Args:
+        group: the process group. `"world"` is the default group of `torch.distributed`, if it is initialised at the
+            time; None: this process alone. Default `"world"`.
+
+    Raises:
+        ValueError: `group` is a string other than `"world"`.
+    """
+
+    def __init__(self, group: Group = "world") -> None:
+        if isinstance(group, str) and group != "world":
+            raise ValueError(f"unknown group {group!r}; give 'world', None or a process group")
+        self._group = group
+
+    def count(self) -> int:
+        """How many processes there are."""
+        if self._group is None or not dist.is_available() or not dist.is_initialized():
+            return 1
+        return dist.get_world_size(None if isinstance(self._group, str) else self._group)
+
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """Average `tensor` over the processes, in place; every process must call this, with the same shape."""
+        count = self.count()
+        if count > 1:
+            self._reduce(tensor, dist.ReduceOp.SUM)
+            tensor.div_(count)
+        return tensor
+
+    def mean_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Average several tensors, in place, one after the other."""
+        if self.count() > 1:
+            for tensor in tensors:
+                self.mean_(tensor)
+
+    def differing(self, numbers: Sequence[int], device: torch.device) -> list[int]:
+        """Places where the processes do not have the same whole number; communicates by tensors on `device`."""
+        if self.count() == 1:
+            return []
+        both = torch.tensor([*numbers, *(-number for number in numbers)], device=device)
+        self._reduce(both, dist.ReduceOp.MAX)
+        highest, lowest = both[: len(numbers)], -both[len(numbers) :]
+        return (highest != lowest).nonzero().flatten().tolist()
+
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+        dist.all_reduce(tensor, operation, None if isinstance(self._group, str) else self._group)
