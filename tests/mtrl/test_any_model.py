@@ -173,14 +173,6 @@ def test_every_task_of_gradnorm_has_its_own_warm_up(model: Model) -> None:
     assert balancer.steps.tolist() == [8, 4, 8, 8]
 
 
-def test_a_count_of_steps_for_all_tasks_can_be_loaded() -> None:
-    old = GradNorm(3).state_dict()
-    old["steps"] = torch.tensor(7)
-    balancer = GradNorm(3)
-    balancer.load_state_dict(old)
-    assert balancer.steps.tolist() == [7, 7, 7]
-
-
 def test_errors_name_the_task_as_it_is_counted_with_the_missing_ones(model: Model) -> None:
     losses = model.losses(batch())
     with pytest.raises(NonFiniteGradientError, match="task 2"):
