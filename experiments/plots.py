@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from experiments.runs import Run
@@ -35,6 +36,7 @@ def learning_curves(runs: Runs, tasks: Sequence[str], path: Path) -> None:
         axes.axhline(200, color="0.6", linewidth=0.8, linestyle=":")
         axes.set_title(task)
         axes.set_xlabel("environment steps (all tasks)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
     panels[0].set_ylabel("greedy return per episode")
     _legend(panels)
     figure.suptitle("Learning curves: mean over seeds; band from lowest to highest seed; dotted: solved (200)")
@@ -51,6 +53,7 @@ def task_weights(runs: Runs, tasks: Sequence[str], path: Path) -> None:
             _mean_and_range(axes, curves, label=task, colour=colour)
         axes.set_title(_label(name, of_name))
         axes.set_xlabel("environment steps (all tasks)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
     panels[0].set_ylabel("task weight (1 = equal)")
     _legend(panels)
     figure.suptitle("Task weights: mean over seeds; band from lowest to highest seed")

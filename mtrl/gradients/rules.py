@@ -335,5 +335,9 @@ def refusal(layer: nn.Module) -> str | None:
 
 def fusible(layer: nn.Module) -> bool:
     """Whether a layer may run inside a fused chain: it has a rule, and no hook would be passed over."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return not hooked and refusal(layer) is None
+    return not any(hooks_of(layer)) and refusal(layer) is None
+
+
+def hooks_of(layer: nn.Module) -> tuple[dict[int, Any], ...]:
+    """The hooks of a layer, kind by kind; the same dictionaries for as long as it lives."""
+    return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks

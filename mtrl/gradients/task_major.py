@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from mtrl.gradients.any_graph import graph_leaves
 from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients, accumulate, without_autocast
 from mtrl.gradients.ranks import Group, Ranks
-from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, refusal
+from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, hooks_of, refusal
 
 
 class UnsupportedLayerError(ValueError):
@@ -94,12 +94,13 @@ class TaskMajorEngine:
     def _find_layers(self) -> None:
         # By identity: a layer that is used in two places has two names.
         self._layers = {layer: name for name, layer in reversed(list(_recorded_layers(self._module)))}
-        self._chains = [layer for layer in self._layers if isinstance(layer, nn.Sequential)]
+        chains = [layer for layer in self._layers if isinstance(layer, nn.Sequential)]
+        self._hooks = [hooks for chain in chains for layer in chain.modules() for hooks in hooks_of(layer)]
 
     @contextmanager
     def record(self) -> Iterator[None]:
         """Inside, the module's layers run by their per-task rules; outside they are what they were."""
-        if not all(map(fusible, self._chains)):  # a hook has been registered since
+        if any(self._hooks):  # one has been registered since
             self._find_layers()
         self._rows.start()
         self._scratch.start()
