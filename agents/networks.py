@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients import LayerRule, Saved, Scratch, TaskRows, register_rule
+from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
 
 
 class TaskEmbedding(nn.Module):
@@ -52,7 +52,32 @@ class _TaskEmbeddingRule(LayerRule):
         return torch.cat((grad[:, :-dim], grad[:, -dim:] @ layer.weight.t()), 1)
 
 
+class _TaskEmbeddingStep(Step):
+    def __init__(self, layer: TaskEmbedding, x: Tensor) -> None:
+        self.layer, self.weight = layer, layer.weight.detach()
+        self.state, self.one_hot = x[:, : -layer.num_tasks], x[:, -layer.num_tasks :]
+        dim = self.weight.shape[1]
+        self.y = x.new_empty(len(x), self.state.shape[1] + dim)
+        self.y_state, self.y_embedded = self.y[:, :-dim], self.y[:, -dim:]
+
+    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
+        assert not needs_input, "observations have no gradient: the embedding comes first"
+        dim = self.weight.shape[1]
+        self.weight_rows = rows.of(self.layer.weight)
+        self.one_hot_t = self.one_hot.view(rows.num_tasks, -1, self.layer.num_tasks).mT  # (T, tasks, B)
+        self.grad_embedded = grad.view(rows.num_tasks, -1, grad.shape[1])[..., -dim:]  # (T, B, dim)
+        return None
+
+    def forward(self) -> None:
+        self.y_state.copy_(self.state)
+        torch.mm(self.one_hot, self.weight, out=self.y_embedded)
+
+    def backward(self) -> None:
+        torch.bmm(self.one_hot_t, self.grad_embedded, out=self.weight_rows)
+
+
 register_rule(TaskEmbedding, _TaskEmbeddingRule())
+register_step(TaskEmbedding, _TaskEmbeddingStep)
 
 
 class SharedQNetwork(nn.Module):

@@ -8,11 +8,15 @@ Two engines compute it behind one interface, `with engine.record(): losses = ...
   forward and one backward pass: each layer's weight gradient is a batched product per task instead of one product over
   all rows, so the arithmetic is that of an ordinary backward pass.
 
-`LayerwiseEngine` is an `AutogradEngine` for models so large that T x D numbers are too many to hold. All three average
-over the processes of a data-parallel run (`Ranks`).
+`ChainEngine` computes what `TaskMajorEngine` does for a plain chain of layers, from the derivatives of the losses with
+respect to its output, without autograd: where networks are small, that is most of an update's time.
+
+`LayerwiseEngine` is an `AutogradEngine` for models so large that T x D numbers are too many to hold. All of them
+average over the processes of a data-parallel run (`Ranks`).
 """
 
 from mtrl.gradients.any_graph import AutogradEngine, graph_leaves
+from mtrl.gradients.chain import Chain, ChainEngine, Step, register_step
 from mtrl.gradients.core import (
     GradientEngine,
     Losses,
@@ -30,6 +34,8 @@ from mtrl.gradients.task_major import TaskMajorEngine, UnsupportedLayerError
 
 __all__ = [
     "AutogradEngine",
+    "Chain",
+    "ChainEngine",
     "GradientEngine",
     "Group",
     "JacobianNotHeldError",
@@ -43,6 +49,7 @@ __all__ = [
     "Ranks",
     "Saved",
     "Scratch",
+    "Step",
     "TaskGradients",
     "TaskMajorEngine",
     "TaskRows",
@@ -50,4 +57,5 @@ __all__ = [
     "accumulate",
     "graph_leaves",
     "register_rule",
+    "register_step",
 ]

@@ -32,6 +32,10 @@ class TaskRows:
             if key not in self._written:
                 view.zero_()
 
+    def of(self, parameter: Tensor) -> Tensor:
+        """The rows of one parameter, (T, *shape)."""
+        return self._views[id(parameter)]
+
     def wanted(self, parameter: Tensor | None) -> TypeGuard[Tensor]:
         """Whether a layer's parameter exists and is trained."""
         return id(parameter) in self._views

@@ -84,10 +84,7 @@ class TaskMajorEngine:
         self.layout = ParameterLayout(p for p in module.parameters() if p.requires_grad)
         self._rows = TaskRows(self.layout, num_tasks)
         self._scratch = Scratch()
-        if last_shared_layer is None:
-            matrices = [parameter for parameter in self.layout.parameters if parameter.ndim >= 2]
-            last_shared_layer = matrices[-1] if matrices else None
-        self._last_layer = slice(None) if last_shared_layer is None else self.layout.layer_columns(last_shared_layer)
+        self._last_layer = last_layer_columns(self.layout, last_shared_layer)
         self._anchor = torch.empty(0, requires_grad=True)
         self._recorded = False
 
@@ -178,6 +175,14 @@ class TaskMajorEngine:
             leaf.grad = gradient
         self._ranks.mean_all_([gradient for _, gradient in pairs])
         accumulate(pairs)
+
+
+def last_layer_columns(layout: ParameterLayout, last_shared_layer: nn.Module | Tensor | None) -> slice:
+    """Where norm-balancing methods measure: the columns of a layer, by default of the last matrix, else all."""
+    if last_shared_layer is None:
+        matrices = [parameter for parameter in layout.parameters if parameter.ndim >= 2]
+        last_shared_layer = matrices[-1] if matrices else None
+    return slice(None) if last_shared_layer is None else layout.layer_columns(last_shared_layer)
 
 
 def _stamp(parameter: Tensor) -> tuple[int, int]:

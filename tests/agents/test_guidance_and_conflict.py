@@ -23,15 +23,15 @@ class Recording(MultiTaskDQN):
         self.trained, self.guided, self.guiding = [], [], False
         super().__init__(*args, **kwargs)
 
-    def _losses(self, batch, targets):
+    def _targets(self, batch):
         (self.guided if self.guiding else self.trained).append(batch)
-        return super()._losses(batch, targets)
+        return super()._targets(batch)
 
-    def _guidance_loss(self):
+    def _lookahead_gradient(self, step):
         self.guiding = True
-        loss = super()._guidance_loss()
+        gradient = super()._lookahead_gradient(step)
         self.guiding = False
-        return loss
+        return gradient
 
 
 class Watch(BaseCallback):

@@ -1,0 +1,156 @@
+"""The engine without autograd: the rows of `TaskMajorEngine`, which autograd's own are compared with elsewhere."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl.gradients import Chain, ChainEngine, Step, TaskMajorEngine, UnsupportedLayerError, register_step
+from mtrl.gradients.chain import STEPS
+
+CHAINS = {
+    "one layer": lambda: nn.Sequential(nn.Linear(5, 4)),
+    "two hidden": lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)),
+    "no bias": lambda: nn.Sequential(nn.Linear(5, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)),
+    "ends in ReLU": lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU()),
+    "starts with ReLU": lambda: nn.Sequential(nn.ReLU(), nn.Linear(5, 4)),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def example(rows, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, 5, generator=generator, dtype=dtype)
+    wanted = torch.randn(rows, 4, generator=generator, dtype=dtype)
+    return inputs, wanted
+
+
+def reference(layers, num_tasks, inputs, wanted):
+    """Values, losses and rows by autograd's graph."""
+    engine = TaskMajorEngine(layers, num_tasks)
+    with engine.record():
+        values = layers(inputs)
+        losses = (values - wanted).square().view(num_tasks, -1).mean(1)
+    gradients = engine.backward(losses)
+    return values.detach(), losses.detach(), gradients
+
+
+def by_chain(engine, num_tasks, inputs, wanted):
+    values = engine.forward(inputs)
+    losses = (values - wanted).square().view(num_tasks, -1).mean(1)
+    return values.clone(), engine.backward(2 * (values - wanted) * num_tasks / values.numel(), losses)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("num_tasks", [1, 3])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_rows_are_those_of_the_task_major_engine(kind, num_tasks, dtype):
+    torch.manual_seed(1)
+    layers = CHAINS[kind]().to(dtype)
+    engine = ChainEngine(layers, num_tasks)
+    for seed, batch in enumerate((7, 2, 7)):  # shapes may change and come back
+        inputs, wanted = example(num_tasks * batch, dtype, seed)
+        values, gradients = by_chain(engine, num_tasks, inputs, wanted)
+        their_values, their_losses, theirs = reference(layers, num_tasks, inputs, wanted)
+        close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+        torch.testing.assert_close(values, their_values, **close)
+        torch.testing.assert_close(gradients.losses, their_losses, **close)
+        torch.testing.assert_close(gradients.jacobian, theirs.jacobian, **close)
+        torch.testing.assert_close(gradients.layer_norms, theirs.layer_norms, **close)
+
+
+def test_it_follows_parameters_that_change_in_place():
+    layers = CHAINS["two hidden"]().double()
+    engine = ChainEngine(layers, 2)
+    weights = engine.layout.flatten_()  # before the first run: from then on they stay where they are
+    inputs, wanted = example(8)
+    for _ in range(3):
+        _, gradients = by_chain(engine, 2, inputs, wanted)
+        torch.testing.assert_close(gradients.jacobian, reference(layers, 2, inputs, wanted)[2].jacobian)
+        with torch.no_grad():
+            weights.sub_(0.1 * gradients.jacobian.sum(0))
+
+
+def test_the_input_and_the_slope_are_left_alone():
+    engine = ChainEngine(CHAINS["starts with ReLU"](), 2)
+    inputs, slope = example(4, torch.float32)
+    before = inputs.clone(), slope.clone()
+    engine.forward(inputs)
+    engine.backward(slope)
+    torch.testing.assert_close((inputs, slope), before, rtol=0, atol=0)
+
+
+def test_no_graph_is_made():
+    layers = CHAINS["two hidden"]()
+    engine = ChainEngine(layers, 2)
+    values = engine.forward(example(4, torch.float32)[0].requires_grad_())
+    assert not values.requires_grad
+    gradients = engine.backward(torch.ones_like(values))
+    assert not gradients.jacobian.requires_grad
+    assert gradients.losses is None
+    assert all(parameter.grad is None for parameter in layers.parameters())
+
+
+def test_hooks_are_noticed():
+    layers = CHAINS["two hidden"]()
+    chain = Chain(layers)
+    assert not chain.hooked
+    handle = layers[2].register_forward_hook(lambda *_: None)
+    assert chain.hooked
+    handle.remove()
+    assert not chain.hooked
+
+
+class Doubling(nn.Module):
+    """A layer that nobody knows."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+class DoublingStep(Step):
+    def __init__(self, layer, x):
+        self.x, self.y = x, torch.empty_like(x)
+
+    def prepare_backward(self, grad, rows, needs_input):
+        self.grad, self.grad_x = grad, torch.empty_like(grad)
+        return self.grad_x
+
+    def forward(self):
+        torch.mul(self.x, 2, out=self.y)
+
+    def backward(self):
+        torch.mul(self.grad, 2, out=self.grad_x)
+
+
+def test_a_layer_is_refused_until_its_step_is_registered(monkeypatch):
+    monkeypatch.setattr("mtrl.gradients.chain.STEPS", STEPS.copy())
+    with pytest.raises(UnsupportedLayerError, match=r"layer '1' \(Doubling\) cannot run without autograd"):
+        ChainEngine(nn.Sequential(nn.Linear(2, 2), Doubling()), 1)
+    register_step(Doubling, DoublingStep)
+    layers = nn.Sequential(nn.Linear(5, 4), Doubling(), nn.Linear(4, 4)).double()
+    engine = ChainEngine(layers, 2)
+    inputs, wanted = example(6)
+    _, gradients = by_chain(engine, 2, inputs, wanted)
+    losses = (layers(inputs) - wanted).square().view(2, -1).mean(1)
+    for loss, row in zip(losses, gradients.jacobian, strict=True):
+        autograd = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
+        torch.testing.assert_close(row, torch.cat([part.flatten() for part in autograd]))
+
+
+def test_what_cannot_be_treated_is_refused():
+    linear = nn.Linear(3, 3)
+    with pytest.raises(UnsupportedLayerError, match=r"layer '1' \(Linear\)"):
+        ChainEngine(nn.Sequential(linear, linear), 1)  # used twice: its rows would be overwritten
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0' \(BatchNorm1d\)"):
+        ChainEngine(nn.Sequential(nn.BatchNorm1d(3), linear), 1)
+    replaced = nn.Linear(3, 3)
+    replaced.forward = lambda x: x
+    with pytest.raises(UnsupportedLayerError, match=r"layer '0' \(Linear\)"):
+        Chain(nn.Sequential(replaced))
+    with pytest.raises(ValueError, match="num_tasks is 0"):
+        ChainEngine(nn.Sequential(linear), 0)
+    engine = ChainEngine(nn.Sequential(linear), 2)
+    with pytest.raises(ValueError, match="got 3 rows, which do not divide into 2 tasks"):
+        engine.forward(torch.zeros(3, 3))
+    with pytest.raises(RuntimeError, match="call `forward` first"):
+        engine.backward(torch.zeros(2, 3))
