@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
@@ -233,12 +232,9 @@ class BRC(MultiTaskDQN):
         super()._setup_model()
         self.return_scale = ReturnScale(len(self.task_names), self.gamma)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
-        prepared = super()._setup_learn(*args, **kwargs)
-        if self._last_obs is not before:
-            self.return_scale.forget_unfinished()
-        return prepared
+    def _forget_unfinished(self) -> None:
+        super()._forget_unfinished()
+        self.return_scale.forget_unfinished()
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "largest_returns": self.return_scale.largest}
@@ -273,7 +269,7 @@ class BRC(MultiTaskDQN):
         best = probabilities[torch.arange(len(by), device=by.device), by.argmax(1)]  # (T * B, bins)
         unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=by.device)
         rewards = (batch.rewards.view(len(unit), -1) / unit[:, None]).flatten()
-        targets = rewards[:, None] + self.gamma * (1 - batch.terminals)[:, None] * support
+        targets = rewards[:, None] + batch.discounts[:, None] * support
         return project(best, targets, support)
 
     def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:

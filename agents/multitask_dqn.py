@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -21,6 +22,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.n_step import NStepReturns, Step
 from agents.networks import SharedQNetwork
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
@@ -68,6 +70,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         tau: share of the online network that goes into the target network at each target update; 1 is a copy. Default
             0.005.
         gamma: discount. Default 0.99.
+        n_step: rewards in a transition before the bootstrapped value. Default 3.
         train_freq: vector steps between training phases. Default 1.
         gradient_steps: updates per training phase; -1 for as many as environment steps. Default 4.
         target_update_interval: updates (or episodes, see below) between target updates. Default 1.
@@ -119,6 +122,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         batch_size: int = 64,
         tau: float = 0.005,
         gamma: float = 0.99,
+        n_step: int = 3,
         train_freq: int = 1,
         gradient_steps: int = 4,
         target_update_interval: int = 1,
@@ -171,6 +175,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.exploration_decay = exploration_decay
         self.exploration_diversity = exploration_diversity
         self.exploration_rates = np.full(max(self.n_envs if env is not None else 1, 1), exploration_initial_eps)
+        self.n_step = n_step
         self.double_q = double_q
         self.td_loss = td_loss
         self.max_grad_norm = max_grad_norm
@@ -217,6 +222,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             self.guidance_buffer = self._make_replay(held_out >> 1, share)
             self._held_out_rng = np.random.default_rng(held_out)
         self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
+        self._n_step_returns = NStepReturns(self.n_step, self.gamma)
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
         # target network follows in one operation.
@@ -289,7 +295,12 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             raise ValueError(f"exploration_decay is {self.exploration_decay}; it must be above 0 and at most 1")
         if not 0 < self.guidance_share < 1:
             raise ValueError(f"guidance_share is {self.guidance_share}; it must be above 0 and below 1")
-        for name, least in (("learning_starts", 0), ("target_update_interval", 1), ("conflict_interval", 1)):
+        for name, least in (
+            ("learning_starts", 0),
+            ("n_step", 1),
+            ("target_update_interval", 1),
+            ("conflict_interval", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name, value, choices in (
@@ -321,13 +332,26 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # the environments have been reset
+            self._forget_unfinished()
+        return prepared
+
+    def _forget_unfinished(self) -> None:
+        """Drop what was gathered about episodes that will not be finished."""
+        self._n_step_returns.clear()
+
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """`gradient_steps` updates on `batch_size` transitions of each task."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        if len(self.replay_buffer) == 0:
+            return  # the first transition is not complete, or was held out
         if self.guidance_buffer is not None:
-            if not (len(self.guidance_buffer) and len(self.replay_buffer)):
-                return  # training starts with empty replays: each waits for its first step
+            if len(self.guidance_buffer) == 0:
+                return
             self._set_guidance()
         for _ in range(gradient_steps):
             losses = self._set_gradient(self.replay_buffer.sample(batch_size))
@@ -398,14 +422,14 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     @torch.no_grad()
     def _targets(self, batch: TaskBatch) -> Tensor:
-        """Bootstrapped returns (T * B,): r + gamma * Q_target(s', a*), and r alone where the episode has ended."""
+        """Bootstrapped returns (T * B,): rewards + discount * Q_target(s', a*), the discount 0 after an end."""
         values = self._target_values(batch.next_observations)  # (T * B, A)
         if self.double_q:
             chosen = self._online_values(batch.next_observations).argmax(1, keepdim=True)
             best = values.gather(1, chosen).squeeze(1)
         else:
             best = values.amax(1)
-        targets: Tensor = batch.rewards + self.gamma * (1 - batch.terminals) * best
+        targets: Tensor = batch.rewards + batch.discounts * best
         return targets
 
     def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
@@ -474,8 +498,11 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             len(self.guidance_buffer) == 0 or self._held_out_rng.random() < self.guidance_share
         ):
             replay_buffer = self.guidance_buffer
-        replay_buffer.add(observations, next_obs, buffer_action, reward, terminals)
+        step = Step(observations, next_obs, buffer_action, reward, dones, terminals)
         self._last_obs = new_obs
+        transitions = self._n_step_returns.add(step)
+        if transitions is not None:
+            replay_buffer.add(*transitions)
 
     @property
     def exploration_rate(self) -> float:
@@ -554,6 +581,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "batch_size",
         "tau",
         "gamma",
+        "n_step",
         "gradient_steps",
         "target_update_interval",
         "target_update_unit",

@@ -17,7 +17,7 @@ class TaskBatch(NamedTuple):
     next_observations: Tensor  # (T * B, O)
     actions: Tensor  # (T * B,), int64
     rewards: Tensor  # (T * B,)
-    terminals: Tensor  # (T * B,), 1 where the episode ended for good: a time limit is no end
+    discounts: Tensor  # (T * B,), what the next observation's value counts: 0 where the episode ended for good
 
 
 class TaskReplayBuffer:
@@ -64,10 +64,10 @@ class TaskReplayBuffer:
         next_observations: NDArray[np.float32],
         actions: NDArray[np.int64],
         rewards: NDArray[np.float32],
-        terminals: NDArray[np.bool_],
+        discounts: NDArray[np.float32],
     ) -> None:
         """Store one step of T * K environments, in task-major order: shapes (T * K, O) and (T * K,)."""
-        step = np.column_stack((observations, next_observations, actions, rewards, terminals))
+        step = np.column_stack((observations, next_observations, actions, rewards, discounts))
         step = step.reshape(self.num_tasks, -1, step.shape[-1])  # (T, K, 2 O + 3)
         start, count = 0, step.shape[1]
         while start < count:

@@ -61,7 +61,7 @@ class Learner:
         with torch.no_grad():
             chosen = self.online(self.batch.next_observations).argmax(1, keepdim=True)
             best = self.target(self.batch.next_observations).gather(1, chosen).squeeze(1)
-            targets: Tensor = self.batch.rewards + 0.99 * (1 - self.batch.terminals) * best
+            targets: Tensor = self.batch.rewards + self.batch.discounts * best
             return targets
 
     def losses(self, targets: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     before, after = (torch.cat((torch.randn(rows, STATE, generator=generator), task), 1) for _ in range(2))
     actions = torch.randint(ACTIONS, (rows,), generator=generator)
     rewards = torch.randn(rows, generator=generator)
-    batch = TaskBatch(before, after, actions, rewards, torch.zeros(rows))
+    batch = TaskBatch(before, after, actions, rewards, torch.full((rows,), 0.99))
 
     cases = {"plain": plain_update(batch, fused=False), "plain, fused Adam": plain_update(batch, fused=True)}
     cases |= {name: balanced_update(batch, name) for name in names()}

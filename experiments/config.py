@@ -21,6 +21,7 @@ AGENT_FIELDS = (
     "batch_size",
     "tau",
     "gamma",
+    "n_step",
     "train_freq",
     "gradient_steps",
     "target_update_interval",
@@ -55,6 +56,7 @@ NOTES: dict[str, Any] = {
     "learning_rate": 5e-4,
     "learning_rate_decay": 0.0,
     "gamma": 0.99,
+    "n_step": 1,
     "gradient_steps": 1,
     "exploration_initial_eps": 1.0,
     "exploration_final_eps": 0.01,
@@ -142,6 +144,9 @@ class TrainConfig:
 
     gamma: float = 0.99
     """Discount per step."""
+
+    n_step: int = 3
+    """Rewards in a transition before the bootstrapped value."""
 
     train_freq: int = 1
     """Steps of all environments between training phases."""

@@ -292,7 +292,7 @@ def test_an_update_is_plain_autograd_and_adamw(variant, double_q):
             after = target.logits(batch.next_observations[rows]).softmax(2)
             by = (network if double_q else target)(batch.next_observations[rows]).argmax(1)
             rewards = batch.rewards[rows] * (10 / agent.return_scale.largest[task])
-            goes_to = rewards[:, None] + 0.99 * (1 - batch.terminals[rows, None]) * support
+            goes_to = rewards[:, None] + batch.discounts[rows, None] * support
             numbers = [x.double().numpy() for x in (after[each, by], goes_to, support)]
             wanted = torch.from_numpy(slow_projection(*numbers)).float()
         got = network.logits(batch.observations[rows])[each, batch.actions[rows]]
@@ -321,7 +321,7 @@ def test_returns_fit_the_bins():
     # Discounted from its first step an episode's return, in normalised units, is within [-10, 10].
     batch = agent.replay_buffer.sample(500)
     unit = 10 / agent.return_scale.divisors
-    over = batch.terminals.view(3, -1).bool()
+    over = batch.discounts.view(3, -1) == 0
     assert over.any()
     normalised = batch.rewards.view(3, -1) * torch.from_numpy(unit)[:, None]
     assert (normalised[over].abs() <= 10 + 1e-4).all()  # the last reward is the last return

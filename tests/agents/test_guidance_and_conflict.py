@@ -12,7 +12,14 @@ from envs import make_task_env, make_task_vec_env
 from mtrl.conflict import conflict_metrics
 
 # Without decay: at the end of `learn` the learning rate would be 0, and updates after it would change nothing.
-SMALL = {"learning_starts": 60, "buffer_size": 9_000, "batch_size": 8, "gradient_steps": 1, "learning_rate_decay": 0}
+SMALL = {
+    "n_step": 1,
+    "learning_starts": 60,
+    "buffer_size": 9_000,
+    "batch_size": 8,
+    "gradient_steps": 1,
+    "learning_rate_decay": 0,
+}
 PAIRS = ("Standard_Windy", "Standard_Heavy", "Windy_Heavy")
 
 
@@ -62,7 +69,7 @@ def as_set(rows):
 
 def batch_rows(batches):
     parts = [
-        torch.column_stack((b.observations, b.next_observations, b.actions, b.rewards, b.terminals)) for b in batches
+        torch.column_stack((b.observations, b.next_observations, b.actions, b.rewards, b.discounts)) for b in batches
     ]
     return torch.cat(parts).float().numpy()
 
@@ -241,7 +248,7 @@ def test_metrics_are_those_of_the_task_gradients(variant):
         with torch.no_grad():
             chosen = network(batch.next_observations[part].double()).argmax(1)
             best = target(batch.next_observations[part].double())[each, chosen]
-            wanted = batch.rewards[part] + 0.99 * (1 - batch.terminals[part]) * best
+            wanted = batch.rewards[part] + batch.discounts[part] * best
         got = network(batch.observations[part].double())[each, batch.actions[part]]
         loss = torch.nn.functional.smooth_l1_loss(got, wanted)
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))

@@ -81,7 +81,7 @@ def test_each_network_evolves_as_if_it_were_trained_alone(settings):
                 after = target(batch.next_observations[rows, :8])
                 by = network(batch.next_observations[rows, :8]) if double_q else after
                 best = after[torch.arange(8), by.argmax(1)]
-                wanted = batch.rewards[rows] + 0.99 * (1 - batch.terminals[rows]) * best
+                wanted = batch.rewards[rows] + batch.discounts[rows] * best
             got = network(batch.observations[rows, :8])[torch.arange(8), batch.actions[rows]]
             optimizer.zero_grad()
             td_loss(got, wanted).backward()

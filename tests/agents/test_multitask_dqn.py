@@ -112,7 +112,7 @@ def test_an_update_is_the_textbook_one(double_q, td_loss):
             after = target(batch.next_observations[rows])
             by = network(batch.next_observations[rows]) if double_q else after
             best = after[torch.arange(8), by.argmax(1)]
-            wanted = batch.rewards[rows] + 0.99 * (1 - batch.terminals[rows]) * best
+            wanted = batch.rewards[rows] + batch.discounts[rows] * best
         got = network(batch.observations[rows])[torch.arange(8), batch.actions[rows]]
         losses.append((nn.SmoothL1Loss() if td_loss == "huber" else nn.MSELoss())(got, wanted))
     sum(losses).backward()
@@ -175,14 +175,14 @@ class StepCounter(gymnasium.Env):
 
 def test_time_limits_are_bootstrapped_through_and_final_observations_kept():
     env = DummyVecEnv([lambda task=task: StepCounter(task) for task in "AABB"])
-    agent = MultiTaskDQN("MlpPolicy", env, learning_starts=1000, buffer_size=100, batch_size=1, seed=0)
+    agent = MultiTaskDQN("MlpPolicy", env, n_step=1, learning_starts=1000, buffer_size=100, batch_size=1, seed=0)
     agent.learn(4 * 7)
     assert agent.task_names == ("A", "B")
     batch = agent.replay_buffer.sample(400)
     last = batch.observations[:, 0] == 2
     torch.testing.assert_close(batch.next_observations, batch.observations + 1)  # never a reset observation
     of_b = torch.arange(800) >= 400
-    assert torch.equal(batch.terminals.bool(), last & of_b)
+    assert torch.equal(batch.discounts == 0, last & of_b)
 
 
 def test_epsilon_is_drawn_per_environment():

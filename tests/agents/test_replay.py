@@ -39,7 +39,7 @@ def test_fields_of_a_transition_stay_together():
     torch.testing.assert_close(batch.next_observations, batch.observations + 0.5)
     torch.testing.assert_close(batch.rewards, column + number)
     assert torch.equal(batch.actions, column.long() % 4)
-    assert torch.equal(batch.terminals, (column.long() % 2 == 0).float())
+    assert torch.equal(batch.discounts, (column.long() % 2 == 0).float())
     assert batch.actions.dtype == torch.int64
 
 

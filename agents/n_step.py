@@ -1,0 +1,76 @@
+"""Rewards of several steps in one transition."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Step(NamedTuple):
+    """One step of N environments, in which what follows an episode's end is the end itself, not the next start."""
+
+    observations: NDArray[np.float32]  # (N, O)
+    next_observations: NDArray[np.float32]  # (N, O)
+    actions: NDArray[np.int64]  # (N,)
+    rewards: NDArray[np.float32]  # (N,)
+    dones: NDArray[np.bool_]  # (N,), the episode ended here
+    terminals: NDArray[np.bool_]  # (N,), it ended for good: not by its time limit
+
+
+class Transitions(NamedTuple):
+    """A transition of each of N environments; the value of its first action is rewards + discounts * V(next)."""
+
+    observations: NDArray[np.float32]  # (N, O)
+    next_observations: NDArray[np.float32]  # (N, O)
+    actions: NDArray[np.int64]  # (N,)
+    rewards: NDArray[np.float32]  # (N,)
+    discounts: NDArray[np.float32]  # (N,), 0 where the episode ended for good
+
+
+class NStepReturns:
+    """Turns steps into transitions over n of them, or over as many as are left of the episode.
+
+    Uncorrected for what the policy would have done instead, as in Rainbow (Hessel et al. 2018,
+    https://arxiv.org/abs/1710.02298): with small n and mostly greedy data, rewards travel back n times as fast at
+    little bias.
+
+    Args:
+        n: steps per transition; 1 is the ordinary transition.
+        gamma: discount per step.
+    """
+
+    def __init__(self, n: int, gamma: float) -> None:
+        self.n = n
+        self.gamma = gamma
+        self._steps: deque[Step] = deque(maxlen=n)
+
+    def add(self, step: Step) -> Transitions | None:
+        """The transitions that begin n - 1 steps before `step`; None while there are not so many."""
+        self._steps.append(step)
+        if len(self._steps) < self.n:
+            return None
+        first, *others = self._steps
+        rewards, following = first.rewards, first.next_observations
+        discounts = np.float32(self.gamma) * ~first.terminals
+        going = ~first.dones
+        for later, further in enumerate(others, 1):
+            rewards = rewards + np.float32(self.gamma**later) * (further.rewards * going)
+            following = np.where(going[:, None], further.next_observations, following)
+            discounts = np.where(going, np.float32(self.gamma ** (later + 1)) * ~further.terminals, discounts)
+            going = going & ~further.dones
+        return Transitions(first.observations, following, first.actions, rewards, discounts)
+
+    def clear(self) -> None:
+        """Forget unfinished transitions: the environments have been reset."""
+        self._steps.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps whose transitions are not complete."""
+        return {"steps": [list(step) for step in self._steps]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of `state_dict`."""
+        self._steps = deque((Step(*step) for step in state["steps"]), maxlen=self.n)
