@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from agents.multitask_dqn import MultiTaskDQN
+from agents.optimizer import FlatAdam
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch
 
@@ -243,8 +244,8 @@ class BRC(MultiTaskDQN):
         super()._set_state(state)
         self.return_scale.largest = state["largest_returns"]
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([self._weights], self.lr_schedule(1), weight_decay=self.weight_decay, fused=True)
+    def _make_optimizer(self) -> FlatAdam:
+        return FlatAdam(self._weights, self.lr_schedule(1), self.weight_decay)
 
     def _store_transition(
         self,

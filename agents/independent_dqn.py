@@ -52,16 +52,14 @@ class IndependentDQN(MultiTaskDQN):
     def _make_engine(self) -> None:
         self._parameters = list(self.policy.q_net.parameters())
 
-    def _set_gradient(self, batch: TaskBatch) -> Tensor:
+    def _balanced_gradient(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         losses = self._losses(batch, self._targets(batch))
         gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)
-        self._weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
-        return losses.detach()
+        return torch.cat([gradient.flatten() for gradient in gradients]), losses.detach()
 
-    def _clip_gradient(self, max_norm: float) -> None:
+    def _clip(self, gradient: Tensor, max_norm: float) -> None:
         """Each network by its own norm: by a common one, a task's network would depend on the others."""
-        assert self._weights.grad is not None
-        stacks = ParameterLayout(self._parameters).split(self._weights.grad)  # each (T, ...)
+        stacks = ParameterLayout(self._parameters).split(gradient)  # each (T, ...)
         squares = torch.stack([stack.flatten(1).square().sum(1) for stack in stacks]).sum(0)
         scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1)  # as `torch.nn.utils.clip_grad_norm_` does
         for stack in stacks:

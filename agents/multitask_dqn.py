@@ -24,6 +24,7 @@ from torch import Tensor
 
 from agents.n_step import NStepReturns, Step
 from agents.networks import SharedQNetwork
+from agents.optimizer import FlatAdam
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
 from agents.td import TDLoss, td_losses, td_losses_and_slope
@@ -228,7 +229,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         # target network follows in one operation.
         self._weights = ParameterLayout(self.policy.q_net.parameters()).flatten_()
         self._target_weights = ParameterLayout(self.policy.q_net_target.parameters()).flatten_().detach()
-        self.policy.optimizer = self._make_optimizer()
+        self._optimizer = self._make_optimizer()
+        self.policy.optimizer = self._optimizer
         self._online_values: Callable[[Tensor], Tensor] = self.policy.q_net
         self._target_values: Callable[[Tensor], Tensor] = self.policy.q_net_target
         self._chain: ChainEngine | None = None
@@ -245,8 +247,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         capacity = max(round(self.buffer_size // num_tasks * share), 1)
         return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([self._weights], lr=self.lr_schedule(1), fused=True)
+    def _make_optimizer(self) -> FlatAdam:
+        return FlatAdam(self._weights, self.lr_schedule(1))
 
     def _make_engine(self) -> None:
         network, num_tasks = self.policy.q_net, len(self.task_names)
@@ -354,28 +356,33 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 return
             self._set_guidance()
         for _ in range(gradient_steps):
-            losses = self._set_gradient(self.replay_buffer.sample(batch_size))
-            if self.max_grad_norm is not None:
-                self._clip_gradient(self.max_grad_norm)
-            self.policy.optimizer.step()
+            losses = self._update(self.replay_buffer.sample(batch_size))
             self._loss_sum += losses
             self._loss_count += 1
             self._n_updates += 1
             if self.target_update_unit == "updates" and self._n_updates % self.target_update_interval == 0:
                 self._update_target()
 
-    def _set_gradient(self, batch: TaskBatch) -> Tensor:
-        """Put the balanced gradient of the task losses into the weights' `.grad`; returns the losses (T,)."""
+    def _update(self, batch: TaskBatch) -> Tensor:
+        """One step of the optimizer; returns the losses (T,)."""
+        gradient, losses = self._balanced_gradient(batch)
+        if self.max_grad_norm is not None:
+            self._clip(gradient, self.max_grad_norm)
+        self._optimizer.update(gradient)
+        return losses
+
+    def _balanced_gradient(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        """The direction (D,) that the balancer makes of the task gradients, and the losses (T,)."""
         gradients = self._task_gradients(batch)
         losses = gradients.losses
         assert losses is not None  # the engines put them there
         with torch.no_grad():
             balance = self.balancer(gradients, losses)
-            self._weights.grad = balance.update(gradients)
+            gradient = balance.update(gradients)
             self._diagnostics |= balance.diagnostics
             if self._n_updates % self.conflict_interval == 0:
                 self._diagnostics |= conflict_metrics(gradients.gramian)
-        return losses
+        return gradient, losses
 
     def _task_gradients(self, batch: TaskBatch) -> TaskGradients:
         """Each task's gradient of its temporal-difference loss; the losses come with them."""
@@ -388,8 +395,9 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             losses = self._losses(batch, targets)
         return self._engine.backward(losses)
 
-    def _clip_gradient(self, max_norm: float) -> None:
-        torch.nn.utils.clip_grad_norm_(self._weights, max_norm)
+    def _clip(self, gradient: Tensor, max_norm: float) -> None:
+        """Scale `gradient` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
+        gradient.mul_((max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_(max=1.0))
 
     def _set_guidance(self) -> None:
         """Let the balancer look one step of plain gradient descent ahead, at the present learning rate."""

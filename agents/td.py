@@ -27,11 +27,13 @@ def td_losses(values: Tensor, actions: Tensor, targets: Tensor, num_tasks: int, 
     return per_row.view(num_tasks, -1).mean(1)
 
 
-@torch.no_grad()
 def td_losses_and_slope(
     values: Tensor, actions: Tensor, targets: Tensor, num_tasks: int, loss: TDLoss = "huber"
 ) -> tuple[Tensor, Tensor]:
-    """`td_losses` (T,), and their derivative with respect to each row's action values, (T * B, A)."""
+    """`td_losses` (T,), and their derivative with respect to each row's action values, (T * B, A).
+
+    The arguments are not part of a graph.
+    """
     index = actions.unsqueeze(1)
     error = values.gather(1, index).squeeze(1).sub_(targets)
     if loss == "huber":

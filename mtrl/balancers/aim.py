@@ -86,6 +86,7 @@ class AIM(Balancer):
         ValueError: an argument is out of range.
     """
 
+    needs_gramian = True
     task_state = ("tau", "exp_avg", "exp_avg_sq", "alignment")
     tau: Tensor  # (T, T), or () with one threshold for all; so are Adam's two moments
     exp_avg: Tensor
@@ -171,17 +172,17 @@ class AIM(Balancer):
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """The coefficients beta by the thresholds as they are; then the policy's own step."""
-        tau = self.tau.numpy()
+        tau, alignment, updates = self.tau.numpy(), self.alignment.numpy(), self.updates.numpy()
         gramian = gradients.gramian
         # In units of N: m_i = n_i / N and b_j = n_j beta_j / N, so that no number depends on the gradients' scale.
-        G = gramian.cpu().numpy()
+        G = gramian.numpy(force=True)
         n = np.sqrt(G.diagonal())
-        N = n.sum()
-        inverse = np.divide(1.0, n, out=np.zeros_like(n), where=n > 0)  # a zero row has no direction
-        C = (G * inverse[:, None] * inverse).clip(-1.0, 1.0)
+        N = float(n.sum())
+        inverse = np.array([1 / norm if norm > 0 else 0.0 for norm in n.tolist()])  # a zero row has no direction
+        C = clip(G * inverse[:, None] * inverse)
         m = n / N if N > 0 else n
         w = 0.5 + 0.5 * np.tanh(0.5 * self.k * (tau - C))  # the sigmoid, without its overflow
-        np.fill_diagonal(w, 0.0)
+        w.flat[:: len(n) + 1] = 0.0  # the diagonal
         removed = w * C * m[:, None]  # (T, T): what task i loses along u_j
         b = m - removed.sum(0)
         beta = torch.from_numpy(np.where(n > 0, b * (N * inverse), 1.0))
@@ -191,23 +192,22 @@ class AIM(Balancer):
         alpha = self._shares(losses)
         diagnostics = {
             "weight": beta,
-            "tau": self.tau.clone(),
+            "tau": torch.from_numpy(tau.copy()),
             "intervention": torch.from_numpy(w),
             "cosine": torch.from_numpy(C),
-            "magnitude": torch.tensor((norm - 1.0) ** 2 if N > 0 else 0.0, dtype=torch.float64),
-            "progress": torch.tensor(float(alpha @ (m * along)), dtype=torch.float64),
+            "magnitude": torch.from_numpy(np.array((norm - 1.0) ** 2 if N > 0 else 0.0)),
+            "progress": torch.from_numpy(np.array(alpha @ (m * along))),
         }
-        if int(self.updates) % self.policy_interval == 0:
+        if int(updates) % self.policy_interval == 0:
             # Each |u_i.g| <= |g|: the bounds only matter where g is so near 0 that rounding errors are all there is.
-            unit = (along / norm).clip(-1.0, 1.0) if norm > 0 else np.zeros_like(along)
+            unit = clip(along / norm) if norm > 0 else np.zeros_like(along)
             by_b = 2.0 * self.magnitude_weight * (norm - 1.0) * unit - self.progress_weight * (C @ (alpha * m))
             if self._guide is not None:
-                alignment = self._align(self._guide, gradients, beta) * inverse
+                alignment[:] = self._align(self._guide, gradients, beta) * inverse
                 by_b -= self.guidance_weight * alignment
-                self.alignment.copy_(torch.from_numpy(alignment))
             self._step(-self.k * (1.0 - w) * removed * by_b)
-        self.updates += 1
-        diagnostics["alignment"] = self.alignment.clone()
+        updates += 1
+        diagnostics["alignment"] = torch.from_numpy(alignment.copy())
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)
 
     def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
@@ -233,8 +233,8 @@ class AIM(Balancer):
         """The alpha (T,): each task's share of the loss; equal if all are 0, and 0 if progress does not count."""
         if self.progress_weight == 0:
             return np.zeros(len(losses))
-        values = losses.double().cpu().numpy()
-        total = values.sum()
+        values = np.array(losses.tolist())
+        total = float(values.sum())
         shares: Array = values / total if total > 0 else np.full(len(values), 1 / len(values))
         return shares
 
@@ -261,9 +261,16 @@ class AIM(Balancer):
         tau, average, squares = self.tau.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy()
         if tau.ndim == 0:
             gradient = gradient.sum()
-        self.policy_steps += 1
-        steps = int(self.policy_steps)
+        policy_steps = self.policy_steps.numpy()
+        policy_steps += 1
+        steps = int(policy_steps)
         average += (1.0 - BETA1) * (gradient - average)
         squares += (1.0 - BETA2) * (gradient * gradient - squares)
         scale = np.sqrt(squares / (1.0 - BETA2**steps)) + EPS
         tau -= self.lr / (1.0 - BETA1**steps) * average / scale
+
+
+def clip(cosines: Array) -> Array:
+    """Rounding errors may have carried them beyond -1 and 1."""
+    clipped: Array = np.minimum(np.maximum(cosines, -1.0), 1.0)  # a third of what `np.clip` takes
+    return clipped

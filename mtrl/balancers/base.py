@@ -58,6 +58,7 @@ class Balancer(nn.Module):
     Attributes:
         needs_positive_losses: whether the method divides by losses or takes their logarithm. TD losses are positive,
             actor losses are not.
+        needs_gramian: whether the method always asks for the Gramian, which then shows that the rows are finite, too.
         task_state: names of the attributes, tensors or NumPy arrays, that hold a number for each task (T,) or pair of
             tasks (T, T). While tasks are missing, `balance` finds the rest of them there.
 
@@ -66,6 +67,7 @@ class Balancer(nn.Module):
     """
 
     needs_positive_losses = False
+    needs_gramian = False
     task_state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_tasks: int | None = None, *, scale: Scale = "sum") -> None:
@@ -113,6 +115,8 @@ class Balancer(nn.Module):
                 if not 0 <= loss < math.inf:
                     task = gradients.task(row)
                     raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
+        if self.needs_gramian:
+            _ = gradients.gramian  # before the check, which then need not look at the rows
         gradients.check_finite()
         if mask is None:
             answer = self.balance(gradients, losses)

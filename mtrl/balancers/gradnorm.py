@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Scale
 from mtrl.gradients import TaskGradients
 
+Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
 
 
-def project_weights(weights: Tensor, floor: float, total: float | None = None) -> Tensor:
+def project_weights(weights: Array, floor: float, total: float | None = None) -> Array:
     """Scale positive `weights` (T,) to sum to `total`, by default T, with none below `floor`.
 
     What the floor adds, the others give.
@@ -23,8 +26,8 @@ def project_weights(weights: Tensor, floor: float, total: float | None = None) -
     weights = weights * (total / weights.sum())
     low = weights < floor
     while low.any():
-        free = total - floor * int(low.sum())  # an integer tensor times a float would be float32
-        weights = torch.where(low, floor, weights * (free / weights[~low].sum()))
+        free = total - floor * np.count_nonzero(low)
+        weights = np.where(low, floor, weights * (free / weights[~low].sum()))
         below = weights < floor
         if not below.any():
             break
@@ -57,6 +60,8 @@ class GradNorm(Balancer):
       warm-up; weights move once all tasks of the batch are through it.
     * `progress="return"` is an extension of this project: the training rate is what is left of the way to the
       highest return, Ltilde_i = (high - R_i) / (high - low), with R_i from `record_returns`.
+
+    The state, T numbers a buffer, is computed on the CPU in float64 and stays there: `to` does not move it.
 
     Args:
         num_tasks: T.
@@ -127,6 +132,10 @@ class GradNorm(Balancer):
         self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
         self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # `to`, `cuda`, `half`: the state is T numbers, stays in float64 and stays where it is computed, on the CPU.
+        return self
+
     def reset(self) -> None:
         """Equal weights, no memory of losses or returns."""
         self.weights.fill_(1.0)
@@ -138,44 +147,49 @@ class GradNorm(Balancer):
         """Note the tasks' recent mean returns (T,), which `progress="return"` measures by. NaN: none known yet."""
         self.returns.copy_(returns)
 
-    def training_rates(self, losses: Tensor) -> Tensor:
-        """Relative inverse training rates r (T,), float64, of mean 1: above 1 for tasks that lag behind."""
+    def training_rates(self, losses: Array) -> Array:
+        """Relative inverse training rates r (T,) of mean 1: above 1 for tasks that lag behind."""
         if self.progress == "return":
             assert self.return_range is not None
             low, high = self.return_range
             # A task without a finished episode counts as having made no progress.
-            left = ((high - self.returns.nan_to_num(low)) / (high - low)).clamp(0.01, 1.0)
+            left = ((high - np.nan_to_num(self.returns.numpy(), nan=low)) / (high - low)).clip(0.01, 1.0)
         else:
-            initial = self.initial_losses
-            floor = self.initial_loss_floor * initial.mean()
-            left = losses / initial.clamp(min=floor) if floor > 0 else torch.ones_like(initial)
-        mean = left.mean()
-        return left / mean if mean > 0 else torch.ones_like(left)
+            initial = self.initial_losses.numpy()
+            floor = self.initial_loss_floor * float(initial.sum()) / len(initial)
+            left = losses / np.maximum(initial, floor) if floor > 0 else np.ones_like(initial)
+        mean = float(left.sum()) / len(left)
+        return left / mean if mean > 0 else np.ones_like(left)
 
-    def weight_gradient(self, norms: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of L_grad with respect to the weights, and the target norms; all (T,)."""
-        weighted = self.weights * norms
-        targets = weighted.mean() * rates**self.alpha
-        return torch.sign(weighted - targets) * norms, targets
+    def weight_gradient(self, weights: Array, norms: Array, rates: Array) -> tuple[Array, Array, float]:
+        """Gradient of L_grad with respect to the weights, (T,), the target norms (T,), and the mean weighted norm."""
+        weighted = weights * norms
+        mean = float(weighted.sum()) / len(weighted)
+        targets = mean * rates**self.alpha
+        return np.sign(weighted - targets) * norms, targets, mean
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """The weights as they are; then their own step."""
-        weights = self.weights.clone()
-        norms = gradients.layer_norms
-        losses = losses.to(self.initial_losses)
-        fewest = int(self.steps.min())
+        # On T numbers NumPy takes a fraction of torch's time; these arrays are the buffers' own memory.
+        own, initial, steps = self.weights.numpy(), self.initial_losses.numpy(), self.steps.numpy()
+        weights, current = own.copy(), np.array(losses.tolist(), dtype=np.float64)
+        fewest = min(steps.tolist())
         if fewest < self.warmup_steps:
-            change = (losses - self.initial_losses) / (self.steps + 1)  # of the running mean
-            self.initial_losses += torch.where(self.steps < self.warmup_steps, change, 0.0)
-        self.steps += 1
-        rates = self.training_rates(losses)
-        gradient, targets = self.weight_gradient(norms, rates)
-        mean = (weights * norms).mean()
+            change = (current - initial) / (steps + 1)  # of the running mean
+            initial += np.where(steps < self.warmup_steps, change, 0.0)
+        steps += 1
+        rates = self.training_rates(current)
+        gradient, targets, mean = self.weight_gradient(weights, gradients.layer_norms.numpy(force=True), rates)
         if mean > 0 and (fewest >= self.warmup_steps or self.warmup_steps == 1):
             log_gradient = weights * gradient / mean  # d/d log w = w * d/dw
             total = None if len(weights) == self.num_tasks else float(weights.sum())
-            moved = weights * torch.exp(-self.lr * log_gradient)
-            self.weights.copy_(project_weights(moved, self.weight_floor, total))
-        active = (weights <= self.weight_floor * (1 + 1e-9)).double()
-        diagnostics = {"weight": weights, "norm": norms, "target": targets, "rate": rates, "floor_active": active}
-        return Balance(weights, diagnostics=diagnostics)
+            own[:] = project_weights(weights * np.exp(-self.lr * log_gradient), self.weight_floor, total)
+        coefficients = torch.from_numpy(weights).to(gradients.device)
+        diagnostics = {
+            "weight": coefficients,
+            "norm": gradients.layer_norms,
+            "target": torch.from_numpy(targets),
+            "rate": torch.from_numpy(rates),
+            "floor_active": torch.from_numpy((weights <= self.weight_floor * (1 + 1e-9)).astype(np.float64)),
+        }
+        return Balance(coefficients, diagnostics=diagnostics)

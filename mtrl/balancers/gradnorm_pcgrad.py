@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Scale
@@ -33,6 +34,8 @@ class GradNormPCGrad(Balancer):
     Raises:
         ValueError: an argument is out of range.
     """
+
+    needs_gramian = True
 
     def __init__(
         self,
@@ -75,7 +78,8 @@ class GradNormPCGrad(Balancer):
         """PCGrad on the rows as GradNorm weighs them."""
         magnitudes = self.gradnorm.balance(gradients, losses)
         weights = magnitudes.coefficients
-        directions = self.pcgrad.balance_gramian(gradients.gramian * weights * weights.unsqueeze(1))
-        coefficients = directions.coefficients * weights
+        w, G = weights.numpy(force=True), gradients.gramian.numpy(force=True)
+        directions = self.pcgrad.balance_gramian(torch.from_numpy(G * w * w[:, None]))
+        coefficients = directions.coefficients.to(weights.device) * weights
         own = {"weight": coefficients, "gradnorm_weight": weights}
         return Balance(coefficients, diagnostics={**magnitudes.diagnostics, **directions.diagnostics, **own})

@@ -34,25 +34,27 @@ class PCGrad(RandomBalancer):
     gradient went through; `cosine` (T, T) of the raw gradients.
     """
 
+    needs_gramian = True
+
     def draw_order(self, num_tasks: int) -> NDArray[np.intp]:
         """The other tasks in random order for each task, (T, T - 1)."""
         keys = self.generator.random((num_tasks, num_tasks))
-        np.fill_diagonal(keys, 2.0)  # above all others: the task itself comes last, and is cut off
+        keys.flat[:: num_tasks + 1] = 2.0  # the diagonal, above all others: the task itself comes last, and is cut off
         return keys.argsort(axis=1)[:, :-1]
 
     def balance_gramian(self, gramian: Tensor) -> Balance:
         """The answer for rows of this Gramian (T, T), which is all that the method asks of them."""
         G = gramian.numpy(force=True)
-        num_tasks, squares = len(G), G.diagonal()
-        inverse = 1 / np.where(squares > SMALLEST, squares, np.inf)
+        num_tasks = len(G)
+        inverse = np.array([1 / square if square > SMALLEST else 0.0 for square in G.diagonal().tolist()])
         ratios = G * inverse  # <g_i, g_j> / |g_j|^2
-        P, projected, tasks = np.eye(num_tasks), ratios.copy(), np.arange(num_tasks)
-        for j in self.draw_order(num_tasks).T:  # one partner for each task
-            step = np.minimum(projected[tasks, j], 0.0)  # below 0 in conflict
-            P[tasks, j] = -step
+        tasks, partners = np.arange(num_tasks), self.draw_order(num_tasks).T
+        projected, steps = ratios.copy(), np.zeros(partners.shape)
+        for step, j in zip(steps, partners, strict=True):  # one partner for each task
+            np.minimum(projected[tasks, j], 0.0, out=step)  # below 0 in conflict; -P_ij
             projected -= step[:, None] * ratios[j]
-        weight = torch.from_numpy(P.sum(axis=0)).to(gramian.device)
-        conflicts = (P > 0).sum(axis=1) - 1.0  # all but P_ii come from one projection each
+        weight = torch.from_numpy(1.0 - np.bincount(partners.ravel(), steps.ravel(), num_tasks)).to(gramian.device)
+        conflicts = (steps < 0).sum(axis=0, dtype=np.float64)
         norms = np.sqrt(inverse)
         cosine = G * norms * norms[:, None]
         diagnostics = {

@@ -109,6 +109,7 @@ class RGB(Balancer):
         ValueError: an argument is out of range.
     """
 
+    needs_gramian = True
     task_state = ("angles",)
     consensus: Tensor | None
 
@@ -161,7 +162,7 @@ class RGB(Balancer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_extra_state` gave."""
-        self.angles = None if state["angles"] is None else np.array(state["angles"])
+        self.angles = None if state["angles"] is None else np.array(state["angles"], dtype=np.float64)
         self.steps = state["steps"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -183,7 +184,7 @@ class RGB(Balancer):
         c: Array | None = None
         d = self.consensus
         if d is not None:
-            if len(d) != gradients.size:
+            if d.numel() != gradients.size:
                 sizes = f"{len(d)} numbers and the gradients have {gradients.size}"
                 raise ValueError(f"RGB's consensus has {sizes}: call reset() for another model")
             if d.dtype != gradients.dtype:
@@ -227,23 +228,25 @@ class RGB(Balancer):
         if len(self.angles) != num_tasks:
             raise ValueError(f"this balancer was made for {len(self.angles)} tasks and got {num_tasks}")
         G = gramian.numpy(force=True)
-        norms = np.sqrt(G.diagonal())  # (T,)
-        inverse = 1 / np.where(norms > 0, norms, np.inf)
+        n = np.sqrt(G.diagonal()).tolist()
+        inverse = np.array([1 / norm if norm > 0 else 0.0 for norm in n])
         C = G * inverse * inverse[:, None]
-        count = max(int(np.count_nonzero(norms)), 1)
+        count = max(sum(norm > 0 for norm in n), 1)
         c = self.follow(gradients, inverse, C, count)
         self.steps += 1
 
-        total = float(norms.sum())
+        total = sum(n)
         scale = {"unit": 1.0, "mean_norm": total / count, "sum_norm": total}[self.magnitude] / count
         angle, coefficients, direction = np.zeros(num_tasks), scale * inverse, None
         if c is not None and count > 1 and self.steps % self.update_interval == 0:
             assert self.consensus is not None
-            s = np.sqrt(np.maximum(1 - c * c, 0.0))
-            turns = (s > rounding(gradients.dtype)) & (norms > 0)
-            inverse_s = 1 / np.where(turns, s, np.inf)
+            tolerance, s = rounding(gradients.dtype), np.sqrt(np.maximum(1 - c * c, 0.0)).tolist()
+            inverse_s = np.array(
+                [1 / s_i if s_i > tolerance and n_i > 0 else 0.0 for s_i, n_i in zip(s, n, strict=True)]
+            )
+            turns = inverse_s > 0
             angle = self.rotate(self.angles * turns, C, c, inverse_s, count)
-            self.angles = np.where(turns, angle, self.angles)
+            np.copyto(self.angles, angle, where=turns)
             sin = np.sin(angle)
             coefficients *= np.cos(angle) - sin * c * inverse_s
             direction = self.consensus * float(scale * (inverse_s @ sin))

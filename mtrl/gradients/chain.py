@@ -139,7 +139,6 @@ class Chain:
         """Whether a layer has been given a hook, which this would pass over."""
         return any(self._hooks)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """What the chain makes of `x` (N, ...); valid until the next call."""
         run = self._runs.get(x.shape)
@@ -148,7 +147,6 @@ class Chain:
         self._last = run
         return run.forward(x)
 
-    @torch.no_grad()
     def backward(self, slope: Tensor) -> None:
         """Go back through the last `forward`, of whose output `slope` is the gradient.
 
@@ -180,13 +178,13 @@ class _Run:
                 gradient = self.steps[index].prepare_backward(gradient, rows, index > 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.x.copy_(x)
+        self.x.copy_(x.detach())
         for step in self.steps:
             step.forward()
         return self.y
 
     def backward(self, slope: Tensor) -> None:
-        self.slope.copy_(slope)
+        self.slope.copy_(slope.detach())
         for step in reversed(self.steps):
             step.backward()
 

@@ -173,15 +173,18 @@ class TaskGradients:
     @cached_property
     def layer_norms(self) -> Tensor:
         """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
-        norms: Tensor = torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1)
-        if not bool(norms.isfinite().all()):  # finite rows whose squares overflow
-            norms = torch.linalg.vector_norm(self.jacobian[:, self._layer], dim=1, dtype=torch.float64)
+        rows = self.jacobian[:, self._layer]
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        if not math.isfinite(sum(norms.tolist())):  # finite rows whose squares overflow
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms.double()
 
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
-        # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite.
-        if math.isfinite(self.jacobian.sum().item()):
+        # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite. That
+        # of a Gramian costs even less, and what is not finite in a row is not in its square either.
+        known = self.__dict__.get("gramian")
+        if math.isfinite((self.jacobian if known is None else known).sum().item()):
             return
         for index, row in enumerate(self.jacobian):
             if not bool(row.isfinite().all()):

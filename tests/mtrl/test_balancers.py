@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -346,19 +347,17 @@ positive = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8)
 @given(positive, floors)
 @settings(deadline=None, max_examples=200)
 def test_projected_weights(values: list[float], floor: float) -> None:
-    weights = torch.tensor(values, dtype=torch.float64)
-    before = weights.clone()
+    weights = np.array(values)
     projected = project_weights(weights, floor)
-    assert torch.equal(weights, before)
-    assert projected.sum().item() == pytest.approx(len(values), rel=1e-12)
-    assert projected.min().item() >= floor * (1 - 1e-12)
-    order = weights.argsort()
-    assert bool((projected[order].diff() >= -1e-12).all())
-    torch.testing.assert_close(project_weights(projected, floor), projected, rtol=1e-9, atol=1e-12)
+    assert weights.tolist() == values
+    assert projected.sum() == pytest.approx(len(values), rel=1e-12)
+    assert projected.min() >= floor * (1 - 1e-12)
+    assert (np.diff(projected[weights.argsort()]) >= -1e-12).all()
+    np.testing.assert_allclose(project_weights(projected, floor), projected, rtol=1e-9, atol=1e-12)
     free = projected > floor * (1 + 1e-9)
     if free.sum() > 1:  # those above the floor keep their ratios
         ratios = projected[free] / weights[free]
-        torch.testing.assert_close(ratios, ratios.mean().expand_as(ratios), rtol=1e-9, atol=0)
+        np.testing.assert_allclose(ratios, ratios.mean(), rtol=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------- GradNorm
@@ -366,11 +365,6 @@ def test_projected_weights(values: list[float], floor: float) -> None:
 
 def gradnorm(num_tasks: int, **kwargs: Any) -> GradNorm:
     return GradNorm(num_tasks, **{"warmup_steps": 1, "weight_floor": 0.0, **kwargs})
-
-
-def set_weights(balancer: GradNorm, weights: Tensor) -> None:
-    with torch.no_grad():
-        balancer.weights.copy_(weights)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5, 3.0])
@@ -384,7 +378,8 @@ def test_the_weight_gradient_is_autograds_double_backward(alpha: float, seed: in
     shared = encoder[2].weight
     losses = torch.stack([(h(encoder(x).tanh()) - y).pow(2).mean() for h, y in zip(heads, ys, strict=True)])
     initial = torch.rand(tasks, dtype=torch.float64) + 0.5
-    weights = project_weights(torch.rand(tasks, dtype=torch.float64) + 0.1, 0.0).requires_grad_()
+    drawn = torch.rand(tasks, dtype=torch.float64) + 0.1
+    weights = (drawn * (tasks / drawn.sum())).requires_grad_()
 
     weighted = weights * losses
     norms = torch.stack([torch.autograd.grad(loss, shared, create_graph=True)[0].norm() for loss in weighted])
@@ -393,12 +388,13 @@ def test_the_weight_gradient_is_autograds_double_backward(alpha: float, seed: in
     (expected,) = torch.autograd.grad((norms - targets).abs().sum(), weights)
 
     balancer = gradnorm(tasks, alpha=alpha)
-    set_weights(balancer, weights.detach())
     balancer.initial_losses.copy_(initial)
     plain = torch.stack([torch.autograd.grad(loss, shared, retain_graph=True)[0].norm() for loss in losses])
-    gradient, target = balancer.weight_gradient(plain, balancer.training_rates(losses.detach()))
-    torch.testing.assert_close(target, targets, rtol=1e-9, atol=0)
-    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=0)
+    own_rates = balancer.training_rates(losses.detach().numpy())
+    gradient, target, mean = balancer.weight_gradient(weights.detach().numpy(), plain.numpy(), own_rates)
+    torch.testing.assert_close(torch.from_numpy(target), targets, rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.from_numpy(gradient), expected, rtol=1e-6, atol=0)
+    assert mean == pytest.approx(norms.mean().item())
 
 
 def test_the_first_step_is_the_one_by_hand() -> None:
@@ -438,9 +434,9 @@ def test_many_steps_descend_the_relative_loss_in_the_log_weights_by_autograd(alp
 def test_reset_forgets_returns() -> None:
     balancer = gradnorm(2, progress="return", return_range=(0.0, 100.0))
     balancer.record_returns(torch.tensor([0.0, 90.0]))
-    assert balancer.training_rates(torch.ones(2)).tolist() != [1, 1]
+    assert balancer.training_rates(np.ones(2)).tolist() != [1, 1]
     balancer.reset()
-    assert balancer.training_rates(torch.ones(2)).tolist() == [1, 1]
+    assert balancer.training_rates(np.ones(2)).tolist() == [1, 1]
 
 
 def test_coefficients_are_the_weights_before_the_step() -> None:
@@ -541,11 +537,11 @@ def test_progress_by_return_gives_the_task_further_from_done_more_weight(slow: i
 
 def test_progress_by_return_without_episodes_and_beyond_the_range() -> None:
     balancer = gradnorm(3, progress="return", return_range=(0.0, 100.0))
-    losses = torch.ones(3, dtype=torch.float64)
+    losses = np.ones(3)
     assert balancer.training_rates(losses).tolist() == [1, 1, 1]  # nothing known: no progress anywhere
     balancer.record_returns(torch.tensor([math.nan, -50.0, 1000.0]))
     rates = balancer.training_rates(losses)
-    torch.testing.assert_close(rates, torch.tensor([1, 1, 0.01], dtype=torch.float64) / 0.67)
+    np.testing.assert_allclose(rates, np.array([1, 1, 0.01]) / 0.67)
 
 
 def test_a_floor_under_the_initial_loss_tames_a_first_loss_of_zero() -> None:
@@ -607,3 +603,25 @@ def test_the_weights_do_not_depend_on_the_scale_of_the_gradients() -> None:
         plain.combine(jacobian, losses)
         scaled.combine(jacobian * 1e-9 ** (seed % 2), losses)
     torch.testing.assert_close(plain.weights, scaled.weights, rtol=1e-9, atol=0)
+
+
+def test_the_state_stays_in_float64_on_the_cpu() -> None:
+    balancer = gradnorm(3, lr=0.1)
+    run(balancer, range(3))
+    before = copy.deepcopy(balancer)
+    halved = balancer.half().to("meta")
+    assert {name: (t.dtype, t.device) for name, t in halved.state_dict().items()} == {
+        name: (t.dtype, t.device) for name, t in before.state_dict().items()
+    }
+    assert_same(run(halved, range(3, 6)), run(before, range(3, 6)))
+
+
+@every_balancer
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_that_are_not_finite_are_told_from_rows_whose_squares_overflow(name: str, bad: float) -> None:
+    balancer, losses = eager(name, 3), torch.ones(3)
+    jacobian = torch.full((3, 10), 1e37)
+    assert bool(balancer.combine(jacobian, losses).isfinite().all())
+    jacobian[2, 3] = bad
+    with pytest.raises(NonFiniteGradientError, match="task 2"):
+        balancer.combine(jacobian, losses)
