@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtrl import checkpoint
 from mtrl.balancers import Balance, Balancer, GradNorm, make_balancer, names, register_balancer
 from mtrl.balancers.gradnorm import project_weights
+from mtrl.balancers.pcgrad import project_few, project_many
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, graph_leaves
 
 every_balancer = pytest.mark.parametrize("name", names())
@@ -625,3 +626,16 @@ def test_rows_that_are_not_finite_are_told_from_rows_whose_squares_overflow(name
     jacobian[2, 3] = bad
     with pytest.raises(NonFiniteGradientError, match="task 2"):
         balancer.combine(jacobian, losses)
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 20])
+def test_pcgrad_projects_alike_by_numbers_and_by_arrays(num_tasks):
+    rng = np.random.default_rng(num_tasks)
+    rows = rng.standard_normal((num_tasks, 5))
+    gramian = rows @ rows.T
+    orders = [rng.permutation([other for other in range(num_tasks) if other != task]) for task in range(num_tasks)]
+    partners = np.array(orders, dtype=np.intp).reshape(num_tasks, num_tasks - 1)
+    few, many = (project(gramian / gramian.diagonal(), partners) for project in (project_few, project_many))
+    np.testing.assert_allclose(few[0], many[0], rtol=1e-12)
+    np.testing.assert_array_equal(few[1], many[1])
+    assert num_tasks < 3 or few[1].sum() > 0
