@@ -84,13 +84,22 @@ class TaskReplayBuffer:
         Raises:
             ValueError: nothing is stored yet.
         """
+        (batch,) = self.sample_several(1, batch_size)
+        return batch
+
+    def sample_several(self, count: int, batch_size: int) -> list[TaskBatch]:
+        """`count` batches like `sample`'s, in one gather.
+
+        Raises:
+            ValueError: nothing is stored yet.
+        """
         if len(self) == 0:
             raise ValueError("the replay is empty: there is nothing to sample")
-        index = torch.randint(len(self), (self.num_tasks, batch_size), generator=self.generator)
+        index = torch.randint(len(self), (count, self.num_tasks, batch_size), generator=self.generator)
         rows = self._flat.index_select(0, (index + self._first_rows).flatten()).to(self.device)
         size = self.observation_size
-        observations, next_observations = rows[:, :size], rows[:, size : 2 * size]
-        return TaskBatch(observations, next_observations, rows[:, -3].long(), rows[:, -2], rows[:, -1])
+        parts = (rows[:, :size], rows[:, size : 2 * size], rows[:, -3].long(), rows[:, -2], rows[:, -1])
+        return [TaskBatch(*batch) for batch in zip(*(part.chunk(count) for part in parts), strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next `sample` depends on."""

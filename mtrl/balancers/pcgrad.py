@@ -93,4 +93,4 @@ def project_many(ratios: Array, partners: NDArray[np.intp]) -> tuple[Array, Arra
         np.minimum(projected[np.arange(num_tasks), j], 0.0, out=step)  # below 0 in conflict; -P_ij
         projected -= step[:, None] * ratios[j]
     coefficients = 1.0 - np.bincount(partners.T.ravel(), steps.ravel(), num_tasks)
-    return coefficients, (steps < 0).sum(axis=0, dtype=np.float64)
+    return coefficients.astype(np.float64, copy=False), (steps < 0).sum(axis=0, dtype=np.float64)

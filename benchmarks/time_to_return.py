@@ -1,0 +1,336 @@
+"""`python -m benchmarks.time_to_return`: how long a method trains until its greedy policy reaches a mean return.
+
+Trains as `python -m experiments.<method>.train` does, with its default settings, and every `--eval-interval` steps
+plays greedy episodes of each task, on seeds that no training uses. A target is reached at the first evaluation whose
+mean over the tasks is at least the target. Three clocks tell when that was:
+
+* training seconds: wall-clock time with all evaluations left out; it depends on what else the machine does;
+* CPU seconds: processor time of the training process, evaluations left out as well;
+* seconds with evaluation: wall-clock time up to and including the evaluation that found it.
+
+One torch thread. A median over seeds counts a seed that does not reach the target as infinitely long.
+
+    python -m benchmarks.time_to_return --method pcgrad --variant blind --seeds 100 101 102 --json pcgrad.json
+
+With `--json` every finished seed is written at once; the same command again goes on with the seeds that are missing,
+and with more `--seeds` adds these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pkgutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+import agents
+import experiments
+from agents import MultiTaskDQN
+from benchmarks.common import check_json, write_json
+from envs import make_task_vec_env
+from experiments.cli import UsageError, run
+from experiments.config import TrainConfig, Variant
+from experiments.evaluation import CURVE_SEED, evaluate
+
+METHODS = tuple(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.ispkg)
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure how long a method trains, with its default settings, until greedy play reaches given mean returns.
+
+    A seed takes minutes: about total_steps / 1500 seconds on one core, and evaluation besides, which is not counted.
+    """
+
+    method: str = "shared_dqn"
+    """The package in experiments/ whose settings train."""
+
+    variant: Variant = "aware"
+    """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
+
+    seeds: tuple[int, ...] = (100, 101, 102)
+    """One run for each."""
+
+    targets: tuple[float, ...] = (200.0, 220.0)
+    """Mean returns over the tasks; a run ends when it has reached the highest."""
+
+    total_steps: int | None = None
+    """Environment steps at most. Default: the method's own."""
+
+    eval_interval: int = 20_000
+    """Environment steps between evaluations."""
+
+    episodes: int = 20
+    """Episodes per task in each."""
+
+    workers: int = 1
+    """Seeds that run at once, each in a process. Give 1 where the seconds are to be compared."""
+
+    to_the_end: bool = False
+    """Go on after the highest target has been reached."""
+
+    json: Path | None = None
+    """Write the figures and learning curves to this file as well, after every seed, and go on from what it holds."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; methods are {', '.join(METHODS)}")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}; give at least one, all different and none below 0")
+        if not self.targets or not all(map(math.isfinite, self.targets)):
+            raise ValueError(f"targets are {self.targets}; give at least one, all finite")
+        for name in ("total_steps", "eval_interval", "episodes", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_json(self.json)
+
+    def training(self, seed: int) -> TrainConfig:
+        """The settings of one run: the method's defaults."""
+        defaults: TrainConfig = import_module(f"experiments.{self.method}.config").PRESETS["default"]
+        total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
+        return replace(defaults, variant=self.variant, seed=seed, total_steps=total_steps)
+
+    def shared(self) -> dict[str, Any]:
+        """What all runs of one file have in common, as JSON holds it."""
+        own = {name: getattr(self, name) for name in ("method", "targets", "eval_interval", "episodes", "to_the_end")}
+        training = {name: value for name, value in self.training(0).settings.items() if name != "seed"}
+        content: dict[str, Any] = json.loads(json.dumps({**own, "training": training}))
+        return content
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation: when it was, by steps and clocks, and what it found."""
+
+    steps: int
+    training_seconds: float
+    cpu_seconds: float
+    seconds_with_evaluation: float
+    returns: dict[str, float]
+    mean: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed."""
+
+    seed: int
+    curve: list[Point]
+
+    def reached(self, target: float) -> Point | None:
+        """The first evaluation with at least this mean return."""
+        return next((point for point in self.curve if point.mean >= target), None)
+
+    @classmethod
+    def of_json(cls, content: dict[str, Any]) -> Run:
+        """Counterpart of `asdict`."""
+        return cls(content["seed"], [Point(**point) for point in content["curve"]])
+
+
+class LearningCurve(BaseCallback):
+    """Evaluates at intervals with the training clocks stopped, and ends the run at the highest target.
+
+    Attributes:
+        points: the evaluations so far.
+    """
+
+    def __init__(self, config: BenchmarkConfig, total_steps: int, on_point: Callable[[Point], None]) -> None:
+        super().__init__()
+        self.points: list[Point] = []
+        self._config = config
+        self._total_steps = total_steps
+        self._on_point = on_point
+        self._next = min(config.eval_interval, total_steps)
+        self._training_seconds = self._cpu_seconds = 0.0
+
+    def _on_training_start(self) -> None:
+        self._begin = time.perf_counter()
+        self._start_clocks()
+
+    def _start_clocks(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def _stop_clocks(self) -> None:
+        self._training_seconds += time.perf_counter() - self._wall
+        self._cpu_seconds += time.process_time() - self._cpu
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps < self._next:
+            return
+        self._stop_clocks()
+        self._next = max(self._next + 1, min(self._next + self._config.eval_interval, self._total_steps))
+        assert isinstance(self.model, MultiTaskDQN)
+        found = evaluate(self.model, self.model.task_names, self._config.episodes, CURVE_SEED)
+        point = Point(
+            steps=self.num_timesteps,
+            training_seconds=self._training_seconds,
+            cpu_seconds=self._cpu_seconds,
+            seconds_with_evaluation=time.perf_counter() - self._begin,
+            returns={task: result.mean for task, result in found.tasks.items()},
+            mean=found.mean,
+        )
+        self.points.append(point)
+        self._on_point(point)
+        self._start_clocks()
+
+    def _on_step(self) -> bool:
+        best = max((point.mean for point in self.points), default=-math.inf)
+        return self._config.to_the_end or best < max(self._config.targets)
+
+
+def train(config: BenchmarkConfig, seed: int) -> Run:
+    """One run, with a line of progress at each evaluation."""
+    torch.set_num_threads(1)  # two threads are slower at these sizes
+    settings = config.training(seed)
+    console = Console()
+
+    def show(point: Point) -> None:
+        returns = "  ".join(f"{task} {value:.0f}" for task, value in point.returns.items())
+        console.print(
+            f"seed {seed}: {point.steps:,} of {settings.total_steps:,} steps, {point.training_seconds:.0f} s of "
+            f"training  returns: {returns}  mean {point.mean:.0f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    env = make_task_vec_env(settings.tasks, settings.envs_per_task, settings.seed, settings.variant)
+    kind: type[MultiTaskDQN] = getattr(agents, settings.agent)
+    agent = kind("MlpPolicy", env, **settings.agent_kwargs)
+    agent.set_logger(Logger(None, []))
+    curve = LearningCurve(config, settings.total_steps, show)
+    agent.learn(settings.total_steps, curve, log_interval=settings.log_interval)
+    env.close()
+    return Run(seed, curve.points)
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Callable[[Callable[[int], Run], Iterable[int]], Iterable[Run]]]:
+    """A `map` over this many processes, whose results come as they are ready; over this one, if it is one."""
+    if workers == 1:
+        yield map
+    else:
+        with get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+            yield pool.imap_unordered
+
+
+def _flat(shared: dict[str, Any]) -> dict[str, Any]:
+    """One level of names, so that the one that differs can be told."""
+    return {name: value for name, value in shared.items() if name != "training"} | {
+        f"training's {name}": value for name, value in shared["training"].items()
+    }
+
+
+def finished(config: BenchmarkConfig) -> list[Run]:
+    """The runs that the file holds already.
+
+    Raises:
+        UsageError: the file is of other settings, or of something else.
+    """
+    assert config.json is not None
+    if not config.json.exists():
+        return []
+    try:
+        content = json.loads(config.json.read_text())
+        runs = [Run.of_json(one) for one in content["runs"]]
+        theirs, ours = _flat(content["shared"]), _flat(config.shared())
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"'{config.json}' holds something else than this benchmark's figures") from error
+    for name in ours:
+        if theirs.get(name) != ours[name]:
+            raise UsageError(
+                f"'{config.json}' holds runs with {name} {theirs.get(name)}, not {ours[name]}: give another file"
+            )
+    return runs
+
+
+# What is said about a target: the figure's name in `Point`, its heading, its format.
+FIGURES = (
+    ("steps", "steps", ",.0f"),
+    ("training_seconds", "training s", ".1f"),
+    ("cpu_seconds", "CPU s", ".1f"),
+    ("seconds_with_evaluation", "s with evaluation", ".1f"),
+)
+
+
+def medians(runs: Sequence[Run], target: float) -> dict[str, float]:
+    """Medians over seeds of what it took to reach the target, infinite where a seed did not."""
+    points = [run.reached(target) for run in runs]
+    return {
+        name: median(math.inf if point is None else float(getattr(point, name)) for point in points)
+        for name, _, _ in FIGURES
+    }
+
+
+def table(config: BenchmarkConfig, runs: Sequence[Run], target: float) -> Table:
+    """A row per seed, and the median."""
+    title = f"{config.method}, {config.variant}: mean return of at least {target:g}"
+    rows = Table("seed", *(heading for _, heading, _ in FIGURES), "best mean", title=title)
+    for found in runs:
+        best = f"{max((point.mean for point in found.curve), default=math.nan):.1f}"
+        point = found.reached(target)
+        values = ["not reached"] if point is None else [f"{getattr(point, name):{spec}}" for name, _, spec in FIGURES]
+        rows.add_row(str(found.seed), *values, *[""] * (len(FIGURES) - len(values)), best)
+    rows.add_section()
+    middle = medians(runs, target)
+    shown = [f"{middle[name]:{spec}}" if math.isfinite(middle[name]) else "not reached" for name, _, spec in FIGURES]
+    rows.add_row("median", *shown)
+    return rows
+
+
+def write(config: BenchmarkConfig, runs: Sequence[Run]) -> None:
+    """The figures so far; null stands for a target that was not reached."""
+    if config.json is None:
+        return
+    reached: dict[str, Any] = {}
+    for target in config.targets:
+        points = {str(found.seed): found.reached(target) for found in runs}
+        middle = medians(runs, target)
+        reached[f"{target:g}"] = {
+            "seeds": {seed: None if point is None else asdict(point) for seed, point in points.items()},
+            "median": {name: value if math.isfinite(value) else None for name, value in middle.items()},
+        }
+    figures = {"reached": reached, "shared": config.shared(), "runs": [asdict(found) for found in runs]}
+    write_json(config.json, config, figures)
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    """Run and print."""
+    console = Console()
+    runs = [] if config.json is None else finished(config)
+    done = {found.seed for found in runs}
+    left = [seed for seed in config.seeds if seed not in done]
+    if done:
+        console.print(f"{config.json} has {len(done)} seeds; {len(left)} of those asked for are left", markup=False)
+    with processes(config.workers) as map_seeds:
+        for found in map_seeds(partial(train, config), left):
+            runs = sorted([*runs, found], key=lambda one: one.seed)
+            write(config, runs)
+    for target in config.targets:
+        console.print(table(config, runs, target))
+    console.print("training s and CPU s leave evaluations out")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit status."""
+    return run(benchmark, BenchmarkConfig, argv, prog="benchmarks.time_to_return")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
