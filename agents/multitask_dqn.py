@@ -335,8 +335,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        # The optimizer's memory of weights that no longer change fades into subnormal numbers, on which a CPU is tens of
-        # times slower; flushed to zero they make no difference.
+        # The optimizer's memory of weights that no longer change fades into subnormal numbers, on which a CPU is tens
+        # of times slower; flushed to zero they make no difference.
         torch.set_flush_denormal(True)
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)

@@ -194,6 +194,7 @@ class Case:
 
     def advance(self, steps: int) -> float:
         """Go on learning for `steps` environment steps; returns the seconds that they took."""
+        torch.set_flush_denormal(False)  # as a process begins; `MultiTaskDQN.learn` turns it on
         start = time.perf_counter()
         self.agent.learn(steps, callback=self._clock, log_interval=10, reset_num_timesteps=False)
         seconds = time.perf_counter() - start

@@ -18,24 +18,37 @@ Magnitude = Literal["unit", "mean_norm", "sum_norm"]
 LARGEST_ANGLE = math.pi / 2 - 1e-6
 
 
-def angle_gradient(angles: Array, C: Array, c: Array, inverse_s: Array, lambd: float, num_tasks: int) -> Array:
-    """`dF/da` (T,), for T = `num_tasks` of the rows: those whose row of `C` is not zero; see `RGB`.
+def plane_products(C: Array, c: Array, inverse_s: Array) -> Array:
+    """Inner products (2T, 2T) of u_1 .. u_T, w_1 .. w_T, which span the planes that the tasks turn in; see `RGB`.
 
-    Everything happens in the span of u_1 .. u_T and d: r_i = p_i u_i + q_i d with p_i = cos a_i - sin a_i c_i/s_i and
-    q_i = sin a_i/s_i, and so for the derivative r_i' and the sum S.
+    Args:
+        C: inner products of the unit gradients, (T, T).
+        c: their inner products with d, (T,).
+        inverse_s: 1/s (T,), or 0 where there is no direction to turn in: w is then 0.
+    """
+    num_tasks = len(c)
+    column, cC = c[:, None], c * C
+    products = np.empty((2 * num_tasks, 2 * num_tasks))
+    uw = (column - cC) * inverse_s
+    products[:num_tasks, :num_tasks] = C
+    products[:num_tasks, num_tasks:] = uw
+    products[num_tasks:, :num_tasks] = uw.T
+    products[num_tasks:, num_tasks:] = (1.0 - c * c - column * (column - cC)) * inverse_s * inverse_s[:, None]
+    return products
+
+
+def angle_gradient(angles: Array, products: Array, lambd: float, num_tasks: int) -> Array:
+    """`dF/da` (T,), for T = `num_tasks` of the rows: those whose u is not zero; see `RGB`.
 
     Args:
         angles: a (T,).
-        C: inner products of the unit gradients, (T, T).
-        c: their inner products with d, (T,).
-        inverse_s: 1/s (T,), or 0 where there is no direction to turn in.
+        products: `plane_products`.
         lambd: weight of the proximity term.
         num_tasks: T in the formulas, at least 2.
     """
-    sin, cos, cot = np.sin(angles), np.cos(angles), c * inverse_s
-    p, q_sum = cos - sin * cot, inverse_s @ sin
-    S_u, S_d = C @ p + c * q_sum, c @ p + q_sum  # inner products of S with u_i and with d
-    turning = cos * (inverse_s * S_d - cot * S_u) - sin * S_u  # r_i' . S
+    sin, cos = np.sin(angles), np.cos(angles)
+    along = products @ np.concatenate((cos, sin))  # S.u_i and S.w_i
+    turning = cos * along[len(sin) :] - sin * along[: len(sin)]  # r_i' . S
     gradient: Array = sin * (lambd / (2 * num_tasks)) - turning * (1 / (num_tasks * (num_tasks - 1)))
     return gradient
 
@@ -215,8 +228,9 @@ class RGB(Balancer):
         """The angles (T,) after their steps."""
         invariant = len(C) > 3 if self.invariant_steps is None else self.invariant_steps
         rate = self.lr_inner * (count - 1 if invariant else 1)
+        products = plane_products(C, c, inverse_s)
         for _ in range(self.alpha_steps):
-            angles = angles - rate * angle_gradient(angles, C, c, inverse_s, self.lambd, count)
+            angles = angles - rate * angle_gradient(angles, products, self.lambd, count)
             angles = np.minimum(np.maximum(angles, 0.0), LARGEST_ANGLE)
         return angles
 

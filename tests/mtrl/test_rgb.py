@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl import checkpoint
 from mtrl.balancers import RGB
-from mtrl.balancers.rgb import angle_gradient
+from mtrl.balancers.rgb import angle_gradient, plane_products
 from mtrl.conflict import conflict_share
 from mtrl.gradients import TaskGradients
 
@@ -104,10 +104,11 @@ def test_the_angle_gradient_is_autograds(num_tasks: int, lambd: float) -> None:
     angles = torch.linspace(0, 1.5, num_tasks, dtype=torch.float64).requires_grad_()
     (expected,) = torch.autograd.grad(objective(angles, u, reference.plane(u), lambd), angles)
     c = (u @ d).numpy()
-    args = angles.detach().numpy(), (u @ u.T).numpy(), c, 1 / np.sqrt(1 - c**2)
-    torch.testing.assert_close(
-        torch.from_numpy(angle_gradient(*args, lambd, num_tasks)), expected, rtol=1e-9, atol=1e-12
-    )
+    products = plane_products((u @ u.T).numpy(), c, 1 / np.sqrt(1 - c**2))
+    w = reference.plane(u)
+    torch.testing.assert_close(torch.from_numpy(products), torch.cat((u, w)) @ torch.cat((u, w)).T)
+    gradient = angle_gradient(angles.detach().numpy(), products, lambd, num_tasks)
+    torch.testing.assert_close(torch.from_numpy(gradient), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_tasks", [2, 3, 8])
