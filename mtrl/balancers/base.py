@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -19,16 +19,19 @@ Scale = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class Balance:
-    """What a balancer answers: the update is `coefficients @ J + direction`.
+    """What a balancer answers: the update is `coefficients @ J + direction_scale * direction`.
 
     Attributes:
         coefficients: (T,), one per task; 0 for a task that is missing from the batch.
-        direction: (D,), what is not a combination of the rows; None for nearly every method.
+        direction: (D,), what is not a combination of the rows; None for nearly every method. It may be the balancer's
+            own state: not to be changed, and valid until the next call.
+        direction_scale: its factor, apart so that D numbers need not be multiplied and held twice.
         diagnostics: named tensors, detached: (T,) where per task, (T, T) where per pair, () otherwise.
     """
 
     coefficients: Tensor
     direction: Tensor | None = None
+    direction_scale: float = 1.0
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, gradients: TaskGradients) -> Tensor:
@@ -37,7 +40,7 @@ class Balance:
         if gradients.mask is not None:
             there = there[torch.tensor(gradients.mask, device=there.device)]
         combined = gradients.combine(there)
-        return combined if self.direction is None else combined.add_(self.direction)
+        return combined if self.direction is None else combined.add_(self.direction, alpha=self.direction_scale)
 
 
 class Balancer(nn.Module):
@@ -124,8 +127,10 @@ class Balancer(nn.Module):
             with self.only(mask):
                 answer = self.balance(gradients, losses)
         if self.scale == "mean":
-            direction = None if answer.direction is None else answer.direction / gradients.num_tasks
-            answer = Balance(answer.coefficients / gradients.num_tasks, direction, answer.diagnostics)
+            share = 1 / gradients.num_tasks
+            answer = replace(
+                answer, coefficients=answer.coefficients * share, direction_scale=answer.direction_scale * share
+            )
         return answer if mask is None else _among_all(answer, mask)
 
     @contextmanager
@@ -241,7 +246,7 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
         return whole
 
     diagnostics = {name: spread(part, math.nan) for name, part in answer.diagnostics.items()}
-    return Balance(spread(answer.coefficients, 0.0), answer.direction, diagnostics)
+    return replace(answer, coefficients=spread(answer.coefficients, 0.0), diagnostics=diagnostics)
 
 
 class RandomBalancer(Balancer):

@@ -251,7 +251,7 @@ class RGB(Balancer):
 
         total = sum(n)
         scale = {"unit": 1.0, "mean_norm": total / count, "sum_norm": total}[self.magnitude] / count
-        angle, coefficients, direction = np.zeros(num_tasks), scale * inverse, None
+        angle, coefficients, direction, factor = np.zeros(num_tasks), scale * inverse, None, 0.0
         if c is not None and count > 1 and self.steps % self.update_interval == 0:
             assert self.consensus is not None
             tolerance, s = rounding(gradients.dtype), np.sqrt(np.maximum(1 - c * c, 0.0)).tolist()
@@ -263,12 +263,12 @@ class RGB(Balancer):
             np.copyto(self.angles, angle, where=turns)
             sin = np.sin(angle)
             coefficients *= np.cos(angle) - sin * c * inverse_s
-            direction = self.consensus * float(scale * (inverse_s @ sin))
+            direction, factor = self.consensus, float(scale * (inverse_s @ sin))
         weight = torch.from_numpy(coefficients).to(gramian.device)
         diagnostics = {"weight": weight, "angle": torch.from_numpy(angle), "cosine": torch.from_numpy(C)}
         if c is not None:
             diagnostics["consensus_cosine"] = torch.from_numpy(c)
-        return Balance(weight, direction, diagnostics)
+        return Balance(weight, direction, factor, diagnostics)
 
 
 def rounding(dtype: torch.dtype) -> float:
