@@ -129,22 +129,26 @@ class ReturnScale:
     Args:
         num_tasks: T.
         gamma: discount, below 1.
+
+    Attributes:
+        largest: per task, (T,).
+        unfinished: per column, the rewards of its unfinished episode.
     """
 
     def __init__(self, num_tasks: int, gamma: float) -> None:
         self.gamma = gamma
         self.largest = np.zeros(num_tasks)  # (T,)
-        self._rewards: list[list[float]] = []
+        self.unfinished: list[list[float]] = []
 
     def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """Note one step of T * K columns, in task-major order; each argument (T * K,)."""
-        if len(self._rewards) != len(rewards):
-            self._rewards = [[] for _ in rewards]
+        if len(self.unfinished) != len(rewards):
+            self.unfinished = [[] for _ in rewards]
         for column, reward in enumerate(rewards.tolist()):
-            self._rewards[column].append(reward)
+            self.unfinished[column].append(reward)
         columns_per_task = len(rewards) // len(self.largest)
         for column in np.flatnonzero(dones).tolist():
-            episode, self._rewards[column] = self._rewards[column], []
+            episode, self.unfinished[column] = self.unfinished[column], []
             value = 0.0 if terminals[column] else float(np.mean(episode)) / (1 - self.gamma)
             for received in reversed(episode):
                 value = received + self.gamma * value
@@ -153,7 +157,7 @@ class ReturnScale:
 
     def forget_unfinished(self) -> None:
         """The columns have been reset: their episodes will not be finished."""
-        self._rewards = []
+        self.unfinished = []
 
     @property
     def divisors(self) -> NDArray[np.float64]:
@@ -243,6 +247,15 @@ class BRC(MultiTaskDQN):
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
         self.return_scale.largest = state["largest_returns"]
+
+    def training_state(self) -> dict[str, Any]:
+        """See `MultiTaskDQN`; with the rewards of unfinished episodes."""
+        return {**super().training_state(), "episode_rewards": self.return_scale.unfinished}
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `training_state`."""
+        super().set_training_state(state)
+        self.return_scale.unfinished = state["episode_rewards"]
 
     def _make_optimizer(self) -> FlatAdam:
         return FlatAdam(self._weights, self.lr_schedule(1), self.weight_decay)

@@ -17,13 +17,18 @@ from mtrl.gradients import ParameterLayout
 
 
 class IndependentQPolicy(MultiTaskQPolicy):
-    """Acts greedily on each task's own network. `net_arch`: widths of the hidden layers, default (256, 128)."""
+    """Acts greedily on each task's own network. policy_kwargs are `net_arch` and `layer_norm`, as elsewhere."""
 
     def make_network(  # type: ignore[override] # no embedding: nothing is shared
-        self, observation_size: int, num_actions: int, num_tasks: int, net_arch: Sequence[int] = (256, 128)
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int,
+        net_arch: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
     ) -> IndependentQNetworks:
         """One network per task."""
-        return IndependentQNetworks(observation_size, num_actions, num_tasks, net_arch)
+        return IndependentQNetworks(observation_size, num_actions, num_tasks, net_arch, layer_norm)
 
 
 class IndependentDQN(MultiTaskDQN):

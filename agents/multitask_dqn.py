@@ -27,7 +27,7 @@ from agents.networks import SharedQNetwork
 from agents.optimizer import FlatAdam
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
-from agents.td import TDLoss, td_losses, td_losses_and_slope
+from agents.td import TDError, TDLoss
 from envs import TaskOneHot
 from mtrl import checkpoint
 from mtrl.balancers import AIM, Balancer, make_balancer
@@ -87,13 +87,14 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             linearly. Default None.
         double_q: the online network chooses the next action, the target network values it. Default True.
         td_loss: `"huber"` or `"mse"`, averaged over a task's batch. Default `"huber"`.
+        huber_delta: error up to which the Huber loss is quadratic, in units of returns. Default 1.
         max_grad_norm: if given, the combined gradient is scaled down to this norm. Default None.
         guidance_share: share of each task's transitions that is held out as AIM's guidance set and never trained on;
             without effect for balancers that need no guidance. In (0, 1). Default 0.1.
         conflict_interval: updates between measurements of how much the task gradients conflict. Default 250.
         stats_window_size: finished episodes per task that logged returns average over. Default 20.
         tensorboard_log: folder for TensorBoard files. Default None.
-        policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`).
+        policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`, `layer_norm`).
         verbose: 0 silent, 1 prints logs.
         seed: of everything random. Default None: fresh entropy.
         device: `"auto"`, `"cpu"` or `"cuda"`.
@@ -135,6 +136,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         exploration_decay: float | None = None,
         double_q: bool = True,
         td_loss: TDLoss = "huber",
+        huber_delta: float = 1.0,
         max_grad_norm: float | None = None,
         guidance_share: float = 0.1,
         conflict_interval: int = 250,
@@ -179,6 +181,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.n_step = n_step
         self.double_q = double_q
         self.td_loss = td_loss
+        self.huber_delta = huber_delta
         self.max_grad_norm = max_grad_norm
         self.guidance_share = guidance_share
         self.conflict_interval = conflict_interval
@@ -224,6 +227,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             self._held_out_rng = np.random.default_rng(held_out)
         self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
         self._n_step_returns = NStepReturns(self.n_step, self.gamma)
+        self._td_error = TDError(num_tasks, self.td_loss, self.huber_delta)
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
         # target network follows in one operation.
@@ -289,7 +293,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be between {low} and {high}")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "huber_delta", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not callable(value) and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
@@ -391,7 +395,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         targets = self._targets(batch)
         if self._chain is not None and not self._chain.chain.hooked:
             values = self._chain.forward(batch.observations)
-            losses, slope = td_losses_and_slope(values, batch.actions, targets, len(self.task_names), self.td_loss)
+            losses, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
             return self._chain.backward(slope, losses)
         with self._engine.record():
             losses = self._losses(batch, targets)
@@ -425,7 +429,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         try:
             targets = self._targets(batch)
             values = self._guidance_chain.forward(batch.observations)
-            _, slope = td_losses_and_slope(values, batch.actions, targets, len(self.task_names), self.td_loss)
+            _, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
             return self._guidance_chain.backward(slope).jacobian[0]
         finally:
             theta.copy_(here)
@@ -445,7 +449,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
         """Mean temporal-difference loss of each task, (T,)."""
         values = self.policy.q_net(batch.observations)
-        return td_losses(values, batch.actions, targets, len(self.task_names), self.td_loss)
+        return self._td_error.losses(values, batch.actions, targets)
 
     @torch.no_grad()
     def _update_target(self) -> None:
@@ -606,6 +610,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "exploration_decay",
         "double_q",
         "td_loss",
+        "huber_delta",
         "max_grad_norm",
         "guidance_share",
         "conflict_interval",
@@ -669,6 +674,63 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.balancer.load_state_dict(state["balancer"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
+
+    def training_state(self) -> dict[str, Any]:
+        """All that the rest of a training depends on, between two rollouts, but for the environments and the logger.
+
+        Unlike what `save` writes, this holds the replay, every generator of the agent and the unfinished statistics.
+        """
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        state = {
+            **self._state(),
+            "replay": self.replay_buffer.state_dict(),
+            "n_step": self._n_step_returns.state_dict(),
+            "exploration": self.exploration_generator_state,
+            "last_observations": self._last_obs,
+            "last_episode_starts": self._last_episode_starts,
+            "episode_stats": [list(episodes) for episodes in self._episode_stats],
+            "episode_infos": list(self.ep_info_buffer),
+            "episode_successes": list(self.ep_success_buffer),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "diagnostics": self._diagnostics,
+            "elapsed_ns": time.time_ns() - self.start_time,
+        }
+        if self.guidance_buffer is not None:
+            state |= {
+                "guidance": self.guidance_buffer.state_dict(),
+                "held_out": dict(self._held_out_rng.bit_generator.state),
+            }
+        return state
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `training_state`, for an agent made with the same arguments whose `learn` has begun.
+
+        Call it from a callback's `_on_training_start`: what `learn` sets up, this replaces.
+        """
+        self._set_state(state)
+        self.replay_buffer.load_state_dict(state["replay"])
+        self._n_step_returns.load_state_dict(state["n_step"])
+        self._exploration_rng.bit_generator.state = state["exploration"]
+        self._last_obs = state["last_observations"]
+        self._last_episode_starts = state["last_episode_starts"]
+        self._episode_stats = [deque(episodes, self._stats_window_size) for episodes in state["episode_stats"]]
+        self.ep_info_buffer = deque(state["episode_infos"], self._stats_window_size)
+        self.ep_success_buffer = deque(state["episode_successes"], self._stats_window_size)
+        self._loss_sum = state["loss_sum"].to(self.device)
+        self._loss_count = state["loss_count"]
+        self._diagnostics = dict(state["diagnostics"])
+        self.start_time = time.time_ns() - state["elapsed_ns"]
+        if self.guidance_buffer is not None:
+            self.guidance_buffer.load_state_dict(state["guidance"])
+            self._held_out_rng.bit_generator.state = state["held_out"]
+            self._set_guidance()  # an update without one of its own, at a learning rate of 0, goes by the last
+
+    @property
+    def exploration_generator_state(self) -> dict[str, Any]:
+        """Where the generator that explores is in its sequence."""
+        return dict(self._exploration_rng.bit_generator.state)
 
     @classmethod
     def load(

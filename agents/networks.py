@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
 
@@ -91,6 +92,8 @@ class SharedQNetwork(nn.Module):
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         embedding_dim: size of the task embedding. Default 8.
         hidden_dims: widths of the hidden layers. Default (256, 128).
+        layer_norm: normalise each hidden layer before its ReLU (Ba et al. 2016, https://arxiv.org/abs/1607.06450),
+            without learned scale and shift, so that the number of parameters stays. Default True.
 
     Raises:
         ValueError: no hidden layer, or a width below 1.
@@ -103,6 +106,7 @@ class SharedQNetwork(nn.Module):
         num_tasks: int = 0,
         embedding_dim: int = 8,
         hidden_dims: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         if not hidden_dims or min(hidden_dims) < 1:
@@ -115,14 +119,17 @@ class SharedQNetwork(nn.Module):
             layers.append(TaskEmbedding(num_tasks, embedding_dim))
             width += embedding_dim - num_tasks
         for hidden in hidden_dims:
-            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            layers.append(nn.Linear(width, hidden))
+            if layer_norm:
+                layers.append(nn.LayerNorm(hidden, elementwise_affine=False))
+            layers.append(nn.ReLU())
             width = hidden
         self.layers = nn.Sequential(*layers, nn.Linear(width, num_actions))
 
     @property
     def last_shared_layer(self) -> nn.Module:
         """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
-        return self.layers[-3]
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-2]
 
     def forward(self, observations: Tensor) -> Tensor:
         """(N, O) to action values (N, A)."""
@@ -141,18 +148,25 @@ class IndependentQNetworks(nn.Module):
         num_actions: A.
         num_tasks: T, at least 1.
         hidden_dims: widths of each network's hidden layers. Default (256, 128).
+        layer_norm: see `SharedQNetwork`. Default True.
 
     Raises:
         ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by.
     """
 
     def __init__(
-        self, observation_size: int, num_actions: int, num_tasks: int, hidden_dims: Sequence[int] = (256, 128)
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int,
+        hidden_dims: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         if num_tasks < 1:
             raise ValueError("independent networks choose by the task's one-hot: use task-aware observations")
         self.num_tasks = num_tasks
+        self.layer_norm = layer_norm
         state = observation_size - num_tasks
         networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
         linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]
@@ -177,5 +191,5 @@ class IndependentQNetworks(nn.Module):
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
             if index < last:
-                x = x.relu()
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu()
         return x

@@ -23,7 +23,7 @@ class MultiTaskQPolicy(BasePolicy):
         lr_schedule: unused here: the agent makes the optimizer. In Stable-Baselines3's signature.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         **network_kwargs: arguments of the network: `embedding_dim` (default 8), `net_arch` (widths of the hidden
-            layers, default (256, 128)).
+            layers, default (256, 128)), `layer_norm` (default True).
     """
 
     q_net: SharedQNetwork
@@ -51,9 +51,10 @@ class MultiTaskQPolicy(BasePolicy):
         num_tasks: int,
         embedding_dim: int = 8,
         net_arch: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
     ) -> Any:
         """The network; called twice, for online and target."""
-        return SharedQNetwork(observation_size, num_actions, num_tasks, embedding_dim, net_arch)
+        return SharedQNetwork(observation_size, num_actions, num_tasks, embedding_dim, net_arch, layer_norm)
 
     def forward(self, observation: Tensor, deterministic: bool = True) -> Tensor:
         """Greedy actions (N,) for observations (N, O)."""

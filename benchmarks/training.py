@@ -230,6 +230,8 @@ def equal_work(seed: int) -> dict[str, Case]:
         "target_update_interval": ALIKE["gradient_steps"],
         "double_q": False,
         "n_step": 1,
+        "huber_delta": 1.0,
+        "policy_kwargs": {"net_arch": [256, 128], "layer_norm": False},
         "seed": seed,
     }
     theirs = ALIKE | {"batch_size": TASKS * BATCH, "target_update_interval": ENVIRONMENTS, "seed": seed}

@@ -37,7 +37,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from agents import MultiTaskDQN, SharedQNetwork, TaskBatch
-from agents.td import td_losses
+from agents.td import TDError
 from benchmarks.common import (
     NO_TORCHJD,
     bytes_of_update,
@@ -119,7 +119,7 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
         batch_size=batch_size,
         learning_starts=10**9,
         guidance_share=0.5,
-        policy_kwargs={"embedding_dim": EMBEDDING, "net_arch": HIDDEN},
+        policy_kwargs={"embedding_dim": EMBEDDING, "net_arch": HIDDEN, "layer_norm": False},
         device="cpu",
         seed=0,
     )
@@ -141,7 +141,7 @@ class PlainLearner:
 
     def __init__(self, tasks: int, batch_size: int) -> None:
         torch.manual_seed(0)
-        sizes = (STATE + tasks, ACTIONS, tasks, EMBEDDING, HIDDEN)
+        sizes = (STATE + tasks, ACTIONS, tasks, EMBEDDING, HIDDEN, False)
         self.tasks = tasks
         self.online, self.target = SharedQNetwork(*sizes), SharedQNetwork(*sizes)
         self.target.requires_grad_(False)
@@ -160,7 +160,7 @@ class PlainLearner:
             chosen = self.online(batch.next_observations).argmax(1, keepdim=True)
             best = self.target(batch.next_observations).gather(1, chosen).squeeze(1)
             targets = batch.rewards + batch.discounts * best
-        return td_losses(self.online(batch.observations), batch.actions, targets, self.tasks)
+        return TDError(self.tasks).losses(self.online(batch.observations), batch.actions, targets)
 
 
 def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:

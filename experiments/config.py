@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,6 +34,7 @@ AGENT_FIELDS = (
     "exploration_decay",
     "double_q",
     "td_loss",
+    "huber_delta",
     "max_grad_norm",
     "guidance_share",
     "conflict_interval",
@@ -67,6 +69,8 @@ NOTES: dict[str, Any] = {
     "target_update_unit": "episodes",
     "embedding_dim": 8,
     "hidden_dims": (256, 128),
+    "layer_norm": False,
+    "huber_delta": 1.0,
 }
 
 
@@ -104,7 +108,18 @@ class TrainConfig:
     """The run goes to `<results-dir>/<method>[_blind]/seed_<k>/`."""
 
     overwrite: bool = False
-    """Replace a finished run in that place."""
+    """Replace the run in that place, finished or not."""
+
+    resume: bool = True
+    """Continue the unfinished run in that place, if there is one. It ends as if it had never been interrupted, bit for
+    bit. Settings must be the same."""
+
+    checkpoint_interval: float = 60.0
+    """Seconds between checkpoints, from which an interrupted run continues; more where writing one takes so long that
+    it would cost over 3 % of the time. 0 for none."""
+
+    step_timeout: float = 60.0
+    """Seconds after which an environment that does not answer is given up; 0 for never."""
 
     quiet: bool = False
     """No live display."""
@@ -182,6 +197,9 @@ class TrainConfig:
     td_loss: Literal["huber", "mse"] = "huber"
     """Loss of the temporal-difference error."""
 
+    huber_delta: float = 1.0
+    """Error up to which the Huber loss is quadratic, in units of returns; beyond it is linear."""
+
     max_grad_norm: float | None = None
     """If given, the combined gradient is scaled down to this norm."""
 
@@ -200,6 +218,9 @@ class TrainConfig:
     hidden_dims: tuple[int, ...] = (256, 128)
     """Widths of the hidden layers."""
 
+    layer_norm: bool = True
+    """Normalise each hidden layer before its ReLU, without learned parameters."""
+
     def __post_init__(self) -> None:
         for name, least in (
             ("seed", 0),
@@ -215,6 +236,9 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("checkpoint_interval", "step_timeout"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")
         if self.episodes_per_task is not None and self.episodes_per_task < 1:
             raise ValueError(f"episodes_per_task is {self.episodes_per_task}; it must be at least 1")
 
@@ -243,7 +267,7 @@ class TrainConfig:
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Arguments of the network."""
-        return {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims)}
+        return {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims), "layer_norm": self.layer_norm}
 
     @property
     def balancer_name(self) -> str:

@@ -38,7 +38,9 @@ class BRCConfig(TrainConfig):
 
     # The network's shape and loss are its own.
     hidden_dims: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
+    layer_norm: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
     td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
+    huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 1.0
 
     @property
     def agent_kwargs(self) -> dict[str, Any]:
@@ -52,5 +54,5 @@ class BRCConfig(TrainConfig):
 
 
 # The notes' network and step size are of another agent: only their protocol of episodes and exploration applies.
-_OWN = ("learning_rate", "embedding_dim", "hidden_dims")
+_OWN = ("learning_rate", "embedding_dim", "hidden_dims", "layer_norm", "huber_delta")
 PRESETS = presets(BRCConfig, without=_OWN)

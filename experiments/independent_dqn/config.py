@@ -22,7 +22,7 @@ class IndependentDQNConfig(TrainConfig):
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Arguments of `agents.IndependentQNetworks`."""
-        return {"net_arch": list(self.hidden_dims)}
+        return {"net_arch": list(self.hidden_dims), "layer_norm": self.layer_norm}
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,45 @@ class _ReLUStep(Step):
         torch.ops.aten.threshold_backward.grad_input(self.grad, self.y, 0, grad_input=self.grad)
 
 
-STEPS: dict[type[nn.Module], type[Step]] = {nn.Linear: _LinearStep, nn.ReLU: _ReLUStep}
+class _LayerNormStep(Step):
+    def __init__(self, layer: nn.LayerNorm, x: Tensor) -> None:
+        self.layer, self.x, self.y = layer, x, torch.empty_like(x)
+        self.weight, self.bias = (None if p is None else p.detach() for p in (layer.weight, layer.bias))
+        statistics = x.shape[: x.ndim - len(layer.normalized_shape)] + (1,) * len(layer.normalized_shape)
+        self.mean, self.rstd = x.new_empty(statistics), x.new_empty(statistics)
+
+    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
+        self.grad, self.grad_x = grad, torch.empty_like(grad) if needs_input else None
+        self.grad_by_task = grad.view(rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
+        self.weight_rows = None if self.weight is None else rows.of(self.layer.weight)
+        self.bias_rows = None if self.bias is None else rows.of(self.layer.bias)
+        return self.grad_x
+
+    def forward(self) -> None:
+        torch.ops.aten.native_layer_norm.out(
+            self.x, self.layer.normalized_shape, self.weight, self.bias, self.layer.eps,
+            out0=self.y, out1=self.mean, out2=self.rstd,
+        )  # fmt: skip
+
+    def backward(self) -> None:
+        if self.weight_rows is not None:
+            normalised = (self.x - self.mean) * self.rstd
+            torch.sum((self.grad * normalised).view_as(self.grad_by_task), 1, out=self.weight_rows)
+        if self.bias_rows is not None:
+            torch.sum(self.grad_by_task, 1, out=self.bias_rows)
+        if self.grad_x is not None:
+            gradient = torch.ops.aten.native_layer_norm_backward(
+                self.grad, self.x, self.layer.normalized_shape, self.mean, self.rstd,
+                self.weight, self.bias, [True, False, False],
+            )[0]  # fmt: skip
+            self.grad_x.copy_(gradient)  # it has no variant that fills a buffer with this alone
+
+
+STEPS: dict[type[nn.Module], type[Step]] = {
+    nn.Linear: _LinearStep,
+    nn.ReLU: _ReLUStep,
+    nn.LayerNorm: _LayerNormStep,
+}
 
 
 def register_step(kind: type[nn.Module], step: type[Step]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agents import MultiTaskDQN
-from agents.td import td_losses, td_losses_and_slope
+from agents.td import TDError
 from envs import make_task_vec_env
 from mtrl.guidance import LookaheadGuidance
 
@@ -16,19 +16,20 @@ def make(variant="aware", **kwargs):
     return MultiTaskDQN("MlpPolicy", env, seed=0, device="cpu", **{**SMALL, **kwargs})
 
 
-@pytest.mark.parametrize("loss", ["huber", "mse"])
-def test_the_slope_is_what_autograd_finds(loss):
+@pytest.mark.parametrize(("loss", "delta"), [("huber", 1.0), ("huber", 2.0), ("mse", 1.0)])
+def test_the_slope_is_what_autograd_finds(loss, delta):
     generator = torch.Generator().manual_seed(0)
     values = 3 * torch.randn(12, 4, generator=generator, dtype=torch.float64)
     targets = 3 * torch.randn(12, generator=generator, dtype=torch.float64)
     actions = torch.randint(4, (12,), generator=generator)
     errors = (values.gather(1, actions[:, None]).squeeze(1) - targets).abs()
-    assert (errors < 1).any()  # both branches of the Huber loss
-    assert (errors > 1).any()
+    assert (errors < delta).any()  # both branches of the Huber loss
+    assert (errors > delta).any()
+    td_error = TDError(3, loss, delta)
     leaf = values.clone().requires_grad_()
-    theirs = td_losses(leaf, actions, targets, 3, loss)
+    theirs = td_error.losses(leaf, actions, targets)
     theirs.sum().backward()
-    losses, slope = td_losses_and_slope(values.clone(), actions, targets, 3, loss)
+    losses, slope = td_error.losses_and_slope(values.clone(), actions, targets)
     torch.testing.assert_close(losses, theirs.detach())
     torch.testing.assert_close(slope, leaf.grad)
 

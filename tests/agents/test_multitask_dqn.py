@@ -243,7 +243,7 @@ def test_gradnorm_runs_inside_and_reports_its_weights():
     assert total == pytest.approx(3)
     assert logged["balancer/Windy/weight"] != 1
     # The norm is that of the last hidden layer alone.
-    columns = agent._engine.layout.columns(agent.policy.q_net.layers[3].weight)
+    columns = agent._engine.layout.columns(agent.policy.q_net.last_shared_layer.weight)
     assert columns.stop - columns.start == 128 * 256
 
 

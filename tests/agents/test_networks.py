@@ -31,3 +31,14 @@ def test_misuse_is_named():
         SharedQNetwork(8, 4, hidden_dims=())
     with pytest.raises(ValueError, match="embedding_dim is 0"):
         SharedQNetwork(11, 4, num_tasks=3, embedding_dim=0)
+
+
+def test_layer_norm_adds_no_parameters_and_makes_the_values_independent_of_the_first_layers_scale():
+    plain, normed = (SharedQNetwork(8, 4, layer_norm=layer_norm) for layer_norm in (False, True))
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in normed.parameters()) == 35_716
+    observations = torch.randn(5, 8)
+    before = normed(observations)
+    with torch.no_grad():
+        normed.layers[0].weight.mul_(3)
+        normed.layers[0].bias.mul_(3)
+    torch.testing.assert_close(normed(observations), before, rtol=1e-3, atol=1e-3)

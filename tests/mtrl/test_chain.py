@@ -11,6 +11,12 @@ CHAINS = {
     "one layer": lambda: nn.Sequential(nn.Linear(5, 4)),
     "two hidden": lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)),
     "no bias": lambda: nn.Sequential(nn.Linear(5, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)),
+    "layer norm": lambda: nn.Sequential(
+        nn.Linear(5, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 4), nn.LayerNorm(4), nn.Linear(4, 4)
+    ),
+    "layer norm, nothing learned": lambda: nn.Sequential(
+        nn.LayerNorm(5), nn.Linear(5, 16), nn.LayerNorm(16, elementwise_affine=False), nn.ReLU(), nn.Linear(16, 4)
+    ),
     "ends in ReLU": lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 4), nn.ReLU()),
     "starts with ReLU": lambda: nn.Sequential(nn.ReLU(), nn.Linear(5, 4)),
 }
