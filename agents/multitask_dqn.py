@@ -65,7 +65,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.
         learning_rate_decay: share of training, at its end, over which a learning rate given as a number falls
             linearly to 0; 0 keeps it constant. The last weights count, and without decay they swing. Default 0.25.
-        buffer_size: transitions kept over all tasks, shared out equally. Default 160,000.
+        buffer_size: transitions kept over all tasks, shared out equally. Default 480,000.
         learning_starts: environment steps of random play before the first update. Default 6,000.
         batch_size: transitions per task and update. Default 64.
         tau: share of the online network that goes into the target network at each target update; 1 is a copy. Default
@@ -73,21 +73,21 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         gamma: discount. Default 0.99.
         n_step: rewards in a transition before the bootstrapped value. Default 3.
         train_freq: vector steps between training phases. Default 1.
-        gradient_steps: updates per training phase; -1 for as many as environment steps. Default 4.
+        gradient_steps: updates per training phase; -1 for as many as environment steps. Default 2.
         target_update_interval: updates (or episodes, see below) between target updates. Default 1.
         target_update_unit: what the interval counts, `"updates"` or finished `"episodes"`. Default `"updates"`.
         exploration_fraction: share of training over which epsilon falls linearly. Default 0.1.
         exploration_initial_eps: first epsilon. Default 1.
-        exploration_final_eps: last epsilon of a task's first column. Default 0.4.
+        exploration_final_eps: last epsilon of a task's first column. Default 0.1.
         exploration_diversity: how much more greedily the others act: the last epsilon of column i of K is
             exploration_final_eps ** (1 + exploration_diversity * i / (K - 1)), as in Ape-X (Horgan et al. 2018,
             https://arxiv.org/abs/1803.00933); a lone column takes the middle. Some keep exploring while others show
-            what a greedy policy earns. 0 gives all the same. Default 7.
+            what a greedy policy earns. 0 gives all the same. Default 2.
         exploration_decay: if given, epsilon is multiplied by it at the end of each episode instead of falling
             linearly. Default None.
         double_q: the online network chooses the next action, the target network values it. Default True.
         td_loss: `"huber"` or `"mse"`, averaged over a task's batch. Default `"huber"`.
-        huber_delta: error up to which the Huber loss is quadratic, in units of returns. Default 1.
+        huber_delta: error up to which the Huber loss is quadratic, in units of returns. Default 10.
         max_grad_norm: if given, the combined gradient is scaled down to this norm. Default None.
         guidance_share: share of each task's transitions that is held out as AIM's guidance set and never trained on;
             without effect for balancers that need no guidance. In (0, 1). Default 0.1.
@@ -119,24 +119,24 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         balancer_kwargs: Mapping[str, Any] | None = None,
         learning_rate: float | Schedule = 5e-4,
         learning_rate_decay: float = 0.25,
-        buffer_size: int = 160_000,
+        buffer_size: int = 480_000,
         learning_starts: int = 6_000,
         batch_size: int = 64,
         tau: float = 0.005,
         gamma: float = 0.99,
         n_step: int = 3,
         train_freq: int = 1,
-        gradient_steps: int = 4,
+        gradient_steps: int = 2,
         target_update_interval: int = 1,
         target_update_unit: TargetUnit = "updates",
         exploration_fraction: float = 0.1,
         exploration_initial_eps: float = 1.0,
-        exploration_final_eps: float = 0.4,
-        exploration_diversity: float = 7.0,
+        exploration_final_eps: float = 0.1,
+        exploration_diversity: float = 2.0,
         exploration_decay: float | None = None,
         double_q: bool = True,
         td_loss: TDLoss = "huber",
-        huber_delta: float = 1.0,
+        huber_delta: float = 10.0,
         max_grad_norm: float | None = None,
         guidance_share: float = 0.1,
         conflict_interval: int = 250,
@@ -491,7 +491,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             # Not `predict`, whose checks and conversions for every kind of input cost more than the network.
             observations = torch.as_tensor(self._last_obs, device=self.device)
             with torch.no_grad():
-                actions = self._explore(self.policy._predict(observations).numpy(force=True))
+                greedy = self._online_values(observations).argmax(1)
+            actions = self._explore(greedy.numpy(force=True))
         return actions, actions
 
     def _store_transition(  # type: ignore[override] # narrower: this agent's replay, arrays only

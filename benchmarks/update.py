@@ -116,6 +116,7 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
         balancer_kwargs,
         learning_rate=LEARNING_RATE,
         learning_rate_decay=0,
+        huber_delta=1.0,
         batch_size=batch_size,
         learning_starts=10**9,
         guidance_share=0.5,

@@ -95,7 +95,7 @@ class TrainConfig:
     tasks: tuple[str, ...] = ("Standard", "Windy", "Heavy")
     """Names of the tasks, in the order of the one-hot."""
 
-    total_steps: int = 400_000
+    total_steps: int = 600_000
     """Environment steps over all tasks."""
 
     episodes_per_task: int | None = None
@@ -145,7 +145,7 @@ class TrainConfig:
     learning_rate_decay: float = 0.25
     """Share of training, at its end, over which the learning rate falls linearly to 0; 0 keeps it constant."""
 
-    buffer_size: int = 160_000
+    buffer_size: int = 480_000
     """Transitions kept, over all tasks; each task has its equal share."""
 
     learning_starts: int = 6_000
@@ -166,7 +166,7 @@ class TrainConfig:
     train_freq: int = 1
     """Steps of all environments between training phases."""
 
-    gradient_steps: int = 4
+    gradient_steps: int = 2
     """Updates per training phase."""
 
     target_update_interval: int = 1
@@ -181,10 +181,10 @@ class TrainConfig:
     exploration_initial_eps: float = 1.0
     """First epsilon: the probability of a random action."""
 
-    exploration_final_eps: float = 0.4
+    exploration_final_eps: float = 0.1
     """Last epsilon of each task's first environment."""
 
-    exploration_diversity: float = 7.0
+    exploration_diversity: float = 2.0
     """How much more greedily the task's other environments act, as in Ape-X: the last epsilon of environment i of K is
     exploration_final_eps ** (1 + exploration_diversity * i / (K - 1)). 0 gives all the same."""
 
@@ -197,7 +197,7 @@ class TrainConfig:
     td_loss: Literal["huber", "mse"] = "huber"
     """Loss of the temporal-difference error."""
 
-    huber_delta: float = 1.0
+    huber_delta: float = 10.0
     """Error up to which the Huber loss is quadratic, in units of returns; beyond it is linear."""
 
     max_grad_norm: float | None = None

@@ -16,6 +16,10 @@ from mtrl.gradients import TaskGradients
 Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
 
+LARGEST_ALPHA = 100.0  # rates are at most T, and T ** 100 is in the range of float64
+LARGEST_STEP = 50.0  # of a log-weight at once: exp of it neither overflows nor lets the largest weight fade
+TINY = 1e-200  # losses are far above it
+
 
 def project_weights(weights: Array, floor: float, total: float | None = None) -> Array:
     """Scale positive `weights` (T,) to sum to `total`, by default T, with none below `floor`.
@@ -23,9 +27,14 @@ def project_weights(weights: Array, floor: float, total: float | None = None) ->
     What the floor adds, the others give.
     """
     total = len(weights) if total is None else total
-    weights = weights * (total / weights.sum())
+    there = float(weights.sum())
+    if there == 0:  # without a floor, weights may have faded to 0: those of all the tasks in a batch, too
+        return weights
+    weights = weights * (total / there)
     low = weights < floor
     while low.any():
+        if low.all():  # all at the floor, but for rounding
+            return np.full(len(weights), total / len(weights))
         free = total - floor * np.count_nonzero(low)
         weights = np.where(low, floor, weights * (free / weights[~low].sum()))
         below = weights < floor
@@ -103,8 +112,8 @@ class GradNorm(Balancer):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha is {alpha}; it must be at least 0 and finite")
+        if not 0 <= alpha <= LARGEST_ALPHA:
+            raise ValueError(f"alpha is {alpha}; it must be at least 0 and at most {LARGEST_ALPHA}")
         if not 0 < lr < math.inf:
             raise ValueError(f"lr is {lr}; it must be above 0 and finite")
         if warmup_steps < 1:
@@ -157,6 +166,8 @@ class GradNorm(Balancer):
         else:
             initial = self.initial_losses.numpy()
             floor = self.initial_loss_floor * float(initial.sum()) / len(initial)
+            if 0 < floor < TINY:  # hardly a loss has been seen yet: the quotients would overflow
+                floor = max(floor, TINY * float(losses.max()))
             left = losses / np.maximum(initial, floor) if floor > 0 else np.ones_like(initial)
         mean = float(left.sum()) / len(left)
         return left / mean if mean > 0 else np.ones_like(left)
@@ -181,9 +192,11 @@ class GradNorm(Balancer):
         rates = self.training_rates(current)
         gradient, targets, mean = self.weight_gradient(weights, gradients.layer_norms.numpy(force=True), rates)
         if mean > 0 and (fewest >= self.warmup_steps or self.warmup_steps == 1):
-            log_gradient = weights * gradient / mean  # d/d log w = w * d/dw
+            step = -self.lr * (weights * gradient / mean)  # d/d log w = w * d/dw, between -T and T
+            if self.lr * len(step) > LARGEST_STEP:
+                step = step.clip(-LARGEST_STEP, LARGEST_STEP)
             total = None if len(weights) == self.num_tasks else float(weights.sum())
-            own[:] = project_weights(weights * np.exp(-self.lr * log_gradient), self.weight_floor, total)
+            own[:] = project_weights(weights * np.exp(step), self.weight_floor, total)
         coefficients = torch.from_numpy(weights).to(gradients.device)
         diagnostics = {
             "weight": coefficients,

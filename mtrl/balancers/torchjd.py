@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.balancers.base import Balance, RandomBalancer, Scale
-from mtrl.gradients import TaskGradients
+from mtrl.gradients import JacobianNotHeldError, TaskGradients
 
 PREFIX = "torchjd:"
 WEIGHTING = "Weighting"
@@ -100,8 +99,15 @@ class TorchJD(RandomBalancer):
             self._answer(gradients, seed)
             self._recall(self._restored)
             self._restored = {}
-        answer = self._answer(gradients, seed)
-        if not math.isfinite(answer.sum().item()):
+        try:
+            answer = self._answer(gradients, seed)
+        except JacobianNotHeldError:
+            raise
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined] # torch's own omission
+            raise ValueError(f"{PREFIX}{self.aggregator}: {_one_line(error)}") from error
+        # Finite weights may be so large that the update is not.
+        lengths = gradients.gramian.diagonal().sqrt().cpu() if self._on_gramian else 1.0
+        if not (answer * lengths).abs().sum().item() <= torch.finfo(gradients.dtype).max:
             raise FloatingPointError(f"{PREFIX}{self.aggregator} gave an update that is not finite")
         if self._has_weights:
             weight = answer.to(gradients.device)

@@ -18,6 +18,15 @@ MaskedLosses = Tensor | Sequence[Tensor | None]  # None: a task without data in 
 Private = list[tuple[Tensor, Tensor]]  # parameters of single tasks, each with its ordinary gradient
 
 
+# Between these a sum of squares is exact but for rounding: the smallest normal number times 1 / eps, as what is below
+# that number may be lost, and the largest.
+RANGES = {
+    dtype: (limits.tiny / limits.eps, limits.max)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for limits in (torch.finfo(dtype),)
+}
+
+
 class NonFiniteGradientError(FloatingPointError):
     """A task's gradient holds NaN or infinity; the message names the task."""
 
@@ -175,7 +184,7 @@ class TaskGradients:
         """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
         rows = self.jacobian[:, self._layer]
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        if not math.isfinite(sum(norms.tolist())):  # finite rows whose squares overflow
+        if not in_range([norm * norm for norm in norms.tolist()], rows.dtype):
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms.double()
 
@@ -198,16 +207,30 @@ class TaskGradients:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """`c J` for `c` (T,): the update direction (D,)."""
-        with without_autocast(self.jacobian):
-            return coefficients.to(self.jacobian) @ self.jacobian
+        rows = self.jacobian
+        with without_autocast(rows):
+            largest, weights = RANGES[rows.dtype][1], coefficients.tolist()
+            if not (max(weights) <= largest and min(weights) >= -largest):
+                # Those of rows that are so much smaller than others; the products are in range again.
+                return (coefficients.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
+            return coefficients.to(rows) @ rows
 
 
 def products_of_rows(rows: Tensor) -> Tensor:
     """`R R^T` (T, T), in float64, for `rows` (T, n)."""
-    products: Tensor = (rows @ rows.T).double()
-    if not math.isfinite(products.sum().item()):  # finite rows whose squares overflow
-        products = rows.double() @ rows.double().T
-    return products
+    products = rows @ rows.T
+    if not in_range(products.diagonal().tolist(), rows.dtype):
+        return rows.double() @ rows.double().T
+    return products.double()
+
+
+def in_range(squares: Sequence[float], dtype: torch.dtype) -> bool:
+    """Whether squares of rows, summed in `dtype`, are what they should be: none overflows or fades away.
+
+    If so, neither do the products of different rows. A zero row counts as faded: who asks can't tell the two apart.
+    """
+    least, most = RANGES[dtype]
+    return sum(squares) < most and min(squares) > least
 
 
 class GradientEngine(Protocol):

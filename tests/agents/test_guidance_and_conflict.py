@@ -250,7 +250,7 @@ def test_metrics_are_those_of_the_task_gradients(variant):
             best = target(batch.next_observations[part].double())[each, chosen]
             wanted = batch.rewards[part] + batch.discounts[part] * best
         got = network(batch.observations[part].double())[each, batch.actions[part]]
-        loss = torch.nn.functional.smooth_l1_loss(got, wanted)
+        loss = torch.nn.functional.huber_loss(got, wanted, delta=10.0)
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
     agent.train(1, 8)
     logged = agent.diagnostics

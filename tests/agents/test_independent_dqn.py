@@ -65,7 +65,7 @@ def test_every_row_is_valued_by_its_tasks_network_in_any_order():
 def test_each_network_evolves_as_if_it_were_trained_alone(settings):
     agent = make(tau=0.25, target_update_interval=2, gradient_steps=0, **settings).learn(600)
     clip, double_q = settings.get("max_grad_norm"), settings.get("double_q", True)
-    td_loss = nn.MSELoss() if settings.get("td_loss") == "mse" else nn.SmoothL1Loss()
+    td_loss = nn.MSELoss() if settings.get("td_loss") == "mse" else nn.HuberLoss(delta=10.0)
     generator = agent.replay_buffer.generator.get_state()
     batches = [agent.replay_buffer.sample(8) for _ in range(6)]
     agent.replay_buffer.generator.set_state(generator)

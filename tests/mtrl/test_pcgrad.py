@@ -89,9 +89,9 @@ def test_without_conflict_it_is_the_sum() -> None:
 
 
 def test_a_zero_row_and_a_row_whose_square_underflows_conflict_with_none() -> None:
-    jacobian = conflicting(3, 0).float()
+    jacobian = conflicting(3, 0)
     jacobian[1] = 0
-    jacobian[2] = -jacobian[0] * 1e-30
+    jacobian[2] = -jacobian[0] * 1e-160
     answer = PCGrad(3)(TaskGradients(jacobian), torch.ones(3))
     assert answer.coefficients.tolist() == [1, 1, 1]
 
