@@ -5,6 +5,7 @@ from agents.independent_dqn import IndependentDQN, IndependentQPolicy
 from agents.loading import load_agent
 from agents.multitask_dqn import MultiTaskDQN
 from agents.networks import IndependentQNetworks, SharedQNetwork
+from agents.nonfinite import NonFiniteError
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
 
@@ -17,6 +18,7 @@ __all__ = [
     "IndependentQPolicy",
     "MultiTaskDQN",
     "MultiTaskQPolicy",
+    "NonFiniteError",
     "SharedQNetwork",
     "TaskBatch",
     "TaskReplayBuffer",

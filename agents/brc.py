@@ -282,7 +282,9 @@ class BRC(MultiTaskDQN):
         by = self.policy.q_net(batch.next_observations) if self.double_q else probabilities @ support
         best = probabilities[torch.arange(len(by), device=by.device), by.argmax(1)]  # (T * B, bins)
         unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=by.device)
-        rewards = (batch.rewards.view(len(unit), -1) / unit[:, None]).flatten()
+        by_task = batch.rewards.view(len(unit), -1)
+        self._guard.check("a stored reward", by_task.sum(1).tolist())  # the bins' ends would hide an infinity
+        rewards = (by_task / unit[:, None]).flatten()
         targets = rewards[:, None] + batch.discounts[:, None] * support
         return project(best, targets, support)
 

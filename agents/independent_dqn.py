@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from agents.multitask_dqn import MultiTaskDQN
 from agents.networks import IndependentQNetworks
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch
-from mtrl.gradients import ParameterLayout
+from mtrl.gradients import NonFiniteGradientError, ParameterLayout
 
 
 class IndependentQPolicy(MultiTaskQPolicy):
@@ -59,8 +60,14 @@ class IndependentDQN(MultiTaskDQN):
 
     def _balanced_gradient(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
         losses = self._losses(batch, self._targets(batch))
-        gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)
-        return torch.cat([gradient.flatten() for gradient in gradients]), losses.detach()
+        self._guard.check("the loss", losses.tolist())
+        gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)  # each (T, ...)
+        gradient = torch.cat([stack.flatten() for stack in gradients])
+        if not math.isfinite(gradient.sum().item()):
+            for task in range(len(losses)):
+                if not all(bool(stack[task].isfinite().all()) for stack in gradients):
+                    raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
+        return gradient, losses.detach()
 
     def _clip(self, gradient: Tensor, max_norm: float) -> None:
         """Each network by its own norm: by a common one, a task's network would depend on the others."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from agents.n_step import NStepReturns, Step
 from agents.networks import SharedQNetwork
+from agents.nonfinite import FiniteGuard, OnNonFinite
 from agents.optimizer import FlatAdam
 from agents.policies import MultiTaskQPolicy
 from agents.replay import TaskBatch, TaskReplayBuffer
@@ -32,7 +33,14 @@ from envs import TaskOneHot
 from mtrl import checkpoint
 from mtrl.balancers import AIM, Balancer, make_balancer
 from mtrl.conflict import conflict_metrics
-from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, TaskMajorEngine
+from mtrl.gradients import (
+    Chain,
+    ChainEngine,
+    NonFiniteGradientError,
+    ParameterLayout,
+    TaskGradients,
+    TaskMajorEngine,
+)
 from mtrl.guidance import LookaheadGuidance
 
 TargetUnit = Literal["updates", "episodes"]
@@ -92,6 +100,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         guidance_share: share of each task's transitions that is held out as AIM's guidance set and never trained on;
             without effect for balancers that need no guidance. In (0, 1). Default 0.1.
         conflict_interval: updates between measurements of how much the task gradients conflict. Default 250.
+        on_nonfinite: what to do where an observation, reward, loss, gradient or weight is NaN or infinite: `"raise"` a
+            `NonFiniteError` that names it, or `"skip"` that step or update and count it in the logs. Default `"raise"`.
         stats_window_size: finished episodes per task that logged returns average over. Default 20.
         tensorboard_log: folder for TensorBoard files. Default None.
         policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`, `layer_norm`).
@@ -140,6 +150,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         max_grad_norm: float | None = None,
         guidance_share: float = 0.1,
         conflict_interval: int = 250,
+        on_nonfinite: OnNonFinite = "raise",
         stats_window_size: int = 20,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -185,6 +196,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.guidance_share = guidance_share
         self.conflict_interval = conflict_interval
+        self.on_nonfinite = on_nonfinite
         self._balancer_spec = balancer
         self.balancer_kwargs = dict(balancer_kwargs or {})
         self.task_names: tuple[str, ...] = ()
@@ -227,6 +239,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             self._held_out_rng = np.random.default_rng(held_out)
         self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
         self._n_step_returns = NStepReturns(self.n_step, self.gamma)
+        self._guard = FiniteGuard(self.on_nonfinite, self.task_names)
         self._td_error = TDError(num_tasks, self.td_loss, self.huber_delta)
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
@@ -312,6 +325,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         for name, value, choices in (
             ("td_loss", self.td_loss, get_args(TDLoss)),
             ("target_update_unit", self.target_update_unit, get_args(TargetUnit)),
+            ("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite)),
         ):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(choices)}")
@@ -363,15 +377,24 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 return
             self._set_guidance()
         for batch in self.replay_buffer.sample_several(gradient_steps, batch_size) if gradient_steps else ():
-            self._loss_sum += self._update(batch)
+            losses = self._update(batch)
+            if losses is None:
+                continue
+            self._loss_sum += losses
             self._loss_count += 1
             self._n_updates += 1
             if self.target_update_unit == "updates" and self._n_updates % self.target_update_interval == 0:
                 self._update_target()
 
-    def _update(self, batch: TaskBatch) -> Tensor:
-        """One step of the optimizer; returns the losses (T,)."""
-        gradient, losses = self._balanced_gradient(batch)
+    def _update(self, batch: TaskBatch) -> Tensor | None:
+        """One step of the optimizer; returns the losses (T,), or None if it was left out for a number not finite."""
+        try:
+            gradient, losses = self._balanced_gradient(batch)
+        except FloatingPointError as error:
+            if isinstance(error, NonFiniteGradientError) and error.task is not None:
+                error = FloatingPointError(f"the gradient of task {self.task_names[error.task]} is not finite")
+            self._guard.update_failed(error, self._n_updates + 1, self.num_timesteps)
+            return None
         if self.max_grad_norm is not None:
             self._clip(gradient, self.max_grad_norm)
         self._optimizer.update(gradient)
@@ -383,7 +406,9 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         losses = gradients.losses
         assert losses is not None  # the engines put them there
         with torch.no_grad():
+            self._guard.check("the loss", losses.tolist())
             balance = self.balancer(gradients, losses)
+            self._guard.check("the balancer's weight", balance.coefficients.tolist())
             gradient = balance.update(gradients)
             self._diagnostics |= balance.diagnostics
             if self._n_updates % self.conflict_interval == 0:
@@ -513,12 +538,15 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 next_obs[column] = infos[column]["terminal_observation"]
                 terminals[column] = not infos[column].get("TimeLimit.truncated", False)
         observations = cast(NDArray[np.float32], self._last_obs)
+        self._last_obs = new_obs
+        if not self._guard.step_is_finite(observations, next_obs, reward, self.num_timesteps):
+            self._n_step_returns.clear()  # no transition may reach over the gap
+            return
         if self.guidance_buffer is not None and (
             len(self.guidance_buffer) == 0 or self._held_out_rng.random() < self.guidance_share
         ):
             replay_buffer = self.guidance_buffer
         step = Step(observations, next_obs, buffer_action, reward, dones, terminals)
-        self._last_obs = new_obs
         transitions = self._n_step_returns.add(step)
         if transitions is not None:
             replay_buffer.add(*transitions)
@@ -585,6 +613,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
                 record(f"train/{name}/loss", (self._loss_sum[task] / self._loss_count).item())
         for key, value in self.diagnostics.items():
             record(key, value)
+        for key, count in self._guard.skipped.items():
+            record(key, count)
         self._loss_sum.zero_()
         self._loss_count = 0
         super().dump_logs()
@@ -615,6 +645,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "max_grad_norm",
         "guidance_share",
         "conflict_interval",
+        "on_nonfinite",
         "policy_kwargs",
         "verbose",
         "seed",
@@ -696,6 +727,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
             "diagnostics": self._diagnostics,
+            "skipped": dict(self._guard.skipped),
             "elapsed_ns": time.time_ns() - self.start_time,
         }
         if self.guidance_buffer is not None:
@@ -722,6 +754,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._loss_sum = state["loss_sum"].to(self.device)
         self._loss_count = state["loss_count"]
         self._diagnostics = dict(state["diagnostics"])
+        self._guard.skipped.clear()
+        self._guard.skipped.update(state["skipped"])
         self.start_time = time.time_ns() - state["elapsed_ns"]
         if self.guidance_buffer is not None:
             self.guidance_buffer.load_state_dict(state["guidance"])

@@ -12,12 +12,13 @@ from envs.tasks import (
     register_task,
     task_spec,
 )
-from envs.vec import TaskVecEnv, make_task_vec_env
+from envs.vec import ColumnError, TaskVecEnv, make_task_vec_env
 
 __all__ = [
     "BASE_ID",
     "DEFAULT_TASKS",
     "TASKS",
+    "ColumnError",
     "LunarLanderTask",
     "TaskLike",
     "TaskOneHot",

@@ -13,6 +13,8 @@ from experiments import plots
 from experiments.cli import UsageError, run
 from experiments.runs import BrokenRunError, Run, find_runs
 
+OUTPUTS = ("table.md", "learning_curves.png", "task_weights.png")
+
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
@@ -32,31 +34,41 @@ def analyze(config: AnalyzeConfig) -> None:
     """Print the table and write table.md, learning_curves.png and task_weights.png.
 
     Raises:
-        UsageError: no run is found, or one that is asked for.
+        UsageError: no run is found, or not one that is asked for, or an output is in the way. Nothing is written then.
     """
-    runs = load_runs(config.results_dir)
+    runs, broken = load_runs(config.results_dir)
     if not runs:
-        raise UsageError(f"no finished runs in '{config.results_dir}'; train one: python -m experiments.gradnorm.train")
+        why = f" ({broken[0]})" if broken else ""
+        raise UsageError(
+            f"no finished runs in '{config.results_dir}'{why}; train one: python -m experiments.gradnorm.train"
+        )
     for name in config.method:
         if name not in runs:
             raise UsageError(f"no finished runs of {name!r} in '{config.results_dir}'; there are {', '.join(runs)}")
     if config.output_dir.exists() and not config.output_dir.is_dir():
         raise UsageError(f"'{config.output_dir}' is a file; figures need a folder")
+    table, curves, weights = (config.output_dir / name for name in OUTPUTS)
+    for path in (table, curves, weights):
+        if path.is_dir():
+            raise UsageError(f"'{path}' is a folder; a file of this name belongs there")
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    for error in broken:
+        print(f"skipped {error}", file=sys.stderr)
     chosen = {name: runs[name] for name in config.method or runs}
 
     text = markdown_table(chosen)
     print(text)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    (config.output_dir / "table.md").write_text(text + "\n")
+    table.write_text(text + "\n")
     tasks = all_tasks(chosen)
-    plots.learning_curves(chosen, tasks, config.output_dir / "learning_curves.png")
-    plots.task_weights(chosen, tasks, config.output_dir / "task_weights.png")
-    print(f"\ntable.md, learning_curves.png and task_weights.png are in {config.output_dir}")
+    plots.learning_curves(chosen, tasks, curves)
+    plots.task_weights(chosen, tasks, weights)
+    print(f"\n{table.name}, {curves.name} and {weights.name} are in {config.output_dir}")
 
 
-def load_runs(results_dir: Path) -> dict[str, list[Run]]:
-    """Finished runs by name, seeds in order. Folders that can't be read are skipped with one line on stderr each."""
+def load_runs(results_dir: Path) -> tuple[dict[str, list[Run]], list[BrokenRunError]]:
+    """Finished runs by name, seeds in order, and what is wrong with the folders that can't be read."""
     runs: dict[str, list[Run]] = {}
+    broken: list[BrokenRunError] = []
     for found in find_runs(results_dir):
         try:
             if isinstance(found, BrokenRunError):
@@ -64,8 +76,8 @@ def load_runs(results_dir: Path) -> dict[str, list[Run]]:
             _ = found.metrics  # a run whose curves can't be read is no use either
             runs.setdefault(found.name, []).append(found)
         except BrokenRunError as error:
-            print(f"skipped {error}", file=sys.stderr)
-    return runs
+            broken.append(error)
+    return runs, broken
 
 
 def all_tasks(runs: Mapping[str, Sequence[Run]]) -> list[str]:

@@ -12,6 +12,7 @@ exit status 2. Ctrl-C gives exit status 130. Any other exception is a bug and ke
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -27,6 +28,8 @@ __all__ = ["UsageError", "main_guard", "parse", "run"]
 
 T = TypeVar("T")
 
+# What an operating system has against a name besides what has an exception of its own.
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError)
 COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
 SHELLS = ("bash", "zsh", "fish")
@@ -104,19 +107,21 @@ def main_guard(prog: str) -> Iterator[None]:
     """Turn the errors that a user can cause into one line `prog: message` on stderr and exit status 2.
 
     A context manager, and a decorator: `@main_guard("train")`. User errors are ValueError (`UsageError` among them) and
-    the errors of paths that are missing, in the way, or forbidden. KeyboardInterrupt gives exit status 130.
+    the errors of paths that are missing, in the way, forbidden, or no paths. KeyboardInterrupt gives exit status 130.
     """
     try:
         yield
-    except USER_ERRORS as error:
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (*USER_ERRORS, OSError) as error:
+        if not isinstance(error, USER_ERRORS) and error.errno not in NAME_ERRORS:
+            raise
         print(f"{prog}: {_one_line(_message(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from error
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def _message(error: BaseException) -> str:

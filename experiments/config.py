@@ -38,6 +38,7 @@ AGENT_FIELDS = (
     "max_grad_norm",
     "guidance_share",
     "conflict_interval",
+    "on_nonfinite",
     "stats_window_size",
     "seed",
     "device",
@@ -208,6 +209,10 @@ class TrainConfig:
 
     conflict_interval: int = 250
     """Updates between measurements of how much the task gradients conflict."""
+
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+    """What to do where an observation, reward, loss, gradient or weight is NaN or infinite: `raise` an error that names
+    it and keep the last checkpoint, or `skip` that step or update and count it in the logs."""
 
     stats_window_size: int = 20
     """Finished episodes per task that the reported training returns average over."""

@@ -39,9 +39,11 @@ class TrainingDisplay(BaseCallback):
         self._bar = self._progress.add_task(title, total=total_steps, speed="")
         self._live = Live(console=self._console, auto_refresh=False)
         self._started = self._shown = 0.0
+        self._first_step = 0
 
     def _on_training_start(self) -> None:
         self._started = self._shown = time.monotonic()
+        self._first_step = self.num_timesteps  # above 0 where a run is continued
         if self._console.is_terminal:
             self._live.start()
 
@@ -61,13 +63,13 @@ class TrainingDisplay(BaseCallback):
         self._live.stop()
 
     def _show(self, now: float) -> None:
-        steps_per_s = self.num_timesteps / max(now - self._started, 1e-9)
+        steps_per_s = (self.num_timesteps - self._first_step) / max(now - self._started, 1e-9)
         if self._console.is_terminal:
             self._progress.update(self._bar, completed=self.num_timesteps, speed=f"{steps_per_s:,.0f} steps/s")
             self._live.update(Group(self._progress, self._table()), refresh=True)
         else:
             rows = "  ".join(f"{task} {value:.0f}" for task, value, _ in self._rows() if not math.isnan(value))
-            left = (self._total_steps - self.num_timesteps) / steps_per_s
+            left = (self._total_steps - self.num_timesteps) / max(steps_per_s, 1e-9)
             steps = f"{self.num_timesteps:,} of {self._total_steps:,} steps"
             self._console.print(f"{self._title}: {steps}, {steps_per_s:,.0f}/s, {left:.0f} s left  returns: {rows}")
 

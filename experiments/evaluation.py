@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents import MultiTaskDQN, load_agent
-from envs import make_task_env
+from envs import get_tasks, make_task_env
 from experiments import plots
 from experiments.cli import UsageError
 from experiments.config import EvaluateConfig, run_dir, run_name
@@ -143,10 +144,8 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
     agent = _load_agent(method, config)
     if config.task not in ("all", *agent.task_names):
         raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
-    if config.video_dir is not None and config.video_dir.exists() and not config.video_dir.is_dir():
-        raise UsageError(f"'{config.video_dir}' is a file; videos need a folder")
-    if config.picture is not None and config.picture.is_dir():
-        raise UsageError(f"'{config.picture}' is a folder; a picture needs a file")
+    get_tasks(agent.task_names)  # a model of a stranger's may name anything, and videos are named by tasks
+    _check_outputs(config, agent.task_names if config.task == "all" else (config.task,))
 
     console = Console()
     results: dict[str, TaskResult] = {}
@@ -165,6 +164,26 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
             plots.descents(descents, config.picture)
         console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
     return evaluation
+
+
+def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
+    """Find out before anything is played or made that videos or the picture can't be written."""
+    files = [] if config.picture is None else [(config.picture, "a picture")]
+    if config.video_dir is not None:
+        if config.video_dir.exists() and not config.video_dir.is_dir():
+            raise UsageError(f"'{config.video_dir}' is a file; videos need a folder")
+        files += [(config.video_dir / f"{task}.mp4", "a video") for task in tasks]
+    for path, what in files:
+        if path.is_dir():
+            raise UsageError(f"'{path}' is a folder; {what} needs a file")
+        for parent in path.parents:
+            if parent.exists() and not parent.is_dir():
+                raise UsageError(f"'{parent}' is a file; {what} needs a folder")
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=existing):  # whether files can be made there
+            pass
+    if config.picture is not None and config.picture.suffix != ".png":  # by which Matplotlib chooses the format
+        raise UsageError(f"'{config.picture}' does not end in .png; a picture is a PNG")
 
 
 def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
@@ -209,6 +228,7 @@ def _film(path: Path) -> Iterator[OnFrame]:
     """Something that writes each frame it is called with to an mp4."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # 600 x 400 is even, as the encoder needs it; rounding to its blocks would scale the picture.
-    with imageio.get_writer(path, fps=FPS, macro_block_size=None) as writer:
+    # Absolute, as imageio takes a leading ~ for the user's home.
+    with imageio.get_writer(path.absolute(), fps=FPS, macro_block_size=None) as writer:
         # imageio's stubs miss the writer's own method.
         yield lambda _, frame: writer.append_data(frame)  # type: ignore[attr-defined]

@@ -4,77 +4,131 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import JSONOutputFormat, Logger
+from stable_baselines3.common.logger import Logger
 
 import agents
-from agents import MultiTaskDQN
-from envs import BASE_ID, get_tasks, make_task_vec_env
+from agents import MultiTaskDQN, NonFiniteError
+from envs import BASE_ID, ColumnError, get_tasks, make_task_vec_env
 from experiments.cli import UsageError
 from experiments.config import TrainConfig
 from experiments.display import TrainingDisplay
 from experiments.evaluation import CURVE_SEED, FINAL_SEED, Evaluation, evaluate
-from experiments.runs import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, MODEL_FILE
+from experiments.resume import Checkpoints, MetricsFile, find_run, locked
+from experiments.runs import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    PREVIOUS_FILE,
+)
+from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from mtrl.checkpoint import replacing
 
 
 def train(config: TrainConfig) -> Evaluation:
     """Train one agent, evaluate it and leave config.json, metrics.jsonl, model.zip and evaluation.json in its folder.
 
-    evaluation.json is written last: a folder that has it is a finished run.
+    evaluation.json is written last: a folder that has it is a finished run. An unfinished run with the same settings is
+    continued from its last checkpoint.
 
     Raises:
         ValueError: a setting is out of range.
-        UsageError: the folder holds a finished run, or can't be made.
+        UsageError: the folder holds a finished run or one with other settings, is in use, or can't be written to.
+        StoppedError: a signal, a failing environment or a disk ended the run; it says how to go on.
     """
     # Everything that can be wrong is found before anything is written.
     torch.set_num_threads(1)  # two threads are slower at these sizes, and runs side by side would fight for cores
     folder = config.run_dir
     tasks = get_tasks(config.tasks)
-    names = [task.name for task in tasks]
-    if (folder / EVALUATION_FILE).exists() and not config.overwrite:
-        raise UsageError(f"'{folder}' holds a finished run; give --overwrite to replace it, or another --seed")
-    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant)
+    _refuse_finished(folder, config.overwrite)
+    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, step_timeout=config.step_timeout)
     kind: type[MultiTaskDQN] = getattr(agents, config.agent)
     agent = kind("MlpPolicy", env, **config.agent_kwargs)
-    _prepare(folder)
-
-    _write_json(folder / CONFIG_FILE, describe(config))
-    logger = Logger(str(folder), [JSONOutputFormat(str(folder / METRICS_FILE))])
-    agent.set_logger(logger)
-    callbacks: list[BaseCallback] = []
-    if config.eval_interval:
-        callbacks.append(CurveEvaluation(names, config.eval_interval, config.eval_episodes))
-    if config.episodes_per_task is not None:
-        callbacks.append(StopAfterEpisodes(config.episodes_per_task, len(names), config.envs_per_task))
-    display = TrainingDisplay(f"{config.run_name}, seed {config.seed}", config.total_steps)
-    if not config.quiet:
-        callbacks.append(display)
-    try:
-        agent.learn(config.total_steps, CallbackList(callbacks), log_interval=config.log_interval)
-        agent.dump_logs()
-    except ValueError as error:  # past the checks above this is a fault of ours, not of the user's: keep the traceback
-        raise RuntimeError("training failed") from error
-    finally:
-        display.stop()
-        logger.close()
-        env.close()
-
-    agent.save(folder / MODEL_FILE)
-    evaluation = evaluate(agent, names, config.final_episodes, FINAL_SEED)
-    _write_json(folder / EVALUATION_FILE, evaluation.as_json())
+    with disk_errors(folder, UsageError):
+        _make(folder)
+    with locked(folder), StopSignals() as signals:
+        _refuse_finished(folder, config.overwrite)  # another process may have finished it by now
+        description = describe(config)
+        saved = find_run(folder, description) if config.resume and not config.overwrite else None
+        if saved is not None and not config.quiet:
+            print(f"{config.run_name}, seed {config.seed}: continuing from '{saved.path}'")
+        with disk_errors(folder, UsageError):
+            _clear(folder, keep=(METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE) if saved else ())
+            _write_json(folder / CONFIG_FILE, description)
+            metrics = MetricsFile(folder / METRICS_FILE)
+        parts: list[CurveEvaluation | StopAfterEpisodes] = []
+        names = [task.name for task in tasks]
+        if config.eval_interval:
+            parts.append(CurveEvaluation(names, config.eval_interval, config.eval_episodes))
+        if config.episodes_per_task is not None:
+            parts.append(StopAfterEpisodes(config.episodes_per_task, len(names), config.envs_per_task))
+        checkpoints = Checkpoints(folder, description, env, metrics, parts, signals, config.checkpoint_interval, saved)
+        del saved  # the checkpoint's replay is large
+        try:
+            with disk_errors(folder, StoppedError):
+                _learn(config, agent, metrics, [checkpoints, *parts])
+                signals.answer_at_once()
+                evaluation = _finish(config, agent, names)
+                checkpoints.remove()
+        except StopSignal as stop:
+            raise StoppedError(f"stopped by {stop}; {checkpoints.outlook}", stop.status) from None
+        except StoppedError as stop:
+            raise StoppedError(f"{stop}; {checkpoints.outlook}") from stop
+        finally:
+            env.close()
     if not config.quiet:
         console = Console()
         console.print(
             evaluation.table(f"{config.run_name}, seed {config.seed}: {config.final_episodes} greedy episodes")
         )
-        console.print(f"results in {folder}")
+        console.print(f"results in {folder}; {checkpoints.cost}")
+    return evaluation
+
+
+def _learn(config: TrainConfig, agent: MultiTaskDQN, metrics: MetricsFile, callbacks: list[Any]) -> None:
+    """Train, with `callbacks`, the first of which are the checkpoints.
+
+    Raises:
+        StoppedError: an environment failed, and the checkpoints have saved the last whole step; or a number was not
+            finite.
+    """
+    checkpoints = callbacks[0]
+    logger = Logger(str(config.run_dir), [metrics])
+    agent.set_logger(logger)
+    display = TrainingDisplay(f"{config.run_name}, seed {config.seed}", config.total_steps)
+    if not config.quiet:
+        callbacks = [*callbacks, display]
+    try:
+        agent.learn(config.total_steps, CallbackList(callbacks), log_interval=config.log_interval)
+        agent.dump_logs()
+    except ColumnError as error:
+        checkpoints.save()
+        raise StoppedError(str(error)) from error
+    except NonFiniteError as error:  # what it has been through since the last checkpoint is not worth keeping
+        raise StoppedError(f"{error}; {checkpoints.kept}") from error
+    except UsageError:
+        raise
+    except ValueError as error:  # past the checks above this is a fault of ours, not of the user's: keep the traceback
+        raise RuntimeError("training failed") from error
+    finally:
+        display.stop()
+        logger.close()
+
+
+def _finish(config: TrainConfig, agent: MultiTaskDQN, names: list[str]) -> Evaluation:
+    """Save the model, and evaluate it."""
+    agent.save(config.run_dir / MODEL_FILE)
+    evaluation = evaluate(agent, names, config.final_episodes, FINAL_SEED)
+    _write_json(config.run_dir / EVALUATION_FILE, evaluation.as_json())
     return evaluation
 
 
@@ -106,6 +160,14 @@ class CurveEvaluation(BaseCallback):
         self._episodes = episodes
         self._next = interval
 
+    def state_dict(self) -> dict[str, Any]:
+        """When the next evaluation is due."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of `state_dict`."""
+        self._next = state["next"]
+
     def _on_step(self) -> bool:
         return True  # the work is done at the end of a rollout, when the step has been stored
 
@@ -130,14 +192,28 @@ class StopAfterEpisodes(BaseCallback):
         self._envs_per_task = envs_per_task
         self._finished = [0] * num_tasks
 
+    def state_dict(self) -> dict[str, Any]:
+        """Episodes that each task has finished."""
+        return {"finished": list(self._finished)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of `state_dict`."""
+        self._finished = list(state["finished"])
+
     def _on_step(self) -> bool:
         for column, done in enumerate(self.locals["dones"]):
             self._finished[column // self._envs_per_task] += bool(done)
         return min(self._finished) < self._episodes
 
 
-def _prepare(folder: Path) -> None:
-    """Make the run's folder, without what an earlier run left in it.
+def _refuse_finished(folder: Path, overwrite: bool) -> None:
+    """Raise `UsageError` if the run in `folder` is finished and must not be overwritten."""
+    if (folder / EVALUATION_FILE).exists() and not overwrite:
+        raise UsageError(f"'{folder}' holds a finished run; give --overwrite to replace it, or another --seed")
+
+
+def _make(folder: Path) -> None:
+    """Make the run's folder.
 
     Raises:
         UsageError: a file is in the way.
@@ -146,12 +222,16 @@ def _prepare(folder: Path) -> None:
         if parent.exists() and not parent.is_dir():
             raise UsageError(f"'{parent}' is a file; results need a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (EVALUATION_FILE, MODEL_FILE, METRICS_FILE, CONFIG_FILE):
-        (folder / name).unlink(missing_ok=True)
+
+
+def _clear(folder: Path, keep: Collection[str]) -> None:
+    """Delete what an earlier run left in `folder`, save the files named in `keep`."""
+    files = (EVALUATION_FILE, MODEL_FILE, METRICS_FILE, CONFIG_FILE, CHECKPOINT_FILE, PREVIOUS_FILE)
+    for path in (*(folder / name for name in files if name not in keep), *folder.glob(".*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Write in one step, so that a reader never sees half a file."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)
+    with replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())

@@ -13,6 +13,10 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
 MODEL_FILE = "model.zip"
+# Only while a run is in training:
+CHECKPOINT_FILE = "checkpoint.zip"
+PREVIOUS_FILE = "checkpoint.previous.zip"
+LOCK_FILE = ".lock"
 
 
 class BrokenRunError(ValueError):

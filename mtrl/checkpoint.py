@@ -18,6 +18,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,11 +30,14 @@ import numpy as np
 import safetensors.torch
 import torch
 
-__all__ = ["CheckpointError", "load", "save"]
+__all__ = ["CheckpointError", "load", "replacing", "save"]
 
 FORMAT = "mtrl-checkpoint"
 VERSION = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
+LARGEST_STATE = 32 * 2**20  # bytes of JSON: read, they take up to some thirty times as many
+LARGEST_DIRECTORY = 2**16  # bytes of the zip file's list of members, of which there are two
+LONGEST_MESSAGE = 500
 INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 REALS = ("float16", "float32", "float64")
 ARRAY_DTYPES = frozenset(np.dtype(name) for name in INTEGERS + REALS)
@@ -48,7 +52,9 @@ class _DefectError(Exception):
     """What is wrong with a file, said where its name is not known."""
 
 
-def save(path: str | Path | BinaryIO | io.BufferedIOBase, state: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path | BinaryIO | io.BufferedIOBase, state: Mapping[str, Any], *, previous: str | Path | None = None
+) -> None:
     """Write `state` to `path`; the same state always gives the same bytes.
 
     Args:
@@ -58,22 +64,26 @@ def save(path: str | Path | BinaryIO | io.BufferedIOBase, state: Mapping[str, An
             and real dtypes), NumPy scalars, `bool`, `int`, `float`, `str` and `None`, nested in any way. `load` gives
             them back bit for bit and with their types, except that every mapping comes back as a plain `dict` and
             every tensor contiguous, detached and on the CPU.
+        previous: keep the file that is replaced under this name, in the same folder. At every moment one of the two
+            is complete. Default: not kept.
 
     Raises:
         TypeError: `state` holds something else; the message names its place, as in
             `cannot save state['policy']['fn']: function`. Nothing is written.
+        ValueError: `state` is too large without its tensors and arrays, in which all that is many belongs. Nothing is
+            written.
         OSError: the file cannot be written. The old one is untouched.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"cannot save state: {type(state).__name__}; the outermost object must be a mapping")
     tensors: dict[str, torch.Tensor] = {}
     document = {"format": FORMAT, "version": VERSION, "state": _encode(state, "state", tensors)}
-    members = {
-        STATE: json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii"),
-        TENSORS: safetensors.torch.save(tensors),
-    }
+    text = json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+    if len(text) > LARGEST_STATE:
+        raise ValueError(f"cannot save state: without tensors it takes {len(text)} bytes of at most {LARGEST_STATE}")
+    members = {STATE: text, TENSORS: safetensors.torch.save(tensors)}
     if isinstance(path, (str, os.PathLike)):
-        with _replacing(Path(path)) as file:
+        with replacing(Path(path), None if previous is None else Path(previous)) as file:
             _write(file, members)
     else:
         _write(path, members)
@@ -84,24 +94,37 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
 
     Args:
         path: the file, or a seekable stream opened for binary reading.
-        max_bytes: refuse a file whose members claim more bytes than this (default 16 GiB), before reading them.
+        max_bytes: refuse a file whose members claim more bytes than this (default 16 GiB), before reading them. What
+            they claim is never more than the file has: loading takes memory in proportion to its size.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a whole, unaltered checkpoint of this format and version.
+        CheckpointError: there is no such file, or it is not a whole, unaltered checkpoint of this format and version,
+            or it is no regular file.
         OSError: the file cannot be read.
     """
     name = repr(os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream"))
     try:
         if isinstance(path, (str, os.PathLike)):
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise _DefectError("it is not a regular file")
                 return _parse(_read(file, max_bytes))
         return _parse(_read(path, max_bytes))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"no checkpoint at {name}") from None
     except IsADirectoryError:
         raise CheckpointError(f"cannot load checkpoint {name}: it is a folder") from None
+    except ValueError as error:  # everything that is wrong within the file is a _DefectError
+        raise CheckpointError(f"no checkpoint at {name}: {error}") from None
     except _DefectError as defect:
-        raise CheckpointError(f"cannot load checkpoint {name}: {' '.join(str(defect).split())}") from defect
+        message = " ".join(str(defect).split())  # what it quotes may be long, and of a stranger's choosing
+        message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
+        raise CheckpointError(f"cannot load checkpoint {name}: {message}") from defect
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """What `open` opens files by, without waiting for the writer of a named pipe; Windows knows no such waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -164,6 +187,8 @@ def _write(file: BinaryIO | io.BufferedIOBase, members: Mapping[str, bytes]) -> 
 def _read(file: BinaryIO | io.BufferedIOBase, max_bytes: int) -> dict[str, bytes]:
     """Return the two members of the zip file, with their checksums verified."""
     try:
+        size = file.seek(0, os.SEEK_END)
+        _check_directory(file, size)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             names = [member.filename for member in members]
@@ -178,10 +203,31 @@ def _read(file: BinaryIO | io.BufferedIOBase, max_bytes: int) -> dict[str, bytes
                     raise _DefectError(f"member {member.filename!r} is compressed")
             if (claimed := sum(member.file_size for member in members)) > max_bytes:
                 raise _DefectError(f"its members claim {claimed} bytes, above the limit of {max_bytes}")
+            first, second = sorted(members, key=lambda member: member.header_offset)
+            if first.header_offset + first.file_size > second.header_offset:
+                raise _DefectError("its members overlap")
+            if claimed > size:
+                raise _DefectError(f"it is damaged: its members claim {claimed} bytes, and it has {size}")
+            if (length := archive.getinfo(STATE).file_size) > LARGEST_STATE:
+                raise _DefectError(f"member {STATE!r} has {length} bytes, above the limit of {LARGEST_STATE}")
             return {member.filename: archive.read(member) for member in members}  # read() verifies the checksum
     # What zipfile raises for damaged bytes depends on where the damage lies.
     except (zipfile.BadZipFile, struct.error, EOFError, OSError, OverflowError, RuntimeError, ValueError) as error:
         raise _DefectError(f"it is damaged or not a zip file ({error or type(error).__name__})") from error
+
+
+def _check_directory(file: BinaryIO | io.BufferedIOBase, size: int) -> None:
+    """Refuse a list of members that is long, which `ZipFile` would read as a whole; `size` is the file's."""
+    file.seek(max(size - 98, 0))
+    tail = file.read(98).rjust(98, b"\0")
+    # Here `ZipFile` looks first: an end of 22 bytes, before it, in large files, a locator of 20 and another end of 56.
+    if tail[-22:-18] != b"PK\5\6":  # it would go on to look for an end with a comment after it; `save` writes none
+        raise _DefectError("it is damaged or not a zip file (it does not end as one)")
+    (length,) = struct.unpack("<L", tail[-10:-6])
+    if tail[-42:-38] == b"PK\6\7":
+        length = max(length, *struct.unpack("<Q", tail[40:48]))
+    if length > LARGEST_DIRECTORY:
+        raise _DefectError(f"its list of members claims {length} bytes, above the limit of {LARGEST_DIRECTORY}")
 
 
 def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -210,8 +256,11 @@ def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` when the block ends, and vanishes when the block fails."""
+def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the place of `path` when the block ends, and vanishes when the block fails.
+
+    A killed process leaves it behind, named `.<hexadecimal>.tmp`. With `previous`, the old file goes there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system. Not `tempfile`: its files are
     # readable by their owner alone, while `open` follows the umask.
@@ -221,6 +270,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

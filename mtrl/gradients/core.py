@@ -28,7 +28,16 @@ RANGES = {
 
 
 class NonFiniteGradientError(FloatingPointError):
-    """A task's gradient holds NaN or infinity; the message names the task."""
+    """A task's gradient holds NaN or infinity; the message names the task.
+
+    Args:
+        message: one line.
+        task: the task's number; None where it is not a single task's gradient.
+    """
+
+    def __init__(self, message: str, task: int | None = None) -> None:
+        super().__init__(message)
+        self.task = task
 
 
 class ParameterLayout:
@@ -197,7 +206,8 @@ class TaskGradients:
             return
         for index, row in enumerate(self.jacobian):
             if not bool(row.isfinite().all()):
-                raise NonFiniteGradientError(f"the gradient of task {self.task(index)} is not finite")
+                task = self.task(index)
+                raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64."""

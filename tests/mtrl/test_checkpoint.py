@@ -222,6 +222,35 @@ def test_parent_folders_are_made_and_permissions_follow_the_umask(tmp_path: Path
     assert os.listdir(path.parent) == ["run.zip"]
 
 
+def test_the_file_that_is_replaced_can_be_kept(tmp_path: Path) -> None:
+    path, previous = tmp_path / "run.zip", tmp_path / "previous.zip"
+    for step in range(3):
+        save(path, {"step": step}, previous=previous)
+        assert load(path) == {"step": step}
+        assert (load(previous) if step else None) == ({"step": step - 1} if step else None)
+    assert {*os.listdir(tmp_path)} == {"run.zip", "previous.zip"}
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_of_a_file_and_the_one_before_it_one_is_always_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    path, previous = tmp_path / "run.zip", tmp_path / "previous.zip"
+    save(path, {"step": 0}, previous=previous)
+    save(path, {"step": 1}, previous=previous)
+    replace, calls = os.replace, iter((1, 2))
+
+    def fail(*arguments: Any) -> None:
+        if next(calls) == nth:
+            raise OSError(5, "Input/output error")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        save(path, {"step": 2}, previous=previous)
+    assert load(path if nth == 1 else previous) == {"step": 1}
+
+
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 def test_a_failed_save_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str

@@ -1,0 +1,421 @@
+"""Whatever is typed after a command, it succeeds, or says in one line what is wrong and leaves every file as it was."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+import experiments.analyze_results
+import experiments.evaluation
+import experiments.runner
+from agents import MultiTaskDQN
+from envs import get_tasks, make_task_vec_env
+from experiments.config import EvaluateConfig, TrainConfig
+from experiments.evaluation import Evaluation, TaskResult
+
+Main = Callable[[Sequence[str]], int]
+METHODS = ("aim", "brc", "gradnorm", "gradnorm_pcgrad", "independent_dqn", "pcgrad", "rgb", "shared_dqn", "torchjd")
+BENCHMARKS = ("memory", "scaling", "time_to_return", "training", "update")
+LISTS = {"train": 120, "evaluate": 60, "analyze": 250, "benchmark": 120}  # argument lists for each command
+ROOM = 2**30  # bytes of address space that a command may take beyond what is there
+
+# Light settings, which most lists begin with, so that what is wrong elsewhere is reached.
+LIGHT = [*("--quiet", "--seed", "5", "--tasks", "Standard"), *("--envs-per-task", "1", "--buffer-size", "300")]
+
+ODD = [
+    *("", " ", "0", "-1", "1", "2", "3.7", "-0.0", "nan", "inf", "-inf", "1e400", "1e-400", "1e308", "-1e308", "0x10"),
+    *("1_0", "9" * 20, "9" * 400, "9" * 5000, "½", "٣", "none", "None", "True", "false", "yes", "-", "--", "---", "="),
+    *("--=", "all", "Standard", "standard", "Windey", "../../etc/passwd", "..", "/", "~", "$HOME", "`id`", "; rm x"),
+    *("%s%n", "{0.__class__}", "\0", "a\0b", "\udc80", "\ud800", "a\nb", "\x1b[31m", "\u202e", "☃", "é" * 200),
+    *(
+        "x" * 5000,
+        "[]",
+        "{}",
+        "[1,2]",
+        "(" * 200,
+        "c=0.4",
+        "c=",
+        "=c",
+        "c=__import__('os')",
+        "a.b=1",
+        "c=[[[[",
+        "c=9e999",
+    ),
+    *("n_tasks=-1", "null", "UPGrad", "CAGrad", "NashMTL", "Krum", "Constant", "../UPGrad", "upgrad", "__class__"),
+    *("pcgrad", "rgb", "notes"),
+]
+PATHS = [
+    *(
+        "new",
+        "new/a/b",
+        "new.png",
+        "afile",
+        "afile/x",
+        "afolder",
+        "afolder/x.png",
+        "afolder/../afile",
+        "../outside",
+        ".",
+    ),
+    *("", "..", "a\0b", "x" * 300, "x/" * 3000, "\udc80", "\ud800", "loop", "dangling", "/dev/null", "/dev/null/x"),
+    *("/proc/nope", "/proc/nope.png", "pipe", "results/runs", "results", "badout", "☃", "a\nb", "-", "~/x", "~/x.png"),
+]
+WORDS = [
+    "--help",
+    "-h",
+    "--zzz",
+    "-q",
+    "--",
+    "-",
+    "stray",
+    "--tyro-print-completion",
+    "--tyro-write-completion",
+    "--no-",
+]
+
+# Values that make a command take too much memory or time, each until its bound is in place; see HUGE.
+UNBOUNDED = {
+    "buffer_size",
+    "envs_per_task",
+    "hidden_dims",
+    "embedding_dim",
+    "batch_size",
+    "n_step",
+    "stats_window_size",
+}
+UNBOUNDED |= {"width", "depth", "num_bins"}
+
+
+def hints(config_type: type[Any]) -> dict[str, Any]:
+    """Types of the fields that are flags."""
+    types = get_type_hints(config_type, include_extras=True)
+    return {
+        field.name: types[field.name]
+        for field in dataclasses.fields(config_type)
+        if not hasattr(types[field.name], "__metadata__")
+    }
+
+
+def a_value(rng: random.Random, name: str, kind: Any) -> str:
+    """Something for a flag: of its kind, out of range, or nonsense."""
+    text = str(kind)
+    if "Path" in text and rng.random() < 0.8:
+        return rng.choice(PATHS)
+    if rng.random() < 0.2:
+        return rng.choice([odd for odd in ODD if not (name in UNBOUNDED and odd.isdecimal() and len(odd) > 3)])
+    if "Literal" in text:
+        return rng.choice([*kind.__args__, "neither"])
+    if "float" in text:
+        return rng.choice(["0", "1", "0.5", "0.1", "0.9", "1e-3", "-0.5", "2", "1e30", "nan", "inf"])
+    if "int" in text:
+        return rng.choice(["0", "1", "2", "3", "4", "8", "64", "-1", "1.5"] + [str(10**12)] * (name not in UNBOUNDED))
+    return rng.choice(["Standard", "Windy", "Heavy", "Windy", "all", "gradnorm", "UPGrad", "c=0.5", *ODD[:8]])
+
+
+def an_argument_list(rng: random.Random, config_type: type[Any], light: Sequence[str]) -> list[str]:
+    """Words of which most name flags of `config_type`, few or many of them wrong."""
+    words = list(light) if rng.random() < 0.8 else []
+    kinds = hints(config_type)
+    for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 2, 3])):
+        name = rng.choice(list(kinds))
+        flag = "--" + (name if rng.random() < 0.2 else name.replace("_", "-"))
+        if rng.random() < 0.05:
+            flag = flag[:-1] + rng.choice("xé-")
+        kind = kinds[name]
+        if kind is bool:
+            words.append(rng.choice([flag, "--no-" + flag[2:], flag + "=1"]))
+            continue
+        count = 1 if "tuple" not in str(kind) else rng.choice([0, 1, 1, 2, 2, 3])
+        values = [a_value(rng, name, kind) for _ in range(count)]
+        if values and any(value.startswith("-") for value in values) and rng.random() < 0.9:
+            words.append(f"{flag}={values[0]}")
+        else:
+            words += [flag, *values]
+        if rng.random() < 0.05:
+            words += words[-2:]
+    if rng.random() < 0.08:
+        words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS))
+    return words
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """Every entry below `folder`, with all that tells whether it has been touched."""
+    entries: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        entries[str(path)] = (status.st_mode, status.st_mtime_ns, content)
+    return entries
+
+
+class Timeout(BaseException):
+    """A command took too long. Not an `Exception`: nothing must answer it."""
+
+
+@contextlib.contextmanager
+def limits(seconds: float) -> Iterator[None]:
+    """Inside, memory and time are short: what would take hours or all the memory fails at once."""
+
+    def stop(*_: object) -> None:
+        raise Timeout(f"still running after {seconds} s")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        size = int(pages.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, hard))
+    timed = threading.current_thread() is threading.main_thread()
+    if timed:
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def run(main: Main, argv: Sequence[str], seconds: float = 30) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limits(seconds):
+        try:
+            status = main(argv)
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with finished and broken runs, files where folders are expected, and the other way round."""
+    root = tmp_path_factory.mktemp("template") / "root"
+    work = root / "work"
+    runs = work / "results" / "runs"
+    env = make_task_vec_env(get_tasks(["Standard"]), 1, seed=0)
+    agent = MultiTaskDQN("MlpPolicy", env, "equal", buffer_size=100, batch_size=4, policy_kwargs={"net_arch": [8]})
+    result = {"returns": [1.0], "mean": 1.0, "standard_deviation": 0.0, "success_rate": 0.0}
+    evaluation = {"tasks": {"Standard": result}, "mean": 1.0, "worst_task": {"name": "Standard", "mean": 1.0}}
+    for method in (*METHODS[:-1], "torchjd_upgrad", "gradnorm_blind"):
+        folder = runs / method / "seed_0"
+        agent.save(folder / "model.zip")
+        (folder / "config.json").write_text(json.dumps({"run": method, "settings": {"seed": 0}}))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        (folder / "metrics.jsonl").write_text('{"env_step": 1, "eval/Standard/return": 2.0}\n')
+    for method in METHODS:  # seed 1 is broken everywhere
+        folder = runs / method / "seed_1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.zip").write_bytes(b"PK\3\4 no model")
+        (folder / "config.json").write_text("{")
+    (runs / "rgb" / "seed_2").write_text("a file in the place of a run")
+    (work / "afile").write_text("a file")
+    (work / "afolder").mkdir()
+    for name in ("table.md", "learning_curves.png", "model.zip"):
+        (work / "badout" / name).mkdir(parents=True)
+    (work / "loop").symlink_to("loop")
+    (work / "dangling").symlink_to("nowhere/at/all")
+    os.mkfifo(work / "pipe")
+    return root
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the template whose folder `work` is the current one, with training and play replaced by nothing."""
+    root = tmp_path / "root"
+    copy_to(template, root)
+    monkeypatch.chdir(root / "work")
+    monkeypatch.setenv("HOME", str(root / "work" / "afolder"))
+
+    def evaluate(_: Any, tasks: Sequence[str], *__: Any) -> Evaluation:
+        return Evaluation({task: TaskResult.of([0.0]) for task in tasks})
+
+    def play(*_: Any, on_frame: Any = None, **__: Any) -> list[float]:
+        if on_frame is not None:
+            on_frame(0, np.zeros((4, 4, 3), np.uint8))
+        return [250.0]
+
+    @contextlib.contextmanager
+    def writer(path: Path, **_: Any) -> Iterator[Any]:
+        path.write_bytes(b"film")
+        yield SimpleNamespace(append_data=lambda frame: None)
+
+    # What is replaced is what takes time: steps, updates, episodes, drawing. All checks before them are the real ones.
+    def learn(self: MultiTaskDQN, *_: Any, **__: Any) -> MultiTaskDQN:
+        self.ep_info_buffer, self.ep_success_buffer = deque(), deque()
+        return self
+
+    monkeypatch.setattr(MultiTaskDQN, "learn", learn)
+    monkeypatch.setattr(experiments.runner, "evaluate", evaluate)
+    monkeypatch.setattr(experiments.evaluation, "play", play)
+    monkeypatch.setattr(experiments.evaluation.imageio, "get_writer", writer)
+    for figure in ("learning_curves", "task_weights"):
+        monkeypatch.setattr(experiments.analyze_results.plots, figure, lambda *a: a[-1].write_bytes(b"figure"))
+    return root
+
+
+def copy_to(template: Path, root: Path) -> None:
+    """Make `root` a copy of `template`, whatever it is now."""
+    if root.exists():
+        here = Path.cwd()
+        os.chdir(root.parent)
+        shutil.rmtree(root)
+        copy_to(template, root)
+        os.chdir(here)
+        return
+    shutil.copytree(template, root, symlinks=True, ignore=lambda *_: ["pipe"])
+    os.mkfifo(root / "work" / "pipe")
+
+
+def check(main: Main, argv: Sequence[str], root: Path, before: dict[str, Any], seconds: float = 30) -> bool:
+    """Whether the command succeeded; a failure must be one line and leave everything as it was."""
+    try:
+        status, out, err = run(main, argv, seconds)
+    except BaseException as error:
+        raise AssertionError(f"{argv} ended in {type(error).__name__}: {error}") from error
+    if status == 0:
+        return True
+    assert status == 2, (argv, status, err)
+    assert out == "", (argv, out)
+    assert len(err.splitlines()) == 1, (argv, err)
+    assert err.endswith("\n"), (argv, err)
+    assert err[:-1].isprintable(), (argv, err)
+    assert snapshot(root) == before, argv
+    return False
+
+
+def fuzz(
+    main: Main, config_type: type[Any], root: Path, template: Path, count: int, seed: int, light: Any = ()
+) -> None:
+    """`count` lists for one command; both outcomes must come up."""
+    rng, before, succeeded = random.Random(seed), snapshot(root), 0
+    for _ in range(count):
+        argv = an_argument_list(rng, config_type, light)
+        if check(main, argv, root, before):
+            succeeded += 1
+            copy_to(template, root)
+            os.chdir(root / "work")
+            before = snapshot(root)
+    assert 0 < succeeded < count
+
+
+def config_of(method: str, kind: type[Any]) -> type[Any]:
+    """The settings of a method's program, of that kind; the kind itself where the method has none of its own."""
+    module = importlib.import_module(f"experiments.{method}.config")
+    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c is not kind]
+    return own[0] if own else kind
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train(method: str, root: Path, template: Path) -> None:
+    main = importlib.import_module(f"experiments.{method}.train").main
+    fuzz(main, config_of(method, TrainConfig), root, template, LISTS["train"], METHODS.index(method), LIGHT)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate(method: str, root: Path, template: Path) -> None:
+    main = importlib.import_module(f"experiments.{method}.evaluate").main
+    fuzz(main, config_of(method, EvaluateConfig), root, template, LISTS["evaluate"], 100 + METHODS.index(method))
+
+
+def test_analyze_results(root: Path, template: Path) -> None:
+    module = experiments.analyze_results
+    fuzz(module.main, module.AnalyzeConfig, root, template, LISTS["analyze"], 200)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks(name: str, root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(module, "benchmark", lambda config: None)
+    fuzz(module.main, module.BenchmarkConfig, root, template, LISTS["benchmark"], 300 + BENCHMARKS.index(name))
+
+
+# Each would take all the memory or hours. The bounds belong to `experiments/config.py` and the agents.
+HUGE = [
+    ("shared_dqn", "--buffer-size", str(10**12)),
+    ("shared_dqn", "--buffer-size", str(10**10), "--batch-size", str(10**9)),
+    ("shared_dqn", "--envs-per-task", str(10**7)),
+    ("shared_dqn", "--hidden-dims", str(10**9)),
+    ("shared_dqn", "--hidden-dims", *["64"] * 2000),
+    ("shared_dqn", "--embedding-dim", str(10**9)),
+    ("shared_dqn", "--n-step", str(10**30)),
+    ("shared_dqn", "--stats-window-size", str(10**30)),
+    ("shared_dqn", "--gradient-steps", str(10**12)),
+    ("rgb", "--alpha-steps", str(10**12)),
+    ("brc", "--width", str(10**7)),
+    ("brc", "--depth", str(10**7)),
+    ("brc", "--num-bins", str(10**9)),
+]
+
+
+@pytest.mark.parametrize("argv", HUGE, ids=lambda argv: " ".join(argv)[:60])
+@pytest.mark.xfail(reason="no bound in experiments/config.py or the agent", strict=True)
+def test_what_would_take_all_the_memory_or_hours_is_refused(argv: tuple[str, ...], root: Path) -> None:
+    method, *words = argv
+    main = importlib.import_module(f"experiments.{method}.train").main
+    assert not check(main, [*LIGHT, *words], root, snapshot(root), seconds=2)
+
+
+GOOD = {
+    "config.json": json.dumps({"run": "gradnorm", "settings": {"seed": 0}}),
+    "evaluation.json": json.dumps(
+        {
+            "tasks": {"Standard": {"mean": 1.0, "success_rate": 0.0}},
+            "mean": 1.0,
+            "worst_task": {"name": "Standard", "mean": 1.0},
+        }
+    ),
+    "metrics.jsonl": '{"env_step": 1}\n',
+}
+CONTENTS = {
+    "empty": "",
+    "not JSON": "{",
+    "not text": "\udcff\udcfe",
+    "a number": "3",
+    "null": "null",
+    "a list": "[1, 2]",
+    "text": '"x"',
+    "an empty object": "{}",
+    "deep": "[" * 100_000,
+    "a long number": "9" * 10_000,
+    "seed of another type": '{"run": "a", "settings": {"seed": [1]}}',
+    "infinite seed": '{"run": "a", "settings": {"seed": 1e999}}',
+    "settings of another type": '{"run": "a", "settings": 3}',
+    "tasks of another type": '{"tasks": [1], "mean": 1, "worst_task": {"mean": 1}}',
+    "no tasks": '{"tasks": {}, "mean": 1, "worst_task": {"mean": 1}}',
+    "numbers as text": '{"tasks": {"a": {"mean": "1", "success_rate": "1"}}, "mean": "1", "worst_task": {"mean": "1"}}',
+}
+# Until `experiments/runs.py` checks these.
+UNREAD = {(name, "deep") for name in GOOD}  # RecursionError
+UNREAD |= {("config.json", "infinite seed")}  # OverflowError
+UNREAD |= {("evaluation.json", "no tasks"), ("evaluation.json", "numbers as text")}  # found out in the table
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_a_run_with_a_hostile_file_is_skipped_or_harmless(
+    name: str, kind: str, root: Path, request: pytest.FixtureRequest
+) -> None:
+    if (name, kind) in UNREAD:
+        request.applymarker(pytest.mark.xfail(reason="experiments/runs.py does not check it", strict=True))
+    folder = root / "work" / "hostile" / "gradnorm" / "seed_0"
+    folder.mkdir(parents=True)
+    for file, content in {**GOOD, name: CONTENTS[kind]}.items():
+        (folder / file).write_bytes(content.encode(errors="surrogateescape"))
+    check(experiments.analyze_results.main, ["--results-dir", "hostile"], root, snapshot(root))
