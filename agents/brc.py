@@ -14,6 +14,14 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from agents.bounds import (
+    LARGEST_EMBEDDING,
+    MOST_LAYERS,
+    WIDEST_LAYER,
+    check_integer,
+    check_parameters,
+    perceptron_parameters,
+)
 from agents.multitask_dqn import MultiTaskDQN
 from agents.optimizer import FlatAdam
 from agents.policies import MultiTaskQPolicy
@@ -37,7 +45,8 @@ class BroNet(nn.Module):
         v_max: the bins range over [-v_max, v_max]. Default 10.
 
     Raises:
-        ValueError: a size is below 1, `num_bins` below 2 or `v_max` not above 0.
+        ValueError: a size is below 1 or too large, `num_bins` is below 2 or above 100,000, `v_max` is not above 0, or
+            there would be over 100,000,000 parameters. Nothing has been allocated then.
     """
 
     support: Tensor  # (bins,), their centres
@@ -54,24 +63,26 @@ class BroNet(nn.Module):
         v_max: float = 10.0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("embedding_dim", embedding_dim, 1),
-            ("width", width, 1),
-            ("depth", depth, 1),
-            ("num_bins", num_bins, 2),
+        for name, value, low, high in (
+            ("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING),
+            ("width", width, 1, WIDEST_LAYER),
+            ("depth", depth, 1, MOST_LAYERS),
+            ("num_bins", num_bins, 2, 10**5),
         ):
-            if value < least:
-                raise ValueError(f"{name} is {value}; it must be at least {least}")
+            check_integer(name, value, low, high)
         if not 0 < v_max < math.inf:
             raise ValueError(f"v_max is {v_max}; it must be above 0 and finite")
         self.num_tasks = num_tasks
         self.num_actions = num_actions
-        size = observation_size
+        size = observation_size + (embedding_dim - num_tasks if num_tasks else 0)
+        blocks = depth * perceptron_parameters(width, width, width)
+        norms = (1 + 2 * depth) * 2 * width
+        ends = perceptron_parameters(size, width, num_actions * num_bins)
+        check_parameters(num_tasks * embedding_dim + blocks + norms + ends)
         if num_tasks:
             self.embedding = nn.Embedding(num_tasks, embedding_dim)
             # About the length that it is normalised to: a longer vector would turn more slowly at the same step size.
             nn.init.normal_(self.embedding.weight, std=embedding_dim**-0.5)
-            size += embedding_dim - num_tasks
         self.first = nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU())
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -246,7 +257,10 @@ class BRC(MultiTaskDQN):
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         super()._set_state(state)
-        self.return_scale.largest = state["largest_returns"]
+        largest, own = state["largest_returns"], self.return_scale.largest
+        if not isinstance(largest, np.ndarray) or (largest.shape, largest.dtype) != (own.shape, own.dtype):
+            raise ValueError(f"largest_returns must be {len(own)} numbers of {own.dtype}")
+        self.return_scale.largest = largest
 
     def training_state(self) -> dict[str, Any]:
         """See `MultiTaskDQN`; with the rewards of unfinished episodes."""

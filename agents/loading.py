@@ -21,6 +21,6 @@ def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN
         CheckpointError: the file is missing, damaged, or holds no agent.
     """
     name = load_state(path).get("agent")
-    if name not in KINDS:
-        raise CheckpointError(f"'{path}' holds no agent; agents are {', '.join(KINDS)}")
+    if not (isinstance(name, str) and name in KINDS):
+        raise CheckpointError(f"{str(path)!r} holds no agent; agents are {', '.join(KINDS)}")
     return KINDS[name].load(path, **kwargs)

@@ -18,10 +18,11 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
-from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.utils import get_device, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.bounds import LARGEST_REPLAY, at_most, check_integer
 from agents.n_step import NStepReturns, Step
 from agents.networks import SharedQNetwork
 from agents.nonfinite import FiniteGuard, OnNonFinite
@@ -44,6 +45,8 @@ from mtrl.gradients import (
 from mtrl.guidance import LookaheadGuidance
 
 TargetUnit = Literal["updates", "episodes"]
+
+MOST_TASKS = 1_000  # in a file, and actions
 
 # Diagnostics of pairs of tasks in which both orders are the same; of others, such as AIM's tau, both are logged.
 SYMMETRIC = ("cosine", "magnitude_similarity")
@@ -73,15 +76,15 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.
         learning_rate_decay: share of training, at its end, over which a learning rate given as a number falls
             linearly to 0; 0 keeps it constant. The last weights count, and without decay they swing. Default 0.25.
-        buffer_size: transitions kept over all tasks, shared out equally. Default 480,000.
+        buffer_size: transitions kept over all tasks, at most 100,000,000, shared out equally. Default 480,000.
         learning_starts: environment steps of random play before the first update. Default 6,000.
         batch_size: transitions per task and update. Default 64.
         tau: share of the online network that goes into the target network at each target update; 1 is a copy. Default
             0.005.
         gamma: discount. Default 0.99.
-        n_step: rewards in a transition before the bootstrapped value. Default 3.
+        n_step: rewards in a transition before the bootstrapped value, at most 1,000. Default 3.
         train_freq: vector steps between training phases. Default 1.
-        gradient_steps: updates per training phase; -1 for as many as environment steps. Default 2.
+        gradient_steps: updates per training phase, at most 10,000; -1 for as many as environment steps. Default 2.
         target_update_interval: updates (or episodes, see below) between target updates. Default 1.
         target_update_unit: what the interval counts, `"updates"` or finished `"episodes"`. Default `"updates"`.
         exploration_fraction: share of training over which epsilon falls linearly. Default 0.1.
@@ -102,7 +105,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         conflict_interval: updates between measurements of how much the task gradients conflict. Default 250.
         on_nonfinite: what to do where an observation, reward, loss, gradient or weight is NaN or infinite: `"raise"` a
             `NonFiniteError` that names it, or `"skip"` that step or update and count it in the logs. Default `"raise"`.
-        stats_window_size: finished episodes per task that logged returns average over. Default 20.
+        stats_window_size: finished episodes per task that logged returns average over, at most 1,000,000. Default 20.
         tensorboard_log: folder for TensorBoard files. Default None.
         policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`, `layer_norm`).
         verbose: 0 silent, 1 prints logs.
@@ -288,8 +291,19 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
             raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}")
+        for name, whole, least, most in (
+            ("buffer_size", self.buffer_size, 1, LARGEST_REPLAY),
+            ("batch_size", self.batch_size, 1, LARGEST_REPLAY),
+            ("learning_starts", self.learning_starts, 0, np.inf),
+            ("n_step", self.n_step, 1, 1_000),
+            ("gradient_steps", self.gradient_steps, -1, 10**4),
+            ("target_update_interval", self.target_update_interval, 1, np.inf),
+            ("conflict_interval", self.conflict_interval, 1, np.inf),
+            ("stats_window_size", self._stats_window_size, 1, 10**6),
+        ):
+            check_integer(name, whole, least, most)
         capacity = self.buffer_size // len(self.task_names)
-        if not 1 <= self.batch_size <= capacity:
+        if self.batch_size > capacity:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be between 1 and the {capacity} transitions "
                 f"that the replay keeps per task (buffer_size {self.buffer_size})"
@@ -314,14 +328,6 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             raise ValueError(f"exploration_decay is {self.exploration_decay}; it must be above 0 and at most 1")
         if not 0 < self.guidance_share < 1:
             raise ValueError(f"guidance_share is {self.guidance_share}; it must be above 0 and below 1")
-        for name, least in (
-            ("learning_starts", 0),
-            ("n_step", 1),
-            ("target_update_interval", 1),
-            ("conflict_interval", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name, value, choices in (
             ("td_loss", self.td_loss, get_args(TDLoss)),
             ("target_update_unit", self.target_update_unit, get_args(TargetUnit)),
@@ -650,6 +656,25 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         "verbose",
         "seed",
     )
+    _PROGRESS: ClassVar[tuple[str, ...]] = (
+        "num_timesteps",
+        "_episode_num",
+        "_n_updates",
+        "exploration_rates",
+        "_current_progress_remaining",
+    )
+    _KINDS: ClassVar[dict[str, type]] = {
+        "settings": dict,
+        "task_names": tuple,
+        "one_hot_size": int,
+        "observation_low": np.ndarray,
+        "observation_high": np.ndarray,
+        "num_actions": int,
+        "progress": dict,
+        "policy": dict,
+        "optimizer": dict,
+        "balancer": dict,
+    }
 
     def save(
         self,
@@ -687,13 +712,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             "observation_low": self.observation_space.low,
             "observation_high": self.observation_space.high,
             "num_actions": int(self.action_space.n),
-            "progress": {
-                "num_timesteps": self.num_timesteps,
-                "_episode_num": self._episode_num,
-                "_n_updates": self._n_updates,
-                "exploration_rates": self.exploration_rates,
-                "_current_progress_remaining": self._current_progress_remaining,
-            },
+            "progress": {name: getattr(self, name) for name in self._PROGRESS},
             "policy": self.policy.state_dict(),
             "optimizer": self.policy.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
@@ -704,8 +723,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.policy.load_state_dict(state["policy"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
         self.balancer.load_state_dict(state["balancer"])
-        for name, value in state["progress"].items():
-            setattr(self, name, value)
+        for name in self._PROGRESS:
+            setattr(self, name, state["progress"][name])
 
     def training_state(self) -> dict[str, Any]:
         """All that the rest of a training depends on, between two rollouts, but for the environments and the logger.
@@ -790,23 +809,57 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             **kwargs: settings to change, for example `learning_rate=1e-4`.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or no model of this class.
+            CheckpointError: the file is missing, damaged, or no model of this class, or what it says does not go with
+                what it holds, or a setting is out of range. Names that `save` does not write are refused, and so is a
+                network that is larger than the weights in the file, before it is made.
             ValueError: `env` does not fit the model.
         """
         state = load_state(path)
-        if state.get("agent") != cls.__name__:
-            kind = state.get("agent", "something else")
-            raise checkpoint.CheckpointError(f"'{path}' holds {kind}, not a {cls.__name__}")
-        settings = {**state["settings"], **kwargs}
-        agent = cls("MlpPolicy", None, device=device, _init_setup_model=False, **settings)
-        agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
-        agent.action_space = spaces.Discrete(state["num_actions"])
-        agent.task_names = tuple(state["task_names"])
-        agent.one_hot_size = state["one_hot_size"]
-        agent.n_envs = len(agent.task_names)
-        agent._setup_model()
+        name, device = repr(str(path)), get_device(device)
+        if (kind := state.get("agent", "something else")) != cls.__name__:
+            raise checkpoint.CheckpointError(f"{name} holds {checkpoint.one_line(kind)}, not a {cls.__name__}")
+        try:
+            agent = cls._from_state(state, device, kwargs)
+        except Exception as error:  # a stranger may have written anything
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise checkpoint.CheckpointError(f"cannot load agent {name}: {checkpoint.one_line(reason)}") from error
         if env is not None:
             agent.set_env(env)
+        return agent
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any]) -> Self:
+        """The agent whose `_state` was `state`, with other settings where `changes` has them."""
+        for name, kind in cls._KINDS.items():
+            if type(state[name]) is not kind:
+                raise ValueError(f"{name} is a {type(state[name]).__name__}, not a {kind.__name__}")
+        settings, progress, names = state["settings"], state["progress"], state["task_names"]
+        if unknown := settings.keys() - {*cls._SETTINGS, "train_freq", "stats_window_size", "balancer"}:
+            raise ValueError(f"unknown settings: {', '.join(map(repr, unknown))}")
+        if unknown := progress.keys() - set(cls._PROGRESS):
+            raise ValueError(f"unknown progress: {', '.join(map(repr, unknown))}")
+        if not all(isinstance(task, str) for task in names) or len(set(names)) < len(names):
+            raise ValueError("its tasks are not distinct names")
+        for name, count, least in (
+            ("number of tasks", len(names), 1),
+            ("one_hot_size", state["one_hot_size"], 0),
+            ("num_actions", state["num_actions"], 1),
+        ):
+            check_integer(name, count, least, MOST_TASKS)
+        agent = cls("MlpPolicy", None, device=device, _init_setup_model=False, **{**settings, **changes})
+        for name in cls._PROGRESS:
+            if type(progress[name]) is not type(getattr(agent, name)):
+                raise ValueError(f"{name} is a {type(progress[name]).__name__}")
+        rates = progress["exploration_rates"]
+        if rates.ndim != 1 or rates.dtype != np.float64:
+            raise ValueError("exploration_rates must be a list of float64")
+        agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
+        agent.action_space = spaces.Discrete(state["num_actions"])
+        agent.task_names = names
+        agent.one_hot_size = state["one_hot_size"]
+        agent.n_envs = len(names)
+        with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # a half is the target network's
+            agent._setup_model()
         agent._set_state(state)
         return agent
 
@@ -837,14 +890,15 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
         Raises:
             CheckpointError: the file is missing, damaged, or holds no replay.
-            ValueError: the replay has another shape.
+            ValueError: the replay has another shape, or is none. Nothing has changed then.
         """
         state = checkpoint.load(path)
         if "replay" not in state:
-            raise checkpoint.CheckpointError(f"'{path}' holds no replay")
-        self.replay_buffer.load_state_dict(state["replay"])
+            raise checkpoint.CheckpointError(f"{str(path)!r} holds no replay")
+        self.replay_buffer.check_state(state["replay"])
         if self.guidance_buffer is not None and "guidance" in state:
             self.guidance_buffer.load_state_dict(state["guidance"])
+        self.replay_buffer.load_state_dict(state["replay"])
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "balancer"], []

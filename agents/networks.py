@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from agents.bounds import (
+    LARGEST_EMBEDDING,
+    MOST_LAYERS,
+    WIDEST_LAYER,
+    check_integer,
+    check_parameters,
+    perceptron_parameters,
+)
 from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
 
 
@@ -96,7 +104,8 @@ class SharedQNetwork(nn.Module):
             without learned scale and shift, so that the number of parameters stays. Default True.
 
     Raises:
-        ValueError: no hidden layer, or a width below 1.
+        ValueError: no hidden layer or above 100, a width below 1 or above 65,536, an embedding above 4,096, or above
+            100,000,000 parameters. Nothing has been allocated then.
     """
 
     def __init__(
@@ -109,15 +118,17 @@ class SharedQNetwork(nn.Module):
         layer_norm: bool = True,
     ) -> None:
         super().__init__()
-        if not hidden_dims or min(hidden_dims) < 1:
-            raise ValueError(f"hidden_dims is {tuple(hidden_dims)}; it needs at least one width, each at least 1")
-        if num_tasks and embedding_dim < 1:
-            raise ValueError(f"embedding_dim is {embedding_dim}; it must be at least 1")
-        layers: list[nn.Module] = []
+        count = len(hidden_dims)
+        if not (1 <= count <= MOST_LAYERS and all(1 <= hidden <= WIDEST_LAYER for hidden in hidden_dims)):
+            shown = f"{tuple(hidden_dims)}" if count <= MOST_LAYERS else f"{count} widths"
+            limits = f"between 1 and {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
+            raise ValueError(f"hidden_dims is {shown}; it must be {limits}")
         width = observation_size
         if num_tasks:
-            layers.append(TaskEmbedding(num_tasks, embedding_dim))
+            check_integer("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING)
             width += embedding_dim - num_tasks
+        check_parameters(num_tasks * embedding_dim + perceptron_parameters(width, *hidden_dims, num_actions))
+        layers: list[nn.Module] = [TaskEmbedding(num_tasks, embedding_dim)] if num_tasks else []
         for hidden in hidden_dims:
             layers.append(nn.Linear(width, hidden))
             if layer_norm:
@@ -151,7 +162,8 @@ class IndependentQNetworks(nn.Module):
         layer_norm: see `SharedQNetwork`. Default True.
 
     Raises:
-        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by.
+        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by. Or as `SharedQNetwork`, for all
+            networks together.
     """
 
     def __init__(
@@ -168,6 +180,7 @@ class IndependentQNetworks(nn.Module):
         self.num_tasks = num_tasks
         self.layer_norm = layer_norm
         state = observation_size - num_tasks
+        check_parameters(num_tasks * perceptron_parameters(state, *hidden_dims, num_actions))
         networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
         linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]
         stacked = list(zip(*linear, strict=True))  # per layer, one of each task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -23,6 +25,21 @@ class FlatAdam(torch.optim.Adam):
     def __init__(self, vector: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__([vector], lr, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True)
         self._vector = vector
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the base class, for the state of such an optimizer over as many parameters.
+
+        Raises:
+            ValueError: it is of another. Nothing has changed then.
+        """
+        size, (own,) = self._vector.numel(), self.param_groups
+        sizes = [{name: moment.numel() for name, moment in part.items()} for part in state_dict["state"].values()]
+        if sizes not in ([], [{"step": 1, "exp_avg": size, "exp_avg_sq": size}]):
+            raise ValueError(f"the optimizer's state is not Adam's for {size} parameters")
+        for group in state_dict["param_groups"]:
+            if group.keys() - own.keys():
+                raise ValueError(f"the optimizer has settings other than {', '.join(own)}")
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:

@@ -114,11 +114,37 @@ class TaskReplayBuffer:
         """Counterpart of `state_dict`.
 
         Raises:
-            ValueError: the state is of a buffer of another shape.
+            ValueError: as `check_state`. Nothing has changed then.
         """
+        self.check_state(state)
         rows = state["rows"]
-        if rows.ndim != 3 or rows.shape[::2] != self._rows.shape[::2] or rows.shape[1] > self.capacity:
-            raise ValueError(f"the stored replay has the shape {rows.shape}; this one has {self._rows.shape}")
         self._rows[:, : rows.shape[1]] = rows
         self.position, self.full = state["position"], state["full"]
         self.generator.set_state(state["generator"])
+
+    def check_state(self, state: Any) -> None:
+        """See whether `load_state_dict` could take `state` over.
+
+        Raises:
+            ValueError: it is of a buffer of another shape, or no state of a buffer.
+        """
+        kinds = {"rows": np.ndarray, "position": int, "full": bool, "generator": Tensor}
+        if not isinstance(state, dict) or [type(state.get(name)) for name in kinds] != list(kinds.values()):
+            names = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+            raise ValueError(f"the stored replay is none: it must hold {names}")
+        rows, position, full = state["rows"], state["position"], state["full"]
+        if rows.ndim != 3 or rows.shape[::2] != self._rows.shape[::2] or rows.shape[1] > self.capacity:
+            raise ValueError(f"the stored replay has the shape {rows.shape}; this one has {self._rows.shape}")
+        if rows.dtype != self._rows.dtype:
+            raise ValueError(f"the stored replay's rows are {rows.dtype}; they must be {self._rows.dtype}")
+        if not 0 <= position < self.capacity:
+            last = self.capacity - 1
+            raise ValueError(f"the stored replay's position is {position}; it must be between 0 and {last}")
+        if rows.shape[1] != (self.capacity if full else position):
+            there = f"{rows.shape[1]} transitions per task of {self.capacity}, position {position}"
+            raise ValueError(f"the stored replay does not fit together: {there}, full {full}")
+        try:
+            torch.Generator().set_state(state["generator"])
+        except (RuntimeError, TypeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the stored replay's generator is in no possible state: {reason}") from None

@@ -230,17 +230,17 @@ class TrainConfig:
         for name, least in (
             ("seed", 0),
             ("total_steps", 1),
-            ("envs_per_task", 1),
             ("log_interval", 1),
             ("eval_interval", 0),
             ("eval_episodes", 1),
             ("final_episodes", 1),
             ("train_freq", 1),
             ("gradient_steps", 0),
-            ("stats_window_size", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 1 <= self.envs_per_task <= 1_000:
+            raise ValueError(f"envs_per_task is {self.envs_per_task}; it must be between 1 and 1000")
         for name in ("checkpoint_interval", "step_timeout"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")

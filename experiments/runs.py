@@ -43,9 +43,12 @@ class Run:
         """The lines of metrics.jsonl; raises `BrokenRunError` if they can't be read."""
         path = self.folder / METRICS_FILE
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
             raise BrokenRunError(f"{path}: {error}") from None
+        if not all(isinstance(line, dict) and all(map(_is_number, line.values())) for line in lines):
+            raise BrokenRunError(f"{path}: its lines are not objects of numbers")
+        return lines
 
     def curve(self, key: str) -> tuple[list[float], list[float]]:
         """Environment steps and values of one metric, at the lines that have it."""
@@ -66,16 +69,20 @@ def read_run(folder: Path) -> Run:
             contents.append(json.loads(path.read_text()))
         except FileNotFoundError:
             raise BrokenRunError(f"{folder}: not finished ({name} is missing)") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BrokenRunError(f"{path}: {error}") from None
     config, evaluation = contents
     try:
         seed = int(config["settings"]["seed"])
         run = Run(folder, str(config["run"]), seed, config, evaluation)
-        for result in evaluation["tasks"].values():
-            float(result["mean"]), float(result["success_rate"])
-        float(evaluation["mean"]), float(evaluation["worst_task"]["mean"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        results = evaluation["tasks"].values()
+        numbers = [result[name] for result in results for name in ("mean", "success_rate")]
+        numbers += [evaluation["mean"], evaluation["worst_task"]["mean"]]
+        if not results or not all(map(_is_number, numbers)):
+            raise ValueError("the evaluation needs tasks, and numbers")
+        if not all(name.isprintable() for name in (run.name, *run.tasks)):
+            raise ValueError("a name can't be printed")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise BrokenRunError(f"{folder}: not a run of this project ({type(error).__name__}: {error})") from None
     return run
 
@@ -89,6 +96,10 @@ def find_runs(results_dir: Path) -> Iterator[Run | BrokenRunError]:
             yield read_run(folder)
         except BrokenRunError as error:
             yield error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _seed_of(folder: Path) -> tuple[int, str]:

@@ -117,9 +117,13 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
     except ValueError as error:  # everything that is wrong within the file is a _DefectError
         raise CheckpointError(f"no checkpoint at {name}: {error}") from None
     except _DefectError as defect:
-        message = " ".join(str(defect).split())  # what it quotes may be long, and of a stranger's choosing
-        message = message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
-        raise CheckpointError(f"cannot load checkpoint {name}: {message}") from defect
+        raise CheckpointError(f"cannot load checkpoint {name}: {one_line(defect)}") from defect
+
+
+def one_line(text: object) -> str:
+    """`text` in one line that is not long: what an error quotes may be of a stranger's choosing."""
+    message = " ".join(str(text).split())
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -27,7 +27,7 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
     tasks, registry = dict(TASKS), dict(_REGISTRY)
     try:
         for block in blocks:
-            exec(block.replace("400_000", "60").replace(", progress_bar=True", ""), names)
+            exec(block.replace("600_000", "60").replace(", progress_bar=True", ""), names)
     finally:
         TASKS.clear()
         TASKS.update(tasks)

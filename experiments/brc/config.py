@@ -40,7 +40,7 @@ class BRCConfig(TrainConfig):
     hidden_dims: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
     layer_norm: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
     td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
-    huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 1.0
+    huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 10.0
 
     @property
     def agent_kwargs(self) -> dict[str, Any]:

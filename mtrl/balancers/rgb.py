@@ -101,7 +101,7 @@ class RGB(Balancer):
         num_tasks: T; may be left out, and is then that of the first call.
         mu: how much of the consensus stays at each call, in [0, 1). Default 0.9.
         lambd: weight of the proximity term: larger turns less. Default 1.0.
-        alpha_steps: steps that the angles take at each rotation. Default 3.
+        alpha_steps: steps that the angles take at each rotation, at most 10,000. Default 3.
         lr_inner: rate of those steps. Default 0.2.
         update_interval: rotate at every so many calls; in between the update is mean_i u_i, times the magnitude. The
             consensus follows at every call. Default 1.
@@ -144,8 +144,8 @@ class RGB(Balancer):
             raise ValueError(f"mu is {mu}; it must be in [0, 1)")
         if not 0 <= lambd < math.inf:
             raise ValueError(f"lambd is {lambd}; it must be at least 0 and finite")
-        if alpha_steps < 1:
-            raise ValueError(f"alpha_steps is {alpha_steps}; it must be at least 1")
+        if not 1 <= alpha_steps <= 10**4:
+            raise ValueError(f"alpha_steps is {alpha_steps}; it must be between 1 and 10000")
         if not 0 < lr_inner < math.inf:
             raise ValueError(f"lr_inner is {lr_inner}; it must be above 0 and finite")
         if update_interval < 1:

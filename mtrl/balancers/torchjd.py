@@ -18,6 +18,7 @@ from mtrl.balancers.base import Balance, RandomBalancer, Scale
 from mtrl.gradients import JacobianNotHeldError, TaskGradients
 
 PREFIX = "torchjd:"
+REPETITIONS = ("max_iters", "n_iter", "optim_niter")  # what a call takes time in proportion to
 WEIGHTING = "Weighting"
 
 
@@ -52,7 +53,7 @@ class TorchJD(RandomBalancer):
     Losses play no part and may have any sign.
 
     Args:
-        num_tasks: T; also NashMTL's `n_tasks`, unless that is given.
+        num_tasks: T; also NashMTL's `n_tasks`.
         aggregator: its name in `torchjd.aggregation`.
         seed: see `RandomBalancer`. Default 0.
         scale: `"sum"` leaves TorchJD's own scale, which for some methods is that of a sum over tasks (PCGrad, GradVac)
@@ -71,8 +72,9 @@ class TorchJD(RandomBalancer):
     ) -> None:
         super().__init__(num_tasks, seed=seed, scale=scale)
         self.aggregator = aggregator.removeprefix(PREFIX)
-        if "n_tasks" in _parameters(self.aggregator):
-            kwargs.setdefault("n_tasks", num_tasks)
+        takes_tasks = "n_tasks" in _parameters(self.aggregator)
+        if takes_tasks and (given := kwargs.setdefault("n_tasks", num_tasks)) != num_tasks:
+            raise ValueError(f"{PREFIX}{self.aggregator}: n_tasks is {given!r}; there are {num_tasks} tasks")
         self._kwargs = {name: _vector(value) for name, value in kwargs.items()}
         # In float64 on the CPU, whatever the Jacobian is in, where a vector takes part.
         self._has_vectors = any(isinstance(value, Tensor) for value in self._kwargs.values())
@@ -234,6 +236,8 @@ def _construct(name: str, kwargs: dict[str, Any]) -> nn.Module:
     for argument, parameter in known.items():
         if parameter.default is parameter.empty and argument not in kwargs:
             raise ValueError(f"balancer '{PREFIX}{name}' needs the argument {argument!r}")
+        if argument in REPETITIONS and isinstance(kwargs.get(argument), int) and kwargs[argument] > 10**4:
+            raise ValueError(f"{PREFIX}{name}: {argument} is {kwargs[argument]}; it must be at most 10000")
     try:
         method: nn.Module = _kind(name)(**kwargs)
     except (ImportError, TypeError, ValueError) as error:

@@ -130,10 +130,10 @@ def test_task_major_engine_has_a_rule_for_every_layer():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 0}, "width is 0; it must be at least 1"),
+        ({"width": 0}, "width is 0; it must be between 1 and 65536"),
         ({"depth": 0}, "depth is 0"),
         ({"embedding_dim": 0}, "embedding_dim is 0"),
-        ({"num_bins": 1}, "num_bins is 1; it must be at least 2"),
+        ({"num_bins": 1}, "num_bins is 1; it must be between 2 and 100000"),
         ({"v_max": 0.0}, "v_max is 0.0; it must be above 0 and finite"),
         ({"v_max": math.inf}, "v_max is inf"),
         ({"v_max": math.nan}, "v_max is nan"),

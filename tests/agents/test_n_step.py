@@ -109,5 +109,5 @@ def test_training_waits_for_the_first_transition():
 
 
 def test_it_is_at_least_one():
-    with pytest.raises(ValueError, match="n_step is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="n_step is 0; it must be between 1 and 1000"):
         MultiTaskDQN("MlpPolicy", DummyVecEnv([Corridor]), n_step=0)

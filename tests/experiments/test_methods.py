@@ -325,7 +325,7 @@ def test_settings_of_a_method_reach_what_it_runs(tmp_path):
         ("brc", "--hidden-dims 64", "unrecognized argument '--hidden-dims'"),
         ("brc", "--dept 3", "unrecognized argument '--dept'; did you mean --depth?"),
         ("brc", "--gamma 1", "gamma is 1.0; it must be below 1"),
-        ("brc", "--num-bins 1", "num_bins is 1; it must be at least 2"),
+        ("brc", "--num-bins 1", "num_bins is 1; it must be between 2 and 100000"),
         ("brc", "--width 0", "width is 0"),
         ("brc", "--weight-decay -1", "weight_decay is -1.0"),
         ("aim", "--thresholds vector", "invalid choice 'vector'; choose from matrix, scalar"),

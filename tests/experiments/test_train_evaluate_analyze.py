@@ -182,7 +182,7 @@ def fails(main, arguments, capsys):
         (["--tasks", "Heavy", "Heavy"], "tasks must be distinct, not Heavy, Heavy"),
         (["--variant", "deaf"], "argument --variant: invalid choice 'deaf'; choose from aware, blind"),
         (["--total-steps", "-5"], "total_steps is -5; it must be at least 1"),
-        (["--batch-size", "60000"], "batch_size is 60000; it must be between 1 and the 53333 transitions"),
+        (["--batch-size", "200000"], "batch_size is 200000; it must be between 1 and the 160000 transitions"),
         (["--preset", "nots"], "argument --preset: invalid choice 'nots'; choose from default, notes"),
         (["--envs-per-task", "0"], "envs_per_task is 0"),
         (["--seed", "-1"], "seed is -1"),

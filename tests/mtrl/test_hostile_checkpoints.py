@@ -284,9 +284,12 @@ def altered(state: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[st
 # What a stranger may write into a model: each must be refused in one line. Sizes are those that would fill the memory.
 MODELS: dict[str, tuple[tuple[str, ...], Any]] = {
     "another agent": (("agent",), "os.system"),
+    "an agent of many lines": (("agent",), "a\nb" * 1000),
     "an agent that is no name": (("agent",), [1]),
     "no settings": (("settings",), ...),
     "settings that are no mapping": (("settings",), 3),
+    "a device": (("settings", "device"), "cuda:7"),
+    "a number of another kind": (("settings", "n_step"), 1.5),
     "an unknown setting": (("settings", "custom_objects"), {"a": 1}),
     "a setting of another type": (("settings", "batch_size"), "many"),
     "an unknown balancer": (("settings", "balancer"), "os"),
@@ -294,6 +297,7 @@ MODELS: dict[str, tuple[tuple[str, ...], Any]] = {
     "a huge statistic": (("settings", "stats_window_size"), 10**30),
     "a huge layer": (("settings", "policy_kwargs"), {"net_arch": [10**6, 10**6], "embedding_dim": 8}),
     "a huge embedding": (("settings", "policy_kwargs"), {"net_arch": [256, 128], "embedding_dim": 10**10}),
+    "a layer that is not in the file": (("settings", "policy_kwargs"), {"net_arch": [9000, 9000], "embedding_dim": 8}),
     "300 layers": (("settings", "policy_kwargs"), {"net_arch": [1] * 300, "embedding_dim": 8}),
     "a network of the stranger's choice": (("settings", "policy_kwargs"), {"features_extractor_class": "os.system"}),
     "a folder for logs": (("settings", "tensorboard_log"), "/tmp/evil"),
@@ -305,20 +309,22 @@ MODELS: dict[str, tuple[tuple[str, ...], Any]] = {
     "huge one-hot": (("one_hot_size",), 10**9),
     "no observation": (("observation_low",), np.zeros((0,), np.float32)),
     "another observation": (("observation_low",), np.zeros((3,), np.float32)),
+    "twice the same task": (("task_names",), ("Standard", "Standard")),
     "no weights": (("policy",), {}),
     "weights of another shape": (("policy",), {"q_net.layers.0.embedding": torch.zeros(2)}),
     "no optimizer": (("optimizer",), ...),
     "an optimizer of another kind": (("optimizer",), {"state": 3}),
+    "an optimizer of another size": (("optimizer", "state", 0, "exp_avg"), torch.zeros(3)),
+    "an optimizer with other settings": (("optimizer", "param_groups"), [{"params": [0], "lr": 1.0, "hook": "os"}]),
     "no balancer's state": (("balancer",), ...),
     "a method in the place of a number": (("progress",), {"learn": 3}),
     "progress that is no mapping": (("progress",), [1]),
+    "progress of another kind": (("progress", "exploration_rates"), np.zeros((2, 2), np.int8)),
+    "no number of steps": (("progress", "num_timesteps"), ...),
 }
-# Until `MultiTaskDQN.load` checks what it reads: settings and progress by name, sizes by the weights in the file.
-CHECKED = {"another agent"}
-UNCHECKED = pytest.mark.xfail(reason="MultiTaskDQN.load does not check what it reads", strict=True)
 
 
-@pytest.mark.parametrize("kind", [k if k in CHECKED else pytest.param(k, marks=UNCHECKED) for k in MODELS])
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_hostile_model_is_refused_in_one_line(kind: str, agent: MultiTaskDQN, tmp_path: Path) -> None:
     path, (place, value) = tmp_path / "model.zip", MODELS[kind]
     save(path, altered(agent._state(), place, value))
@@ -381,15 +387,13 @@ REPLAYS: dict[str, tuple[tuple[str, ...], Any]] = {
     "a place beyond the ring": (("replay", "position"), 10**12),
     "a place before the ring": (("replay", "position"), -5),
     "full, without the rows": (("replay", "full"), "yes"),
+    "not full, with more rows": (("replay", "position"), 3),
+    "rows of another dtype": (("replay", "rows"), np.zeros((2, 30, 23), np.float64)),
     "a generator of another kind": (("replay", "generator"), torch.zeros(3, dtype=torch.uint8)),
 }
-CHECKED_REPLAYS = {"no replay", "rows of another shape", "more rows than fit"}
-UNCHECKED_REPLAY = pytest.mark.xfail(reason="TaskReplayBuffer.load_state_dict checks the shape alone", strict=True)
 
 
-@pytest.mark.parametrize(
-    "kind", [k if k in CHECKED_REPLAYS else pytest.param(k, marks=UNCHECKED_REPLAY) for k in REPLAYS]
-)
+@pytest.mark.parametrize("kind", REPLAYS)
 def test_a_hostile_replay_is_refused_and_the_replay_stays(kind: str, agent: MultiTaskDQN, tmp_path: Path) -> None:
     agent.save(tmp_path / "model.zip")
     other = load_agent(tmp_path / "model.zip", device="cpu")

@@ -344,7 +344,7 @@ def test_three_lines_in_any_loop() -> None:
         ({"mu": 1.0}, r"mu is 1.0; it must be in \[0, 1\)"),
         ({"mu": math.nan}, "mu is nan"),
         ({"lambd": -1.0}, "lambd is -1.0; it must be at least 0"),
-        ({"alpha_steps": 0}, "alpha_steps is 0; it must be at least 1"),
+        ({"alpha_steps": 0}, "alpha_steps is 0; it must be between 1 and 10000"),
         ({"lr_inner": 0.0}, "lr_inner is 0.0; it must be above 0"),
         ({"update_interval": 0}, "update_interval is 0; it must be at least 1"),
         ({"magnitude": "norm"}, "unknown magnitude 'norm'; choose from unit, mean_norm, sum_norm"),

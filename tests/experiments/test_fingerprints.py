@@ -1,0 +1,72 @@
+"""What a short training of every method comes to, pinned: a change that alters results must say so.
+
+Where results change on purpose, write the new figures and commit them with the change that made them:
+
+    UPDATE_FINGERPRINTS=1 python -m pytest -n0 tests/experiments/test_fingerprints.py
+
+Figures are compared to three digits, as processors round differently; a changed formula, default, order of random draws
+or environment changes more than that.
+"""
+
+import json
+import os
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import agents
+from envs import make_task_vec_env
+from experiments.config import TrainConfig
+
+FILE = Path(__file__).with_name("fingerprints.json")
+METHODS = ("shared_dqn", "gradnorm", "pcgrad", "gradnorm_pcgrad", "rgb", "aim", "torchjd", "independent_dqn", "brc")
+RUNS = [f"{method} {variant}" for method in METHODS for variant in ("aware", "blind")]
+RUNS.remove("independent_dqn blind")
+
+
+def train(run, seed=0):
+    """The method's agent after 1,200 steps, half of them random play, and 200 updates: past GradNorm's warm-up."""
+    method, variant = run.split()
+    config: TrainConfig = import_module(f"experiments.{method}.config").PRESETS["default"]
+    short = {"learning_starts": 600, "total_steps": 1_200, "gradient_steps": 4, "batch_size": 16, "buffer_size": 6_000}
+    config = replace(config, variant=variant, seed=seed, **short)
+    env = make_task_vec_env(config.tasks, config.envs_per_task, config.seed, config.variant)
+    agent = getattr(agents, config.agent)("MlpPolicy", env, **config.agent_kwargs)
+    return agent.learn(config.total_steps)
+
+
+def fingerprint(agent):
+    """A few figures that depend on everything: data, exploration, gradients, balancer, optimizer, target network."""
+    weights, target = agent._weights.detach().double(), agent._target_weights.double()
+    return {
+        "updates": agent._n_updates,
+        "norm": weights.norm().item(),
+        "moved": (weights - target).norm().item(),
+        "losses": (agent._loss_sum / agent._loss_count).tolist(),
+        "rewards": agent.replay_buffer.state_dict()["rows"][..., -2].sum(1).tolist(),
+        "balancer_weight": agent._diagnostics.get("weight", torch.zeros(0)).tolist(),
+    }
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_short_training_is_what_it_was(run):
+    found = fingerprint(train(run))
+    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    if os.environ.get("UPDATE_FINGERPRINTS"):
+        FILE.write_text(json.dumps({**known, run: found}, indent=1, sort_keys=True) + "\n")
+        return
+    for name, value in found.items():
+        assert value == pytest.approx(known[run][name], rel=2e-3, abs=1e-4), (
+            f"{name} of '{run}' has changed; if that is on purpose, see the top of {Path(__file__).name}"
+        )
+
+
+def test_fingerprints_tell_seeds_and_methods_apart():
+    known = json.loads(FILE.read_text())
+    assert set(known) == set(RUNS)
+    assert fingerprint(train(RUNS[0], seed=1))["norm"] != pytest.approx(known[RUNS[0]]["norm"], rel=1e-5)
+    norms = {round(known[run]["norm"], 6) for run in RUNS}
+    assert len(norms) == len(RUNS)
