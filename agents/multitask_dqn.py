@@ -423,14 +423,19 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def _task_gradients(self, batch: TaskBatch) -> TaskGradients:
         """Each task's gradient of its temporal-difference loss; the losses come with them."""
-        targets = self._targets(batch)
         if self._chain is not None and not self._chain.chain.hooked:
-            values = self._chain.forward(batch.observations)
-            losses, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
-            return self._chain.backward(slope, losses)
+            return self._chain_gradients(self._chain, batch)
+        targets = self._targets(batch)
         with self._engine.record():
             losses = self._losses(batch, targets)
         return self._engine.backward(losses)
+
+    def _chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
+        """`_task_gradients` without autograd, by an engine of the online network's layers."""
+        targets = self._targets(batch)
+        values = chain.forward(batch.observations)
+        losses, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
+        return chain.backward(slope, losses)
 
     def _clip(self, gradient: Tensor, max_norm: float) -> None:
         """Scale `gradient` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -458,10 +463,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         here = theta.clone()
         theta.sub_(step)
         try:
-            targets = self._targets(batch)
-            values = self._guidance_chain.forward(batch.observations)
-            _, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
-            return self._guidance_chain.backward(slope).jacobian[0]
+            return self._chain_gradients(self._guidance_chain, batch).jacobian[0]
         finally:
             theta.copy_(here)
 
