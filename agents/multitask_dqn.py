@@ -430,6 +430,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             losses = self._losses(batch, targets)
         return self._engine.backward(losses)
 
+    @torch.inference_mode()
     def _chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
         """`_task_gradients` without autograd, by an engine of the online network's layers."""
         targets = self._targets(batch)

@@ -39,8 +39,7 @@ class Balance:
         there = self.coefficients
         if gradients.mask is not None:
             there = there[torch.tensor(gradients.mask, device=there.device)]
-        combined = gradients.combine(there)
-        return combined if self.direction is None else combined.add_(self.direction, alpha=self.direction_scale)
+        return gradients.combine(there, self.direction, self.direction_scale)
 
 
 class Balancer(nn.Module):

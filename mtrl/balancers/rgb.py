@@ -218,7 +218,7 @@ class RGB(Balancer):
         if norm <= tolerance:  # mu = 1/2 and y = -d
             return c
         old, new = mu / norm, (1 - mu) / norm * to_y
-        torch.add(gradients.combine(torch.from_numpy(inverse * new)), d, alpha=old, out=d)
+        d = self.consensus = gradients.combine(torch.from_numpy(inverse * new), d, old)
         if old > 1:  # otherwise rounding errors in |d| = 1, each time multiplied by old^2, die out
             d.div_(torch.linalg.vector_norm(d))
         c = old * c + new * sums
@@ -242,7 +242,7 @@ class RGB(Balancer):
         if len(self.angles) != num_tasks:
             raise ValueError(f"this balancer was made for {len(self.angles)} tasks and got {num_tasks}")
         G = gramian.numpy(force=True)
-        n = np.sqrt(G.diagonal()).tolist()
+        n = [math.sqrt(square) for square in gradients.squares]
         inverse = np.array([1 / norm if norm > 0 else 0.0 for norm in n])
         C = G * inverse * inverse[:, None]
         count = max(sum(norm > 0 for norm in n), 1)

@@ -148,6 +148,8 @@ def register_step(kind: type[nn.Module], step: type[Step]) -> None:
 class Chain:
     """An `nn.Sequential` without autograd. The parameters must stay where they are in memory: change them in place.
 
+    It computes in PyTorch's inference mode, where an operation costs less: to change an output in place, copy it.
+
     Args:
         layers: layers of the kinds in `STEPS`; the parameters of each are its own.
         rows: where `backward` puts the gradients. Default None: no backward pass.
@@ -177,6 +179,7 @@ class Chain:
         """Whether a layer has been given a hook, which this would pass over."""
         return any(self._hooks)
 
+    @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """What the chain makes of `x` (N, ...); valid until the next call."""
         run = self._runs.get(x.shape)
@@ -185,6 +188,7 @@ class Chain:
         self._last = run
         return run.forward(x)
 
+    @torch.inference_mode()
     def backward(self, slope: Tensor) -> None:
         """Go back through the last `forward`, of whose output `slope` is the gradient.
 

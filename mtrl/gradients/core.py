@@ -183,10 +183,19 @@ class TaskGradients:
         return row if self.mask is None else [task for task, there in enumerate(self.mask) if there][row]
 
     @cached_property
-    def gramian(self) -> Tensor:
-        """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
+    def _products(self) -> tuple[Tensor, list[float]]:
         with without_autocast(self.jacobian):
             return products_of_rows(self.jacobian)
+
+    @property
+    def gramian(self) -> Tensor:
+        """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
+        return self._products[0]
+
+    @property
+    def squares(self) -> list[float]:
+        """The Gramian's diagonal, the rows' squared norms, as T plain numbers."""
+        return self._products[1]
 
     @cached_property
     def layer_norms(self) -> Tensor:
@@ -200,9 +209,9 @@ class TaskGradients:
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
         # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite. That
-        # of a Gramian costs even less, and what is not finite in a row is not in its square either.
-        known = self.__dict__.get("gramian")
-        if math.isfinite((self.jacobian if known is None else known).sum().item()):
+        # of known squares costs even less, and what is not finite in a row is not in its square either.
+        known = "_products" in self.__dict__
+        if math.isfinite(sum(self.squares) if known else self.jacobian.sum().item()):
             return
         for index, row in enumerate(self.jacobian):
             if not bool(row.isfinite().all()):
@@ -215,23 +224,34 @@ class TaskGradients:
             products: Tensor = self.jacobian @ vector
         return products.double()
 
-    def combine(self, coefficients: Tensor) -> Tensor:
-        """`c J` for `c` (T,): the update direction (D,)."""
+    def combine(self, coefficients: Tensor, vector: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """`c J + f v`, the update direction (D,).
+
+        Args:
+            coefficients: c (T,).
+            vector: v (D,), of the rows' dtype. Default: none.
+            factor: f.
+        """
         rows = self.jacobian
         with without_autocast(rows):
             largest, weights = RANGES[rows.dtype][1], coefficients.tolist()
             if not (max(weights) <= largest and min(weights) >= -largest):
                 # Those of rows that are so much smaller than others; the products are in range again.
-                return (coefficients.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
-            return coefficients.to(rows) @ rows
+                combined = (coefficients.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
+                return combined if vector is None else combined.add_(vector, alpha=factor)
+            if vector is None:
+                return coefficients.to(rows) @ rows
+            return torch.addmv(vector, rows.T, coefficients.to(rows), beta=factor)
 
 
-def products_of_rows(rows: Tensor) -> Tensor:
-    """`R R^T` (T, T), in float64, for `rows` (T, n)."""
+def products_of_rows(rows: Tensor) -> tuple[Tensor, list[float]]:
+    """`R R^T` (T, T), in float64, for `rows` (T, n), and its diagonal."""
     products = rows @ rows.T
-    if not in_range(products.diagonal().tolist(), rows.dtype):
-        return rows.double() @ rows.double().T
-    return products.double()
+    squares = products.diagonal().tolist()
+    if in_range(squares, rows.dtype):
+        return products.double(), squares
+    products = rows.double() @ rows.double().T
+    return products, products.diagonal().tolist()
 
 
 def in_range(squares: Sequence[float], dtype: torch.dtype) -> bool:

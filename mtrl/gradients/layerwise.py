@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.autograd.graph import GradientEdge
 from mtrl.gradients.any_graph import AutogradEngine, Roots
 from mtrl.gradients.core import (
     MaskedLosses,
+    NonFiniteGradientError,
     ParameterLayout,
     Private,
     TaskGradients,
@@ -85,9 +87,11 @@ class LayerwiseGradients(TaskGradients):
         self._walk = _Walk(roots, layout)
         self.private: Private = []
         self._norms: Tensor | None = None
-        self.gramian = torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64, device=self.device)
+        gramian = torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64, device=self.device)
+        self._products = gramian, []
         self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], self._add_products, True)
-        self.layer_norms = self.gramian.diagonal().sqrt() if self._norms is None else self._norms
+        self._products = gramian, gramian.diagonal().tolist()
+        self.layer_norms = gramian.diagonal().sqrt() if self._norms is None else self._norms
 
     @property
     def jacobian(self) -> Tensor:
@@ -121,7 +125,9 @@ class LayerwiseGradients(TaskGradients):
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
         # Squares that overflow in float32 have been taken in float64: what is not finite here was not before.
-        TaskGradients(self.gramian.diagonal().unsqueeze(1), mask=self.mask).check_finite()
+        for row, square in enumerate(self.squares):
+            if not math.isfinite(square):
+                raise NonFiniteGradientError(f"the gradient of task {self.task(row)} is not finite", self.task(row))
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64; T backward passes."""
@@ -134,8 +140,8 @@ class LayerwiseGradients(TaskGradients):
         self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], add)
         return self.ranks.mean_(products)
 
-    def combine(self, coefficients: Tensor) -> Tensor:
-        """`c J` for `c` (T,): the update direction (D,), by one backward pass."""
+    def combine(self, coefficients: Tensor, vector: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """`c J + f v`, the update direction (D,), by one backward pass; see `TaskGradients`."""
         update = self._like.new_zeros(self.size)
         seeds: dict[Edge, Tensor] = {}
         for (edge, loss), weight in zip(self._ends(), coefficients.tolist(), strict=True):
@@ -146,7 +152,8 @@ class LayerwiseGradients(TaskGradients):
             update[self._layout.columns(parameter)] = rows[0].flatten()
 
         self._walk.run([seeds], write)
-        return self.ranks.mean_(update)
+        self.ranks.mean_(update)
+        return update if vector is None else update.add_(vector, alpha=factor)
 
     def _ends(self) -> Iterator[tuple[Edge, Tensor]]:
         return zip(self._roots.edges, (loss.detach() for loss in self._roots.losses), strict=True)
@@ -157,8 +164,8 @@ class LayerwiseGradients(TaskGradients):
             self.private.append((parameter, rows.sum(0)))
             return
         with without_autocast(rows):
-            products = products_of_rows(rows.flatten(1)).to(self.gramian.device)
-        self.gramian += products
+            products = products_of_rows(rows.flatten(1))[0].to(self.gramian.device)
+        self.gramian.add_(products)
         if self._layout.columns(parameter) == self._layer:
             self._norms = products.diagonal().sqrt()
 
