@@ -6,6 +6,7 @@ optimizer, alike for all, is left out. Cases:
 
 * "plain": `losses.sum().backward()`, what one writes without this project;
 * "equal", "pcgrad", "gradnorm", "rgb": one pass for all tasks by `TaskMajorEngine`, and that balancer;
+* "pcgrad, chain": the same by `ChainEngine`, which the agents use: no autograd, the loss's slope written out;
 * "pcgrad, low memory": `balancer.backward(losses, low_memory=True)`, for any graph, with one forward pass per task;
 * "TorchJD PCGrad": `backward` and `jac_to_grad` in the fastest way that TorchJD has for these losses (all tasks in one
   forward pass, `parallel_chunk_size=1`, `optimize_gramian_computation=True`).
@@ -57,10 +58,10 @@ from benchmarks.common import (
 )
 from experiments.cli import run
 from mtrl.balancers import make_balancer
-from mtrl.gradients import TaskMajorEngine
+from mtrl.gradients import ChainEngine, TaskMajorEngine
 
 INPUTS, OUTPUTS = 16, 4
-PLAIN, LOW_MEMORY, TORCHJD = "plain", "pcgrad, low memory", "TorchJD PCGrad"
+PLAIN, CHAIN, LOW_MEMORY, TORCHJD = "plain", "pcgrad, chain", "pcgrad, low memory", "TorchJD PCGrad"
 BALANCERS = ("equal", "pcgrad", "gradnorm", "rgb")
 # glibc gives large blocks back when they are freed, so that holes in its heap do not count as memory; that costs time.
 TIDY = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
@@ -165,6 +166,13 @@ class Problem:
         per_row = F.smooth_l1_loss(self.network(self.x), self.targets, reduction="none").view(self.tasks, -1)
         return per_row.mean(1)
 
+    def losses_and_slope(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses (T,) of the network's output (T * B, 4), and their derivative with respect to it."""
+        error = values - self.targets
+        slope = error.clamp(-1, 1)
+        losses = (slope * (error - 0.5 * slope)).view(self.tasks, -1)
+        return losses.mean(1), slope / losses.shape[1]
+
     def losses_one_by_one(self) -> list[Tensor]:
         """One forward pass per task: with T backward passes, none then goes through another task's rows."""
         batches = zip(self.x.chunk(self.tasks), self.targets.chunk(self.tasks), strict=True)
@@ -189,6 +197,16 @@ class Problem:
                 self.network.zero_grad()
                 backward(self.losses(), inputs=parameters, parallel_chunk_size=1)
                 jac_to_grad(parameters, aggregator, optimize_gramian_computation=True)
+
+        elif case == CHAIN:
+            balancer, chain = make_balancer("pcgrad", self.tasks), ChainEngine(self.network, self.tasks)
+
+            @torch.no_grad()
+            def update() -> None:
+                self.network.zero_grad()
+                losses, slope = self.losses_and_slope(chain.forward(self.x))
+                gradients = chain.backward(slope, losses)
+                chain.layout.accumulate_grad(balancer(gradients).update(gradients))
 
         elif case == LOW_MEMORY:
             balancer = make_balancer("pcgrad", self.tasks)
@@ -400,7 +418,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     """Run and print."""
     torch.set_num_threads(1)
     console = Console()
-    cases = [PLAIN, *BALANCERS, LOW_MEMORY, TORCHJD]
+    cases = [PLAIN, *BALANCERS, CHAIN, LOW_MEMORY, TORCHJD]
     if not has_torchjd():
         console.print(NO_TORCHJD)
         cases.remove(TORCHJD)

@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.scaling import BALANCERS, LOW_MEMORY, PLAIN, TORCHJD, Problem, Shape, exponents, fit_exponents, main
+from benchmarks.scaling import (
+    BALANCERS,
+    CHAIN,
+    LOW_MEMORY,
+    PLAIN,
+    TORCHJD,
+    Problem,
+    Shape,
+    exponents,
+    fit_exponents,
+    main,
+)
 
-CASES = (PLAIN, *BALANCERS, LOW_MEMORY, TORCHJD)
+CASES = (PLAIN, *BALANCERS, CHAIN, LOW_MEMORY, TORCHJD)
 
 
 def test_fitted_exponents_are_those_of_a_power_law() -> None:
@@ -40,7 +51,7 @@ def test_exponents_leave_out_what_is_missing_or_tiny() -> None:
     assert found["mebibytes"] == scaling.Exponents(None, None)
 
 
-@pytest.mark.parametrize("case", ["equal", LOW_MEMORY, TORCHJD])
+@pytest.mark.parametrize("case", ["equal", CHAIN, LOW_MEMORY, TORCHJD])
 def test_every_way_leads_to_the_gradient_of_the_same_losses(case: str) -> None:
     problem = Problem(Shape(tasks=3, width=8, batch_size=5))
     torch.testing.assert_close(problem.losses(), torch.stack(problem.losses_one_by_one()))
@@ -77,7 +88,7 @@ def test_the_command_prints_and_writes_its_figures(
     content = json.loads(path.read_text())
     small, large = content["tables"]
     assert small["parameters"] == 16 * 64 + 64 + 64 * 32 + 32 + 32 * 4 + 4
-    assert list(small["cases"]) == [PLAIN, "pcgrad", LOW_MEMORY]
+    assert list(small["cases"]) == [PLAIN, "pcgrad", CHAIN, LOW_MEMORY]
     for found in small["cases"].values():
         assert found["seconds"] > 0
         assert found["mebibytes"] >= 0
