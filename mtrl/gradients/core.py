@@ -91,7 +91,7 @@ class ParameterLayout:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of `flat` (..., D), one per parameter, of shape (..., *parameter.shape)."""
-        return [flat[..., self.columns(p)].view(*flat.shape[:-1], *p.shape) for p in self.parameters]
+        return [flat[..., self.columns(p)].view((*flat.shape[:-1], *p.shape)) for p in self.parameters]
 
     def flatten_(self) -> nn.Parameter:
         """Move the parameters into one vector (D,), of which each becomes a view, and return that vector.

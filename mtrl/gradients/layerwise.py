@@ -135,7 +135,7 @@ class LayerwiseGradients(TaskGradients):
 
         def add(parameter: Tensor, rows: Tensor) -> None:
             with without_autocast(rows):
-                products.add_((rows.flatten(1) @ vector[self._layout.columns(parameter)].to(rows)).to(products))
+                products.add_((rows.reshape(len(rows), -1) @ vector[self._layout.columns(parameter)].to(rows)).to(products))
 
         self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], add)
         return self.ranks.mean_(products)
@@ -164,7 +164,7 @@ class LayerwiseGradients(TaskGradients):
             self.private.append((parameter, rows.sum(0)))
             return
         with without_autocast(rows):
-            products = products_of_rows(rows.flatten(1))[0].to(self.gramian.device)
+            products = products_of_rows(rows.reshape(len(rows), -1))[0].to(self.gramian.device)
         self.gramian.add_(products)
         if self._layout.columns(parameter) == self._layer:
             self._norms = products.diagonal().sqrt()

@@ -444,3 +444,11 @@ def test_a_copy_of_a_model_is_trained_by_itself(model: Model) -> None:
     twin = copy.deepcopy(model)
     EqualWeights().backward(model.losses(batch()))
     assert all(parameter.grad is None for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_shared_parameter_may_be_a_scalar(low_memory: bool) -> None:
+    scale = torch.tensor(2.0, requires_grad=True)
+    make_balancer("equal", 2).backward([3 * scale, scale**2], low_memory=low_memory)
+    assert scale.grad is not None
+    assert scale.grad.item() == pytest.approx(3 + 2 * 2)
