@@ -1,0 +1,96 @@
+"""Perceiver: how well a tokenizer with a codebook rebuilds the video, and how much of the codebook it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrl.losses.outputs import OutputReader, Steps, stacked, widened
+
+
+@dataclass(frozen=True)
+class PerceiverLoss:
+    """Vector quantisation of tokens (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937) and reconstruction.
+
+    Terms, all scalars:
+
+    * `vq_commitment_loss`: mean over tokens and their E numbers of (z - sg(e))^2: tokens stay near their codes.
+    * `vq_codebook_loss`: the mean of (sg(z) - e)^2: codes move to their tokens. The same number, another gradient. A
+      codebook that follows by moving averages has e without a gradient, and this term is then a constant.
+    * `perceiver_recon_loss`: mean over frames, channels and pixels of (x - x')^2/sigma^2.
+    * `codebook_perplexity`: exp of the entropy of how often each code is used in the batch, from 1 (one code) to the
+      number of codes (all alike). A metric, without gradient.
+
+    All are means per number, not sums, so that the three losses weigh alike whatever the sizes of frames and tokens.
+
+    Args:
+        observation_std: sigma, in the units of the observations, above 0. Default 1.0.
+
+    Raises:
+        ValueError: `observation_std` is out of range.
+    """
+
+    observation_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.observation_std < math.inf:
+            raise ValueError(f"observation_std is {self.observation_std}; it must be above 0 and finite")
+
+    def __call__(self, outputs: Mapping[str, Any], observations: Steps) -> dict[str, Tensor]:
+        """The terms by name, each ().
+
+        Args:
+            outputs: see `ModelOutputs`.
+            observations: (B, T, C, H, W).
+
+        Raises:
+            ValueError: an output is missing or has the wrong shape or type.
+        """
+        read = OutputReader(outputs, observations)
+        reconstruction = read("perceiver_reconstruction", "B T C H W")
+        encoding, code, index = tokens(outputs)
+        return {
+            "vq_commitment_loss": (encoding - code.detach()).square().mean(),
+            "vq_codebook_loss": (encoding.detach() - code).square().mean(),
+            "perceiver_recon_loss": ((reconstruction - read.observations) / self.observation_std).square().mean(),
+            "codebook_perplexity": perplexity(index).to(encoding.dtype),
+        }
+
+
+def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """`token_encoding` (B, ..., E), `token_code` (B, ..., E) and `token_index` (B, ...).
+
+    Raises:
+        ValueError: one is missing or does not fit the others.
+    """
+    names = ("token_encoding", "token_code", "token_index")
+    for name in names:
+        if outputs.get(name) is None:
+            raise ValueError(f"the outputs have no {name!r}; tokens need {', '.join(names)}")
+    encoding, code, index = (stacked(name, outputs[name]) for name in names)
+    if encoding.ndim < 2 or not encoding.numel() or not encoding.is_floating_point():
+        got = f"{encoding.dtype} of the shape {tuple(encoding.shape)}"
+        raise ValueError(f"token_encoding is {got}; expected floating point (B, ..., E), none of them 0")
+    if code.shape != encoding.shape:
+        raise ValueError(
+            f"token_code has the shape {tuple(code.shape)}; expected that of token_encoding, {tuple(encoding.shape)}"
+        )
+    if index.shape != encoding.shape[:-1]:
+        expected = f"token_encoding's but for the last, {tuple(encoding.shape[:-1])}"
+        raise ValueError(f"token_index has the shape {tuple(index.shape)}; expected {expected}")
+    if index.is_floating_point() or index.is_complex() or index.dtype is torch.bool:
+        raise ValueError(f"token_index is of {index.dtype}; expected integers")
+    return widened(encoding), widened(code), index
+
+
+def perplexity(index: Tensor) -> Tensor:
+    """exp(H) of how often each number comes in `index`, of any shape; from 1 to how many different ones there are."""
+    _, counts = index.unique(return_counts=True)  # type: ignore[no-untyped-call]
+    shares: Tensor = counts.double() / index.numel()
+    return (-(shares * shares.log()).sum()).exp()
