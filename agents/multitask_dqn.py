@@ -43,13 +43,11 @@ from mtrl.gradients import (
     TaskMajorEngine,
 )
 from mtrl.guidance import LookaheadGuidance
+from mtrl.recorder import named
 
 TargetUnit = Literal["updates", "episodes"]
 
 MOST_TASKS = 1_000  # in a file, and actions
-
-# Diagnostics of pairs of tasks in which both orders are the same; of others, such as AIM's tau, both are logged.
-SYMMETRIC = ("cosine", "magnitude_similarity")
 
 
 class MultiTaskDQN(OffPolicyAlgorithm):
@@ -604,7 +602,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     @property
     def diagnostics(self) -> dict[str, float]:
         """The balancer's diagnostics at the last update, by their logged names (`balancer/<task>/weight`, ...)."""
-        return dict(_flat_diagnostics(self._diagnostics, self.task_names))
+        return dict(named(self._diagnostics, self.task_names))
 
     def dump_logs(self) -> None:
         """Record per-task returns, losses and the balancer's diagnostics, then write one line of logs."""
@@ -940,18 +938,3 @@ def _one_hot_size(env: VecEnv) -> int:
         raise ValueError("either all columns or none must be wrapped in TaskOneHot")
     sizes = {len(one_hot) for one_hot in env.get_attr("one_hot")}
     return sizes.pop()
-
-
-def _flat_diagnostics(diagnostics: Mapping[str, Tensor], tasks: tuple[str, ...]) -> Iterable[tuple[str, float]]:
-    """Diagnostics as scalars: one per task where they are (T,), one per pair of tasks where they are (T, T)."""
-    for name, tensor in diagnostics.items():
-        values: Any = tensor.tolist()
-        if tensor.ndim == 0:
-            yield f"balancer/{name}", values
-        elif tensor.ndim == 1:
-            yield from ((f"balancer/{task}/{name}", value) for task, value in zip(tasks, values, strict=True))
-        else:
-            for i, a in enumerate(tasks):
-                for j, b in enumerate(tasks):
-                    if i < j or (i > j and name not in SYMMETRIC):
-                        yield f"balancer/{name}/{a}_{b}", values[i][j]

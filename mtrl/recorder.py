@@ -1,0 +1,206 @@
+"""A record of any training loop: losses, how much the task gradients conflict, and what the balancer makes of it.
+
+    with Recorder("metrics.jsonl", balancer, tasks=["depth", "normals"], every=10):
+        for batch in batches:
+            optimizer.zero_grad()
+            balancer.backward(losses(batch))
+            optimizer.step()
+
+The file has the form of a training run's `metrics.jsonl`: one JSON object of numbers per line, with `env_step` first.
+`python -m experiments.plot_recording metrics.jsonl` draws it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from mtrl.balancers.base import Balance, Balancer
+from mtrl.conflict import conflict_metrics
+from mtrl.gradients import TaskGradients
+
+STEP = "env_step"
+SYMMETRIC = ("cosine", "magnitude_similarity")
+"""Diagnostics (T, T) that are the same for the pair (a, b) as for (b, a), and recorded once."""
+
+
+class RecordingError(ValueError):
+    """A file that is no recording; the message is one line that names the file and the line."""
+
+
+def named(diagnostics: Mapping[str, Tensor], tasks: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Diagnostics by the names under which they are recorded.
+
+    Args:
+        diagnostics: as in `Balance`.
+        tasks: names of the tasks, T of them.
+
+    Yields:
+        `balancer/<name>` where a tensor is a number, `balancer/<task>/<name>` where it is (T,), and
+        `balancer/<name>/<task>_<other>` where it is (T, T): for every pair, each once where the order says nothing.
+    """
+    for name, tensor in diagnostics.items():
+        values: Any = tensor.tolist()
+        if tensor.ndim == 0:
+            yield f"balancer/{name}", values
+        elif tensor.ndim == 1:
+            yield from ((f"balancer/{task}/{name}", value) for task, value in zip(tasks, values, strict=True))
+        else:
+            for i, a in enumerate(tasks):
+                for j, b in enumerate(tasks):
+                    if i < j or (i > j and name not in SYMMETRIC):
+                        yield f"balancer/{name}/{a}_{b}", values[i][j]
+
+
+class Recorder:
+    """Writes a line to a file at the first and at every `every`-th call of a balancer, until it is closed.
+
+    It listens to the balancer, so that the loop stays as it is: `balancer.backward`, `balancer.combine` and calls of
+    the balancer itself all count. A line holds the losses as they were given (`train/<task>/loss`), the balancer's
+    diagnostics (`balancer/...`, see `named`) and the metrics of `mtrl.conflict`. Numbers that are not finite are left
+    out, and so is what concerns tasks that are missing from the batch. Between these calls it only counts. In a
+    data-parallel run, record on one process.
+
+    Where the file is there, the recording goes on after it; a last line that was only half written is dropped.
+
+    Args:
+        path: the file; its folder is made if need be.
+        balancer: what to listen to.
+        tasks: names of the tasks, T of them. Default None: their numbers.
+        every: calls from one line to the next. Default 10.
+        step: calls made so far; lines after it, which the loop is going to write again, are dropped, and 0 begins the
+            file anew. Default None: as many as the file's last line says.
+
+    Attributes:
+        step: calls so far; the `env_step` of a line, as a loop without environments has no other.
+
+    Raises:
+        ValueError: `every` is below 1, `step` is negative, or the names are not distinct, hold a slash, or are not as
+            many as the tasks.
+        RecordingError: the file is there and is no recording. It is left as it is.
+        OSError: the file can't be opened.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        balancer: Balancer,
+        tasks: Sequence[str] | None = None,
+        *,
+        every: int = 10,
+        step: int | None = None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every is {every}; it must be at least 1")
+        if step is not None and step < 0:
+            raise ValueError(f"step is {step}; it must be at least 0")
+        if tasks is not None and (len(set(tasks)) < len(tasks) or not all(task and "/" not in task for task in tasks)):
+            raise ValueError(f"tasks must be distinct names without '/', not {', '.join(tasks)}")
+        self.every = every
+        self._tasks = None if tasks is None else tuple(tasks)
+        if balancer.num_tasks is not None:
+            self._names(balancer.num_tasks)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b")  # noqa: SIM115 - `close` closes it
+        try:
+            self._file.seek(0)
+            length, last = _end(self._file, path, step)
+            self._file.truncate(length)
+        except BaseException:
+            self._file.close()
+            raise
+        self.step = last if step is None else step
+        self._hook = balancer.register_forward_hook(self._count, with_kwargs=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening, and close the file."""
+        self._hook.remove()
+        self._file.close()
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Write a line of your own, such as `{"eval/depth/error": 0.1}`, at the present step; it is on disk then."""
+        self._write(values.items())
+
+    def _count(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Balance) -> None:
+        """The balancer has answered: what PyTorch calls with its arguments."""
+        self.step += 1
+        if self.step > 1 and self.step % self.every:
+            return
+        arguments = dict(zip(("gradients", "losses"), args, strict=False)) | kwargs
+        gradients: TaskGradients = arguments["gradients"]
+        given = arguments.get("losses")
+        losses = gradients.losses if given is None else given
+        assert losses is not None  # the balancer would not have answered
+        mask = gradients.mask
+        tasks = self._names(gradients.num_tasks if mask is None else len(mask))
+        there = tasks if mask is None else tuple(task for task, is_there in zip(tasks, mask, strict=True) if is_there)
+        with torch.no_grad():
+            values = {f"train/{task}/loss": loss for task, loss in zip(there, losses.tolist(), strict=True)}
+            values |= named(answer.diagnostics, tasks)
+            values |= named(conflict_metrics(gradients.gramian), there)
+        self._write(values.items())
+
+    def _names(self, num_tasks: int) -> tuple[str, ...]:
+        if self._tasks is None:
+            return tuple(map(str, range(num_tasks)))
+        if len(self._tasks) != num_tasks:
+            raise ValueError(f"got names for {len(self._tasks)} tasks, {', '.join(self._tasks)}, and {num_tasks} tasks")
+        return self._tasks
+
+    def _write(self, values: Iterable[tuple[str, float]]) -> None:
+        line = {STEP: self.step} | {name: value for name, value in values if math.isfinite(value)}
+        self._file.write(f"{json.dumps(line)}\n".encode())
+        self._file.flush()
+
+
+def read_recording(path: str | Path) -> list[dict[str, float]]:
+    """The lines of a recording, or of a training run's `metrics.jsonl`, but for a last one that is half written.
+
+    Raises:
+        RecordingError: it is neither.
+        OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        return [line for line, _ in _lines(file, Path(path))]
+
+
+def _end(file: BinaryIO, path: Path, step: int | None) -> tuple[int, int]:
+    """How many bytes of a recording to keep, and the step of the last line in them."""
+    length = last = 0
+    for line, size in _lines(file, path):
+        if step is not None and line[STEP] > step:
+            break
+        length += size
+        last = int(line[STEP])
+    return length, last
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, float], int]]:
+    """Each line, and its length in bytes."""
+    for number, text in enumerate(file, 1):
+        if not text.endswith(b"\n") and (number > 1 or b'{"env_step": '.startswith(text[:13])):
+            return
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not (isinstance(line, dict) and all(map(_is_number, line.values())) and isinstance(line.get(STEP), int)):
+            raise RecordingError(f"'{path}' is no recording: line {number} is not an object of numbers with {STEP}")
+        yield line, len(text)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
