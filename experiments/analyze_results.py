@@ -1,115 +1,153 @@
-"""`python -m experiments.analyze_results`: one table over all runs, and figures."""
+"""`python -m experiments.analyze_results`: compare finished runs in tables and figures."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from experiments import plots
 from experiments.cli import UsageError, run
-from experiments.runs import BrokenRunError, Run, find_runs
+from experiments.runs import BASELINE, REFERENCE, load_runs
 
-OUTPUTS = ("table.md", "learning_curves.png", "task_weights.png")
+if TYPE_CHECKING:
+    from experiments.analysis import Analysis
+    from experiments.methods import Method
+    from experiments.runs import Run
+
+RANDOM_EPISODES = 100
+"""Episodes of random play per task, for the zero of normalised scores."""
+
+TEXTS = ("table.md", "table.csv", "runs.json")
 
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Compare finished runs: prints a Markdown table and writes learning curves and task weights as PNG."""
+    """Compare finished runs: prints a table of returns and writes tables, the runs as JSON, and figures.
+
+    Intervals are of 95 %, over seeds. The files are table.md (which explains its columns), table.csv (a number per
+    line), runs.json (the form of marl-eval), and each figure as PNG and SVG: learning curves against environment steps
+    and wall time, final returns, performance profiles, sample and parameter efficiency, task weights, gradient
+    conflicts, AIM's thresholds, RGB's angles. A figure without data is left out.
+    """
 
     method: tuple[str, ...] = ()
-    """Runs to compare, by folder name (`gradnorm`, `gradnorm_blind`, ...). Default: all that are found."""
+    """Runs to report on, by name (`gradnorm`, `gradnorm_blind`, ...). Default: all that are found."""
 
     results_dir: Path = Path("results/runs")
     """Where runs are kept."""
 
     output_dir: Path = Path("results/analysis")
-    """Where the table and the figures go."""
+    """Where tables and figures go. Those of an earlier analysis are replaced."""
+
+    baseline: str = BASELINE
+    """What methods are compared with, in its own variant: blind ones with `<baseline>_blind`."""
 
 
 def analyze(config: AnalyzeConfig) -> None:
-    """Print the table and write table.md, learning_curves.png and task_weights.png.
+    """Print the table of returns and what it can tell, and write all files.
 
     Raises:
         UsageError: no run is found, or not one that is asked for, or an output is in the way. Nothing is written then.
     """
+    # Only now: they load SciPy, Matplotlib and PyTorch, for which --help need not wait.
+    from experiments import plots, tables  # noqa: PLC0415
+    from experiments.analysis import analyse  # noqa: PLC0415
+    from experiments.methods import as_methods  # noqa: PLC0415
+
     runs, broken = load_runs(config.results_dir)
+    _check_runs(config, runs, broken)
+    figures = [f"{name}{suffix}" for name in plots.FIGURES for suffix in plots.SUFFIXES]
+    _check_outputs(config.output_dir, [*TEXTS, *figures])
+    for error in broken:
+        print(f"skipped {_one_line(error)}", file=sys.stderr)
+
+    methods = as_methods(runs)
+    chosen = [methods[name] for name in dict.fromkeys(config.method or methods)]
+    analysis = analyse(chosen, methods, config.baseline, _random_returns(methods))
+    written = write(analysis, config.output_dir)
+    print(tables.returns_table(analysis))
+    for sentence in (*analysis.warnings, *tables.verdicts(analysis)):
+        print(f"\n{sentence}")
+    print(f"\n{len(written)} files in {config.output_dir}: {', '.join(path.name for path in written)}")
+
+
+def write(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write table.md, table.csv, runs.json and the figures into `folder`, and return what was written."""
+    from experiments import plots, tables  # noqa: PLC0415
+    from experiments.marl_eval import to_marl_eval  # noqa: PLC0415
+    from experiments.stopping import disk_errors  # noqa: PLC0415
+    from mtrl.checkpoint import replacing  # noqa: PLC0415
+
+    contents = (
+        tables.markdown(analysis),
+        tables.to_csv(analysis),
+        json.dumps(to_marl_eval(analysis.methods), separators=(",", ":")) + "\n",
+    )
+    paths = [folder / name for name in TEXTS]
+    with disk_errors(folder, UsageError):
+        for path, content in zip(paths, contents, strict=True):
+            with replacing(path) as file:
+                file.write(content.encode())
+        for name in _shown(plots.FIGURES):
+            paths += plots.write(name, analysis, folder)
+    return paths
+
+
+def _check_runs(config: AnalyzeConfig, runs: Mapping[str, Sequence[Run]], broken: Sequence[Exception]) -> None:
     if not runs:
         why = f" ({broken[0]})" if broken else ""
         raise UsageError(
             f"no finished runs in '{config.results_dir}'{why}; train one: python -m experiments.gradnorm.train"
         )
+    known = ", ".join(runs)
     for name in config.method:
         if name not in runs:
-            raise UsageError(f"no finished runs of {name!r} in '{config.results_dir}'; there are {', '.join(runs)}")
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        raise UsageError(f"'{config.output_dir}' is a file; figures need a folder")
-    table, curves, weights = (config.output_dir / name for name in OUTPUTS)
-    for path in (table, curves, weights):
-        if path.is_dir():
-            raise UsageError(f"'{path}' is a folder; a file of this name belongs there")
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    for error in broken:
-        print(f"skipped {error}", file=sys.stderr)
-    chosen = {name: runs[name] for name in config.method or runs}
-
-    text = markdown_table(chosen)
-    print(text)
-    table.write_text(text + "\n")
-    tasks = all_tasks(chosen)
-    plots.learning_curves(chosen, tasks, curves)
-    plots.task_weights(chosen, tasks, weights)
-    print(f"\n{table.name}, {curves.name} and {weights.name} are in {config.output_dir}")
+            raise UsageError(f"no finished runs of {name!r} in '{config.results_dir}'; there are {known}")
+    # The default may be missing: then nothing is compared.
+    if config.baseline != BASELINE and not any(name in runs for name in (config.baseline, f"{config.baseline}_blind")):
+        raise UsageError(
+            f"no finished runs of baseline {config.baseline!r} in '{config.results_dir}'; there are {known}"
+        )
 
 
-def load_runs(results_dir: Path) -> tuple[dict[str, list[Run]], list[BrokenRunError]]:
-    """Finished runs by name, seeds in order, and what is wrong with the folders that can't be read."""
-    runs: dict[str, list[Run]] = {}
-    broken: list[BrokenRunError] = []
-    for found in find_runs(results_dir):
-        try:
-            if isinstance(found, BrokenRunError):
-                raise found
-            _ = found.metrics  # a run whose curves can't be read is no use either
-            runs.setdefault(found.name, []).append(found)
-        except BrokenRunError as error:
-            broken.append(error)
-    return runs, broken
+def _check_outputs(folder: Path, names: Iterable[str]) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"'{folder}' is a file; tables and figures need a folder")
+    for name in names:
+        if (folder / name).is_dir():
+            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
-def all_tasks(runs: Mapping[str, Sequence[Run]]) -> list[str]:
-    """The tasks of any of the runs, in the order in which they come up."""
-    return list(dict.fromkeys(task for of_name in runs.values() for run_ in of_name for task in run_.tasks))
+def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:
+    """Mean returns of a random policy on the tasks of the independent agents, which scores are normalised by."""
+    from envs import TASKS  # noqa: PLC0415
+    from experiments.random_policy import random_returns  # noqa: PLC0415
+
+    if REFERENCE not in methods:
+        return None
+    tasks = [task for task in methods[REFERENCE].tasks if task in TASKS]
+    return {
+        task: sum(random_returns([task], RANDOM_EPISODES)[task]) / RANDOM_EPISODES
+        for task in _shown(tasks, "playing at random")
+    }
 
 
-def markdown_table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """One line per method: mean +- standard deviation over seeds of each task's mean return, and what follows.
+def _shown(items: Iterable[str], doing: str = "drawing") -> Iterator[str]:
+    """The items one by one, with a bar of progress on a terminal."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import track  # noqa: PLC0415
 
-    Seeds are the replicates: a seed's episodes are averaged first. One seed has no deviation.
-    """
-    tasks = all_tasks(runs)
-    lines = [
-        f"| method | seeds | {' | '.join(tasks)} | mean | worst task | success |",
-        f"| --- | --- |{' --- |' * len(tasks)} --- | --- | --- |",
-    ]
-    for name, of_name in runs.items():
-        results = [run_.evaluation for run_ in of_name]
-        cells = [_spread([r["tasks"][task]["mean"] for r in results if task in r["tasks"]]) for task in tasks]
-        cells.append(_spread([result["mean"] for result in results]))
-        cells.append(_spread([result["worst_task"]["mean"] for result in results]))
-        success = np.mean([task["success_rate"] for result in results for task in result["tasks"].values()])
-        seeds = ", ".join(str(run_.seed) for run_ in of_name)
-        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {success:.0%} |")
-    return "\n".join(lines)
+    console = Console(stderr=True)
+    yield from track(list(items), doing, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def _one_line(error: Exception) -> str:
+    """The message, with nothing that would act on the terminal: names of folders may be of a stranger's choosing."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes"]
 Device = Literal["cpu", "cuda", "auto"]
+WandbMode = Literal["disabled", "offline", "online"]
 Config = TypeVar("Config", bound="TrainConfig")
 
 # Fields that go to `MultiTaskDQN` under their own names; a test holds their defaults equal.
@@ -124,6 +125,19 @@ class TrainConfig:
 
     quiet: bool = False
     """No live display."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files to `tensorboard/` in the run's folder."""
+
+    wandb: WandbMode = "disabled"
+    """Show the run in Weights & Biases (extra `wandb`): `offline` below the run's folder, to be uploaded later with
+    `wandb sync`, or `online`, which needs `wandb login` first."""
+
+    wandb_project: str = "mtrl"
+    """Project in Weights & Biases."""
+
+    wandb_entity: str | None = None
+    """User or team in Weights & Biases. Default: that of the login."""
 
     log_interval: int = 10
     """Finished episodes between lines in metrics.jsonl."""
@@ -246,6 +260,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and finite")
         if self.episodes_per_task is not None and self.episodes_per_task < 1:
             raise ValueError(f"episodes_per_task is {self.episodes_per_task}; it must be at least 1")
+        check_wandb_project(self.wandb_project)
 
     @property
     def run_method(self) -> str:
@@ -320,7 +335,10 @@ class EvaluateConfig:
     """Show the episodes in a window."""
 
     video_dir: Path | None = None
-    """Write one mp4 per task into this folder."""
+    """Write one mp4 per task into this folder, with task, step and return so far on every frame."""
+
+    grid: bool = False
+    """Write `grid.mp4` there, too: all tasks side by side, episode by episode."""
 
     video_episodes: int = 3
     """How many of the episodes go into each video."""
@@ -334,6 +352,8 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.render and (self.video_dir is not None or self.picture is not None):
             raise ValueError("render can't be combined with video_dir or picture: choose one")
+        if self.grid and self.video_dir is None:
+            raise ValueError("grid needs video_dir: the folder for its film")
 
     def run_method(self, method: str) -> str:
         """The method's name in the results."""
@@ -343,6 +363,12 @@ class EvaluateConfig:
     def train_flags(self) -> str:
         """What `train` has to be given to make this run."""
         return f"--variant {self.variant} --seed {self.seed}"
+
+
+def check_wandb_project(name: str) -> None:
+    """Raise `ValueError` if Weights & Biases would not take this name of a project."""
+    if not 1 <= len(name) <= 128 or not name.isprintable() or any(letter in name for letter in "/\\#?%:"):
+        raise ValueError(f"wandb_project is {name!r}; it must have 1 to 128 characters, none of / \\ # ? % :")
 
 
 def run_name(method: str, variant: str) -> str:

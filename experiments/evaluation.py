@@ -5,27 +5,25 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from gymnasium.envs.box2d.lunar_lander import FPS
-from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from agents import MultiTaskDQN, load_agent
 from envs import get_tasks, make_task_env
-from experiments import plots
+from experiments import window
 from experiments.cli import UsageError
 from experiments.config import EvaluateConfig, run_dir, run_name
+from experiments.film import Frame, captioned, film, side_by_side
 from experiments.runs import MODEL_FILE
 
-Frame = NDArray[np.uint8]  # (H, W, 3)
 OnFrame = Callable[[int, Frame], None]
 
 # Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers out of a `SeedSequence`, so these
@@ -35,6 +33,10 @@ CURVE_SEED = 20_000
 
 SUCCESS_RETURN = 200.0
 """A return from which Gymnasium counts LunarLander as solved."""
+
+GRID_FILE = "grid.mp4"
+PAUSE = FPS
+"""Frames for which a film rests on an episode's end: a second."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,31 @@ class Evaluation:
         return table
 
 
-def play(
-    agent: MultiTaskDQN,
-    task: str,
-    episodes: int,
-    seed: int,
-    render_mode: str | None = None,
-    on_frame: OnFrame | None = None,
-) -> list[float]:
-    """Returns of greedy episodes on one task, with the seeds `seed`, `seed + 1`, ...
+@dataclass(frozen=True)
+class Moment:
+    """Where an episode is after one of its steps.
+
+    Attributes:
+        task: name of the task.
+        episode: counted from 0.
+        step: counted from 1.
+        total: return so far, undiscounted.
+        over: whether the episode has ended with this step; `total` is its return then.
+        frame: what it looks like; None without `render_mode="rgb_array"`.
+    """
+
+    task: str
+    episode: int
+    step: int
+    total: float
+    over: bool
+    frame: Frame | None
+
+
+def moments(
+    agent: MultiTaskDQN, task: str, episodes: int, seed: int, render_mode: str | None = None
+) -> Iterator[Moment]:
+    """Every step of greedy episodes on one task, with the seeds `seed`, `seed + 1`, ...
 
     One environment and one observation at a time, so that an episode does not depend on how many are played or shown.
 
@@ -108,23 +126,49 @@ def play(
         task: name of the task; the agent was trained on it.
         episodes: how many.
         seed: of the first episode.
-        render_mode: Gymnasium's; `"human"` opens a window.
-        on_frame: called with the episode's index and each frame; needs `render_mode="rgb_array"`.
+        render_mode: Gymnasium's; `"human"` opens a window, `"rgb_array"` gives frames. Default None.
     """
     env = make_task_env(task, tasks=agent.task_names, variant=agent.variant, render_mode=render_mode)
+    try:
+        for episode in range(episodes):
+            observation, _ = env.reset(seed=seed + episode)
+            total, step, over = 0.0, 0, False
+            while not over:
+                action, _ = agent.predict(observation, deterministic=True)
+                observation, reward, terminated, truncated, _ = env.step(int(action))
+                total += float(reward)
+                step += 1
+                over = terminated or truncated
+                frame = cast(Frame, env.render()) if render_mode == "rgb_array" else None
+                yield Moment(task, episode, step, total, over, frame)
+    finally:
+        env.close()
+
+
+def play(
+    agent: MultiTaskDQN,
+    task: str,
+    episodes: int,
+    seed: int,
+    render_mode: str | None = None,
+    on_frame: OnFrame | None = None,
+) -> list[float]:
+    """Returns of the episodes of `moments`.
+
+    Args:
+        agent: see `moments`, as for the next four.
+        task: name of the task.
+        episodes: how many.
+        seed: of the first episode.
+        render_mode: Gymnasium's.
+        on_frame: called with the episode's index and each frame; needs `render_mode="rgb_array"`.
+    """
     returns = []
-    for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        total, over = 0.0, False
-        while not over:
-            action, _ = agent.predict(observation, deterministic=True)
-            observation, reward, terminated, truncated, _ = env.step(int(action))
-            total += float(reward)
-            over = terminated or truncated
-            if on_frame is not None:
-                on_frame(episode, cast(Frame, env.render()))
-        returns.append(total)
-    env.close()
+    for moment in moments(agent, task, episodes, seed, render_mode):
+        if on_frame is not None:
+            on_frame(moment.episode, cast(Frame, moment.frame))
+        if moment.over:
+            returns.append(moment.total)
     return returns
 
 
@@ -145,13 +189,13 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
     if config.task not in ("all", *agent.task_names):
         raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
     get_tasks(agent.task_names)  # a model of a stranger's may name anything, and videos are named by tasks
-    _check_outputs(config, agent.task_names if config.task == "all" else (config.task,))
+    tasks = agent.task_names if config.task == "all" else (config.task,)
+    _check_outputs(config, tasks)
+    if config.render:
+        window.check_display()
 
     console = Console()
-    results: dict[str, TaskResult] = {}
-    for task in agent.task_names if config.task == "all" else (config.task,):
-        with console.status(f"{task}: {config.episodes} episodes"):
-            results[task] = _play_and_show(agent, task, config)
+    results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
     evaluation = Evaluation(results)
     name = run_name(config.run_method(method), config.variant)
     console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
@@ -161,6 +205,8 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
         descents = {task: _descent(agent, task, result) for task, result in results.items()}
         descents = {task: frames for task, frames in descents.items() if frames}
         if descents:
+            from experiments import plots  # noqa: PLC0415 - slow to load, and training evaluates, too
+
             plots.descents(descents, config.picture)
         console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
     return evaluation
@@ -172,7 +218,8 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
     if config.video_dir is not None:
         if config.video_dir.exists() and not config.video_dir.is_dir():
             raise UsageError(f"'{config.video_dir}' is a file; videos need a folder")
-        files += [(config.video_dir / f"{task}.mp4", "a video") for task in tasks]
+        names = [f"{task}.mp4" for task in tasks] + [GRID_FILE] * config.grid
+        files += [(config.video_dir / name, "a video") for name in names]
     for path, what in files:
         if path.is_dir():
             raise UsageError(f"'{path}' is a folder; {what} needs a file")
@@ -196,14 +243,85 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
     return agent
 
 
-def _play_and_show(agent: MultiTaskDQN, task: str, config: EvaluateConfig) -> TaskResult:
-    """One task's result, its episodes in a window or on film where asked."""
-    if config.video_dir is None:
-        return TaskResult.of(play(agent, task, config.episodes, FINAL_SEED, "human" if config.render else None))
-    filmed = min(config.video_episodes, config.episodes)
-    with _film(config.video_dir / f"{task}.mp4") as film:
-        returns = play(agent, task, filmed, FINAL_SEED, "rgb_array", film)
-    return TaskResult.of(returns + play(agent, task, config.episodes - filmed, FINAL_SEED + filmed))
+def _play_and_show(agent: MultiTaskDQN, tasks: Sequence[str], config: EvaluateConfig) -> dict[str, list[float]]:
+    """Each task's returns; the first episodes are filmed, or all shown in a window, where asked."""
+    returns: dict[str, list[float]] = {task: [] for task in tasks}
+    filmed = 0 if config.video_dir is None else min(config.video_episodes, config.episodes)
+    mode = "human" if config.render else None
+    with _progress(len(tasks) * config.episodes) as show:
+
+        def note(moment: Moment) -> None:
+            show(moment)
+            if moment.over:
+                returns[moment.task].append(moment.total)
+
+        if config.video_dir is not None:
+            _film(agent, tasks, filmed, config, note)
+        for task in tasks:
+            for moment in moments(agent, task, config.episodes - filmed, FINAL_SEED + filmed, mode):
+                if config.render:
+                    window.caption("   ".join(_texts(moment, config.episodes)))
+                note(moment)
+    return returns
+
+
+def _film(
+    agent: MultiTaskDQN, tasks: Sequence[str], episodes: int, config: EvaluateConfig, note: Callable[[Moment], None]
+) -> None:
+    """Play all tasks in step, one film for each and, where asked, one of all of them; tell `note` of every moment."""
+    assert config.video_dir is not None
+    with ExitStack() as stack:
+        films = [stack.enter_context(film(config.video_dir / f"{task}.mp4", FPS)) for task in tasks]
+        together = stack.enter_context(film(config.video_dir / GRID_FILE, FPS)) if config.grid else None
+        playing = [moments(agent, task, episodes, FINAL_SEED, "rgb_array") for task in tasks]
+        for _ in range(episodes):
+            latest: dict[str, Frame] = {}  # a task whose episode is over stays with its last frame
+            for now in itertools.zip_longest(*map(_one_episode, playing)):
+                for moment, add in zip(now, films, strict=True):
+                    if moment is not None:
+                        frame = captioned(cast(Frame, moment.frame), _texts(moment, episodes), moment.over)
+                        latest[moment.task] = frame
+                        for _ in range(1 + PAUSE * moment.over):
+                            add(frame)
+                        note(moment)
+                if together is not None:
+                    together(side_by_side(list(latest.values())))
+            if together is not None:
+                for _ in range(PAUSE):
+                    together(side_by_side(list(latest.values())))
+
+
+def _one_episode(playing: Iterator[Moment]) -> Iterator[Moment]:
+    """What is left of the present episode."""
+    for moment in playing:
+        yield moment
+        if moment.over:
+            return
+
+
+def _texts(moment: Moment, episodes: int) -> tuple[str, ...]:
+    """What to write on a frame: whose it is, and how far the episode is."""
+    return (
+        moment.task,
+        f"episode {moment.episode + 1} of {episodes}",
+        f"step {moment.step}",
+        f"return {moment.total:.1f}",
+    )
+
+
+@contextmanager
+def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
+    """A bar over all episodes of all tasks, on stderr where that is a terminal; what to tell of every moment."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("", total=episodes)
+
+        def show(moment: Moment) -> None:
+            doing = moment.task if moment.frame is None else "filming"  # which takes all tasks in step
+            bar.update(row, description=doing, advance=moment.over)
+
+        yield show
 
 
 def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
@@ -221,14 +339,3 @@ def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
             on_frame=lambda _, frame: frames.append(frame) if next(number) % 4 == 0 else None,
         )
     return frames
-
-
-@contextmanager
-def _film(path: Path) -> Iterator[OnFrame]:
-    """Something that writes each frame it is called with to an mp4."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # 600 x 400 is even, as the encoder needs it; rounding to its blocks would scale the picture.
-    # Absolute, as imageio takes a leading ~ for the user's home.
-    with imageio.get_writer(path.absolute(), fps=FPS, macro_block_size=None) as writer:
-        # imageio's stubs miss the writer's own method.
-        yield lambda _, frame: writer.append_data(frame)  # type: ignore[attr-defined]

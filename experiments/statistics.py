@@ -192,6 +192,30 @@ def bootstrap(
     return _estimates(values, low, high, kind)
 
 
+def means(values: ArrayLike, *, confidence: float = 0.95) -> tuple[Array, Array | None]:
+    """Mean over seeds of each column and half the width of its interval, Student's: for curves, many columns at once.
+
+    An interval holds for its column alone, not for the curve as a whole.
+
+    Args:
+        values: (seeds, K), in any unit.
+        confidence: of each interval.
+
+    Returns:
+        (K,) means, and (K,) half widths or, from one seed, none.
+
+    Raises:
+        ValueError: values are no finite matrix, or confidence is out of range.
+    """
+    matrix = _matrix(values, "values")
+    _check_share("confidence", confidence)
+    n, mean = len(matrix), matrix.mean(0)
+    if n == 1:
+        return mean, None
+    half: Array = stats.t.ppf((1 + confidence) / 2, n - 1) * matrix.std(0, ddof=1) / math.sqrt(n)
+    return mean, half
+
+
 def success_rates(rates: ArrayLike, *, confidence: float = 0.95) -> Summary:
     """Success rate of each task, over all tasks, and of the worst task, with intervals over seeds.
 
@@ -537,9 +561,9 @@ def _estimates(values: Array, low: Array, high: Array, kind: Kind) -> list[Estim
 
 def _student(values: Array, confidence: float) -> Estimate:
     """Mean of (n,) values with Student's interval; n > 1."""
-    n, mean = len(values), float(values.mean())
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
-    return Estimate(mean, (mean - half, mean + half), "t")
+    (mean,), half = means(values[:, None], confidence=confidence)
+    assert half is not None
+    return Estimate(float(mean), (float(mean - half[0]), float(mean + half[0])), "t")
 
 
 def _paired_p(differences: Array, test: str, seed: int) -> float:

@@ -22,6 +22,16 @@ from mtrl.balancers import (
 )
 from mtrl.gradients import AutogradEngine, NonFiniteGradientError, TaskGradients, TaskMajorEngine
 from mtrl.guidance import LookaheadGuidance
+from mtrl.losses import LossAggregator
+from mtrl.models import (
+    MultiTaskModel,
+    SharedEncoder,
+    TaskHead,
+    generate_synthetic_multi_task_data,
+    multi_task_loss,
+    task_losses,
+)
+from mtrl.recorder import Recorder
 
 __all__ = [
     "AIM",
@@ -33,11 +43,19 @@ __all__ = [
     "GradNorm",
     "GradNormPCGrad",
     "LookaheadGuidance",
+    "LossAggregator",
+    "MultiTaskModel",
     "NonFiniteGradientError",
     "PCGrad",
     "RandomLossWeighting",
+    "Recorder",
+    "SharedEncoder",
     "TaskGradients",
+    "TaskHead",
     "TaskMajorEngine",
+    "generate_synthetic_multi_task_data",
     "make_balancer",
+    "multi_task_loss",
     "register_balancer",
+    "task_losses",
 ]

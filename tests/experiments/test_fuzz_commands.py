@@ -14,19 +14,21 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import experiments.analyze_results
 import experiments.evaluation
+import experiments.plots
+import experiments.random_policy
 import experiments.runner
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
 from experiments.config import EvaluateConfig, TrainConfig
-from experiments.evaluation import Evaluation, TaskResult
+from experiments.evaluation import Evaluation, Moment, TaskResult
 
 Main = Callable[[Sequence[str]], int]
 METHODS = ("aim", "brc", "gradnorm", "gradnorm_pcgrad", "independent_dqn", "pcgrad", "rgb", "shared_dqn", "torchjd")
@@ -234,15 +236,15 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     def evaluate(_: Any, tasks: Sequence[str], *__: Any) -> Evaluation:
         return Evaluation({task: TaskResult.of([0.0]) for task in tasks})
 
-    def play(*_: Any, on_frame: Any = None, **__: Any) -> list[float]:
-        if on_frame is not None:
-            on_frame(0, np.zeros((4, 4, 3), np.uint8))
-        return [250.0]
+    def moments(_: Any, task: str, episodes: int, *__: Any, **___: Any) -> Iterator[Moment]:
+        if episodes:
+            yield Moment(task, 0, 1, 250.0, True, np.zeros((400, 600, 3), np.uint8))
 
     @contextlib.contextmanager
-    def writer(path: Path, **_: Any) -> Iterator[Any]:
+    def film(path: Path, fps: int) -> Iterator[Any]:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"film")
-        yield SimpleNamespace(append_data=lambda frame: None)
+        yield lambda frame: None
 
     # What is replaced is what takes time: steps, updates, episodes, drawing. All checks before them are the real ones.
     def learn(self: MultiTaskDQN, *_: Any, **__: Any) -> MultiTaskDQN:
@@ -251,10 +253,10 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
     monkeypatch.setattr(MultiTaskDQN, "learn", learn)
     monkeypatch.setattr(experiments.runner, "evaluate", evaluate)
-    monkeypatch.setattr(experiments.evaluation, "play", play)
-    monkeypatch.setattr(experiments.evaluation.imageio, "get_writer", writer)
-    for figure in ("learning_curves", "task_weights"):
-        monkeypatch.setattr(experiments.analyze_results.plots, figure, lambda *a: a[-1].write_bytes(b"figure"))
+    monkeypatch.setattr(experiments.evaluation, "moments", moments)
+    monkeypatch.setattr(experiments.evaluation, "film", film)
+    monkeypatch.setattr(experiments.plots, "FIGURES", {"learning_curves": lambda analysis: Figure()})
+    monkeypatch.setattr(experiments.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks})
     return root
 
 

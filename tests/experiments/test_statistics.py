@@ -13,6 +13,7 @@ from experiments.statistics import (
     bootstrap,
     compare,
     holm,
+    means,
     minimum_detectable_difference,
     normalise,
     performance_profile,
@@ -170,6 +171,26 @@ class TestSummarise:
             summarise(scores(), confidence=95)
         with pytest.raises(ValueError, match="resamples must be at least 1"):
             summarise(scores(), resamples=0)
+
+
+class TestMeans:
+    @pytest.mark.parametrize("seeds", [2, 5, 20])
+    def test_are_scipys(self, seeds):
+        columns = normal(np.random.default_rng(seeds), (seeds, 4))
+        mean, half = means(columns, confidence=0.9)
+        for column, centre, width in zip(columns.T, mean, half, strict=True):
+            expected = stats.ttest_1samp(column, 0).confidence_interval(0.9)
+            assert (centre - width, centre + width) == pytest.approx(tuple(expected))
+
+    def test_one_seed_has_no_interval(self):
+        mean, half = means([[1.0, 2.0]])
+        assert mean.tolist() == [1, 2]
+        assert half is None
+
+    @pytest.mark.parametrize("bad", [[], [[1.0], [math.nan]], [[1.0, 2.0], [1.0]]])
+    def test_what_is_no_matrix_is_refused(self, bad):
+        with pytest.raises(ValueError, match="values"):
+            means(bad)
 
 
 class TestCoverage:

@@ -137,13 +137,19 @@ def test_analysis_prints_a_table_and_draws(results, tmp_path, capsys):
     printed = capsys.readouterr().out
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(table) == 4
-    assert "| gradnorm_blind | 0, 1 |" in printed
+    row = next(line for line in table if line.startswith("| gradnorm_blind | 0, 1 |"))
     means = [json.loads((results / f"gradnorm_blind/seed_{s}/evaluation.json").read_text())["mean"] for s in (0, 1)]
-    assert f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}" in printed
-    assert (output / "table.md").read_text().strip() == "\n".join(table)
-    for name in ("learning_curves.png", "task_weights.png"):
-        picture = imageio.imread(output / name)
-        assert picture.std() > 5
+    assert row.split(" | ")[5].startswith(f"{np.mean(means):.1f} [")
+    assert "\n".join(table) in (output / "table.md").read_text()
+    assert "One seed only of shared_dqn" in printed
+    for name in ("learning_curves", "task_weights", "final_returns", "conflicts"):
+        assert imageio.imread(output / f"{name}.png").std() > 5
+        assert (output / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+    rows = (output / "table.csv").read_text().splitlines()
+    agents = {name: MultiTaskDQN.load(results / name / "seed_0/model.zip") for name in ("shared_dqn", "gradnorm_blind")}
+    for name, agent in agents.items():  # counted without the model
+        (row,) = [line for line in rows if line.startswith(f"{name},") and ",parameters," in line]
+        assert f",{sum(parameter.numel() for parameter in agent.policy.q_net.parameters())}," in row
 
     analyze_results.main(["--results-dir", str(results), "--output-dir", str(output), "--method", "shared_dqn"])
     assert "gradnorm" not in capsys.readouterr().out
