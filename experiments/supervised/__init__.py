@@ -1,0 +1,1 @@
+"""Supervised multi-task learning: one shared encoder, a head per task, and any balancer between them."""

@@ -1,0 +1,195 @@
+"""Balancers side by side: the same seeds for each, and what they can tell about the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.cli import UsageError
+from experiments.statistics import Comparison, Estimate
+from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.supervised import figures
+from experiments.supervised.config import CompareConfig
+from experiments.supervised.data import load_data
+from experiments.supervised.loading import load_settings
+from experiments.supervised.output import describe, progress, write_json
+from experiments.supervised.results import Results
+from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settings
+from experiments.supervised.training import Epoch, Learner, find_balancer, find_device, num_held_out
+from experiments.sweep.grid import parse_seeds
+from mtrl.checkpoint import replacing
+
+ALPHA = 0.05
+QUICK_SEEDS = 3  # of --quick
+RESULTS_FILE = "comparison.json"
+TABLE_FILE = "table.md"
+FIGURE_FILE = "comparison.png"
+
+
+def compare_balancers(config: CompareConfig) -> Results:
+    """Train every balancer with every seed; print and write the table, and write comparison.json and comparison.png.
+
+    Raises:
+        UsageError: something asked for cannot be, or there is a comparison that must not be overwritten. Nothing has
+            changed.
+        StoppedError: a signal, a number that is not finite or a disk ended it.
+    """
+    torch.set_num_threads(1)  # two threads are slower at these sizes
+    settings = load_settings(config, "digits")
+    seeds = parse_seeds(config.seeds)
+    if config.quick:
+        seeds = seeds[:QUICK_SEEDS]
+    if max(seeds) > LARGEST_SEED:
+        raise UsageError(f"seeds: {max(seeds)} is too large; {LARGEST_SEED} is the largest")
+    if not config.balancers:
+        raise UsageError("balancers: there are none; give some, such as equal pcgrad")
+    for name in config.balancers:
+        find_balancer(settings, name)
+    find_device(config.device)
+    folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
+    if (folder / RESULTS_FILE).exists() and not config.overwrite:
+        raise UsageError(f"'{folder}' holds a comparison; give --overwrite to replace it, or another --output-dir")
+    for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
+        if (folder / name).is_dir():
+            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
+    load_data(settings, seeds[0])  # whether they can be had
+    with disk_errors(folder, UsageError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with StopSignals() as signals:
+            results = run(settings, list(dict.fromkeys(config.balancers)), seeds, config.device, config.quiet, signals)
+    except StopSignal as stop:
+        raise StoppedError(f"stopped by {stop}; nothing was written", stop.status) from None
+    except FloatingPointError as error:
+        raise StoppedError(f"{error}; a lower learning_rate may help") from error
+    text = markdown(results, settings)
+    with disk_errors(folder, StoppedError):
+        with replacing(folder / TABLE_FILE) as file:
+            file.write(f"{text}\n".encode())
+        figures.comparison(results, folder / FIGURE_FILE)
+        write_json(folder / RESULTS_FILE, {**describe(settings), **results.as_json()})
+    if not config.quiet:
+        print(text)
+        print(f"\n{TABLE_FILE}, {FIGURE_FILE} and {RESULTS_FILE} are in {folder}")
+    return results
+
+
+def run(
+    settings: Settings,
+    balancers: Sequence[str],
+    seeds: Sequence[int],
+    device: str = "cpu",
+    quiet: bool = True,
+    signals: StopSignals | None = None,
+) -> Results:
+    """Train every balancer with every seed on the data that the settings describe.
+
+    Raises:
+        FloatingPointError: a number is not finite; the message names the balancer and the seed.
+        StopSignal: a signal arrived.
+    """
+    scores: dict[str, dict[int, list[float]]] = {name: {} for name in balancers}
+    curves: dict[str, list[list[float]]] = {name: [] for name in balancers}
+    with progress(quiet) as bar:
+        row = bar.add_task("", total=len(seeds) * len(balancers))
+        for seed in seeds:
+            data = load_data(settings, seed)
+            for name in balancers:
+                bar.update(row, description=f"{name}, seed {seed}")
+                learner = Learner(settings, seed, name, device, data)
+                epochs: list[Epoch] = []
+                for _ in range(settings.training.epochs):
+                    try:
+                        epochs.append(learner.epoch())
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f"{name}, seed {seed}: {error}") from error
+                    if signals is not None:
+                        signals.answer()
+                scores[name][seed] = [score.score for score in epochs[-1].scores.values()]
+                curves[name].append([epoch.mean_score for epoch in epochs])
+                bar.advance(row)
+    tasks = tuple(task.name for task in settings.model.tasks)
+    baseline = BASELINE if BASELINE in balancers else balancers[0]
+    return Results(tasks, baseline, scores, curves)
+
+
+def markdown(results: Results, settings: Settings) -> str:
+    """Scores, differences and what they come to, as Markdown."""
+    columns = results.columns
+    metrics = " or ".join(dict.fromkeys(task.metric for task in settings.model.tasks))
+    several = len(results.seeds) > 1
+    intervals = " with 95 % intervals" if several else ""
+    parts = [
+        f"Validation {metrics} after {settings.training.epochs} epochs on {settings.data.num_train} samples of "
+        f"{settings.data.source}: mean over {_count(len(results.seeds), 'seed')}{intervals}.",
+        _table(
+            ["balancer", *columns],
+            ([name, *map(_cell, results.estimates(name))] for name in results.balancers),
+        ),
+    ]
+    for name in results.balancers:
+        if held_out := num_held_out(settings, find_balancer(settings, name)):
+            parts.append(f"{name} trains on {held_out} samples fewer: they are its guidance set.")
+    differences = results.differences()
+    others = [name for name in results.balancers if name != results.baseline]
+    if others and several:
+        parts += [
+            f"Difference from {results.baseline}, paired by seed; p is Holm's, adjusted within each column for "
+            f"{_count(len(others), 'balancer')}.",
+            _table(
+                ["balancer", *columns],
+                ([name, *(_difference(differences[column][name]) for column in columns)] for name in others),
+            ),
+        ]
+    parts += [verdict(results.baseline, differences)] if others else []
+    return "\n\n".join(parts)
+
+
+def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) -> str:
+    """What the seeds can and cannot tell, in sentences."""
+    found: dict[str, list[str]] = {}
+    detectable = []
+    for column, compared in differences.items():
+        for name, comparison in compared.items():
+            if comparison.p_holm is None:
+                return "One seed: nothing can be said of which balancer is better."
+            if comparison.p_holm < ALPHA:
+                kind = "better" if comparison.difference.value > 0 else "worse"
+                found.setdefault(name, []).append(f"{kind} in {column} ({comparison.difference.value:+.3f})")
+            if column == MEAN and comparison.detectable is not None:
+                detectable.append(comparison.detectable)
+    told = [f"{name} is {', '.join(where)}" for name, where in found.items()]
+    nothing = "nothing else is told apart" if told else "no balancer is told apart in any column"
+    return (
+        f"Against {baseline}, at p < {ALPHA}: {'; '.join([*told, nothing])}. A true difference in the mean has to be "
+        f"{_span(detectable)} to be found with probability 0.8 by one such test; smaller ones may well be there."
+    )
+
+
+def _cell(estimate: Estimate, form: str = "{:.3f}") -> str:
+    value = form.format(estimate.value)
+    if estimate.interval is None:
+        return value
+    low, high = (form.format(end) for end in estimate.interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _difference(comparison: Comparison) -> str:
+    p = comparison.p_holm or 0.0
+    return f"{_cell(comparison.difference, '{:+.3f}')} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} to {high}, depending on the balancer,"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

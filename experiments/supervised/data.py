@@ -1,0 +1,94 @@
+"""The samples that a model is trained and validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.cli import UsageError
+from experiments.supervised.settings import Settings
+from mtrl.models import generate_synthetic_multi_task_data
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N inputs and what each task makes of them."""
+
+    features: Tensor  # (N, input_dim)
+    targets: list[Tensor]  # of each task (N,)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: Tensor | slice) -> Samples:
+        return Samples(self.features[index], [target[index] for target in self.targets])
+
+    def to(self, device: torch.device | str) -> Samples:
+        """The same on a device."""
+        return Samples(self.features.to(device), [target.to(device) for target in self.targets])
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Samples to train on and samples to validate on, of the same tasks.
+
+    The features are `(raw - mean) / deviation`, by mean and standard deviation of the training samples.
+    """
+
+    train: Samples
+    val: Samples
+    mean: Tensor  # (input_dim,)
+    deviation: Tensor  # (input_dim,)
+
+
+def load_data(settings: Settings, seed: int) -> TaskData:
+    """The data that the settings describe: samples, their split and their standardisation by `seed`.
+
+    Raises:
+        UsageError: digits are asked for and scikit-learn is not installed.
+    """
+    tasks, num_train, num_val = settings.model.tasks, settings.data.num_train, settings.data.num_val
+    if settings.data.source == "digits":
+        return _digits([task.name for task in tasks], num_train, num_val, seed)
+    features, targets = generate_synthetic_multi_task_data(
+        num_train + num_val,
+        settings.model.input_dim,
+        [task.num_classes for task in tasks],
+        seed=seed,
+        relatedness=settings.data.relatedness,
+        noise=settings.data.noise,
+    )
+    samples = Samples(features, targets)
+    return _standardised(samples[:num_train], samples[num_train:])
+
+
+def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> TaskData:
+    """Handwritten digits of 8 x 8 pixels, with the same share of each digit in both parts.
+
+    Kaynak 1995, "Optical Recognition of Handwritten Digits", https://doi.org/10.24432/C50P49; scikit-learn brings them.
+    """
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - only these data need it
+        from sklearn.model_selection import train_test_split  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("the digits need scikit-learn: pip install 'mtrl[supervised]'") from None
+    images, digit = load_digits(return_X_y=True)
+    labels = {"digit": digit, "parity": digit % 2, "size": digit // 5}
+    chosen = train_test_split(
+        range(len(digit)), train_size=num_train, test_size=num_val, stratify=digit, random_state=seed
+    )
+    train, val = (
+        Samples(torch.from_numpy(images[part]).float(), [torch.from_numpy(labels[task][part]).long() for task in tasks])
+        for part in chosen
+    )
+    return _standardised(train, val)
+
+
+def _standardised(train: Samples, val: Samples) -> TaskData:
+    mean, deviation = train.features.mean(0), train.features.std(0, correction=0)
+    deviation[deviation == 0] = 1.0  # a pixel that is blank in every sample stays at 0
+    train, val = (Samples((part.features - mean) / deviation, part.targets) for part in (train, val))
+    return TaskData(train, val, mean, deviation)

@@ -1,0 +1,116 @@
+"""Figures of supervised runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments import statistics
+from experiments.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
+from experiments.supervised.results import Results
+from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
+from experiments.supervised.training import Epoch
+
+METRICS = {"accuracy": "accuracy", "r2": "$R^2$"}
+SMALLEST_COSINE = 0.2  # range of the axis at least: smaller cosines are to look small
+
+
+def curves(epochs: Sequence[Epoch], tasks: Sequence[TaskSettings], title: str, path: Path) -> None:
+    """Losses, scores, the balancer's weights and the gradients' cosines of one run, each against epochs."""
+    numbers = [epoch.number for epoch in epochs]
+    mark = "." if len(epochs) == 1 else ""
+
+    def draw(axes: Axes, values: list[float], **style: Any) -> None:
+        axes.plot(numbers, values, linewidth=1.5, marker=mark, **style)
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(14, 3.4), layout="constrained")
+        loss, score, weight, cosine = figure.subplots(1, 4)
+        for index, name in enumerate(task.name for task in tasks):
+            style = task_style(index)
+            draw(loss, [epoch.scores[name].loss for epoch in epochs], **style)
+            draw(loss, [epoch.train_loss[name] for epoch in epochs], **style, alpha=0.4)
+            draw(score, [epoch.scores[name].score for epoch in epochs], **style, label=name)
+            draw(weight, [epoch.weights[name] for epoch in epochs], **style)
+        for index, pair in enumerate(epochs[0].cosines):
+            colour = OTHER_COLOURS[index % len(OTHER_COLOURS)]
+            draw(cosine, [epoch.cosines[pair] for epoch in epochs], color=colour, label=" and ".join(pair))
+        metrics = " or ".join(dict.fromkeys(METRICS[task.metric] for task in tasks))
+        for axes, label in (
+            (loss, "loss: validation; pale: training"),
+            (score, f"validation {metrics}"),
+            (weight, "weight of a task's gradient"),
+            (cosine, "cosine of two tasks' gradients"),
+        ):
+            axes.set_title(label)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        low, high = weight.get_ylim()
+        weight.set_ylim(min(0.0, low), max(2.0, high))
+        cosine.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+        limit = max(SMALLEST_COSINE, *np.abs(cosine.get_ylim()))
+        cosine.set_ylim(-limit, limit)
+        score.legend()
+        if len(tasks) > 1:
+            cosine.legend()
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def comparison(results: Results, path: Path) -> None:
+    """Learning curves of all balancers, and their scores after the last epoch: by task, the mean and the worst task."""
+    names, columns = results.balancers, results.columns
+    with mpl.rc_context(RC):
+        width = 2.3
+        figure = Figure(figsize=(5.4 + width * len(columns), max(3.0, 1.5 + 0.38 * len(names))), layout="constrained")
+        curve, *panels = figure.subplots(1, 1 + len(columns), width_ratios=[1.5, *[1.0] * len(columns)])
+        for index, name in enumerate(names):
+            mean, half = statistics.means(results.curves[name])
+            numbers = np.arange(1, len(mean) + 1)
+            colour = _colour(name, index)
+            curve.plot(numbers, mean, color=colour, label=name, linewidth=1.5, marker="." if len(mean) == 1 else "")
+            if half is not None:
+                curve.fill_between(numbers, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
+        curve.set_title("mean over tasks")
+        curve.set_xlabel("epoch")
+        curve.set_ylabel("validation score")
+        curve.xaxis.set_major_locator(MaxNLocator(integer=True))
+        curve.legend(loc="lower right")
+        for place, (axes, column) in enumerate(zip(panels, columns, strict=True)):
+            _estimates(axes, results, place)
+            axes.set_title(f"{column} over tasks" if column == MEAN else column)
+            axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+        seeds = len(results.seeds)
+        note = f"mean over {seeds} seeds, 95 % intervals; small dots: seeds" if seeds > 1 else "one seed: no intervals"
+        figure.suptitle(f"Validation score, on the right after the last epoch: {note}; dotted: {results.baseline}")
+        save(figure, path)
+
+
+def _estimates(axes: Axes, results: Results, place: int) -> None:
+    """One line per balancer: the scores of its seeds in a column, and below them their mean."""
+    for y, name in enumerate(results.balancers):
+        dots, estimate = results.matrix(name)[:, place], results.estimates(name)[place]
+        colour = _colour(name, y)
+        if estimate.interval is not None:
+            axes.plot(dots, np.full(len(dots), y - 0.25), ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
+            axes.plot(estimate.interval, [y, y], color=colour, linewidth=1.4, solid_capstyle="butt")
+        axes.plot([estimate.value], [y], "o", color=colour, markersize=5.5)
+        if name == results.baseline:
+            axes.axvline(estimate.value, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    axes.set_ylim(len(results.balancers) - 0.4, -0.6)
+    axes.grid(axis="y", color="0.93", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _colour(balancer: str, index: int) -> str:
+    """That of the reinforcement learning's method with this balancer."""
+    method = "shared_dqn" if balancer == BASELINE else balancer.replace(":", "_").lower()
+    return COLOURS.get(method, OTHER_COLOURS[index % len(OTHER_COLOURS)])

@@ -1,0 +1,82 @@
+"""What the settings of a run are, out of file, environment and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.cli import UsageError
+from experiments.supervised.config import RunConfig
+from experiments.supervised.settings import DEFAULTS, LARGEST_SEED, SettingError, Settings, Source
+from experiments.supervised.yaml_file import read_yaml
+
+SEED_VARIABLE = "RANDOM_SEED"
+ENV_FILE = Path(".env")
+# What --quick leaves at most.
+QUICK_EPOCHS = 3
+QUICK_SAMPLES = 200
+
+
+def load_settings(config: RunConfig, source: Source, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a run. Each wins over those before it: defaults, file, `.env`, environment, flags.
+
+    Args:
+        config: the flags.
+        source: the data, if neither flag nor file names them.
+        environment: where RANDOM_SEED is looked up, before `.env`. Default: in neither.
+
+    Raises:
+        UsageError: the file, the seed or a setting is not as it should be. Where it comes from the file, the message
+            begins with the file and the line.
+    """
+    file = None if config.config is None else read_yaml(config.config, Settings)
+    of_file = {} if file is None else file.values
+    source = config.data or of_file.get("data", {}).get("source", source)
+    settings = DEFAULTS[source].updated(of_file)
+    if environment is not None and (seed := environment_seed(environment)) is not None:
+        settings = settings.updated({"data": {"random_seed": seed}})
+    settings = settings.updated(config.values)
+    if config.quick:
+        sizes = {name: min(QUICK_SAMPLES, getattr(settings.data, name)) for name in ("num_train", "num_val")}
+        settings = settings.updated(
+            {"training": {"epochs": min(QUICK_EPOCHS, settings.training.epochs)}, "data": sizes}
+        )
+    try:
+        settings.check()
+    except SettingError as error:
+        section, _, key = error.key.partition(".")
+        if file is None or key in config.values.get(section, {}):
+            raise UsageError(str(error)) from None
+        raise file.error(error.key, error) from None
+    return settings
+
+
+def environment_seed(environment: Mapping[str, str]) -> int | None:
+    """RANDOM_SEED of the environment, else of a file `.env` in the current folder; None where neither sets it.
+
+    Raises:
+        UsageError: it is no seed, or `.env` can't be read.
+    """
+    for place in ("the environment", f"'{ENV_FILE}'"):
+        values = environment if place == "the environment" else _env_file()
+        text = (values.get(SEED_VARIABLE) or "").strip()
+        if not text:
+            continue
+        if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) <= LARGEST_SEED):
+            limits = f"a whole number between 0 and {LARGEST_SEED}"
+            raise UsageError(f"{SEED_VARIABLE} is {text[:40]!r} in {place}; it must be {limits}")
+        return int(text)
+    return None
+
+
+def _env_file() -> Mapping[str, str | None]:
+    if not ENV_FILE.is_file():
+        return {}
+    try:
+        from dotenv import dotenv_values  # noqa: PLC0415 - only where there is such a file
+    except ImportError:
+        raise UsageError(f"reading '{ENV_FILE}' needs python-dotenv: pip install 'mtrl[supervised]'") from None
+    try:
+        return dotenv_values(ENV_FILE, interpolate=False)
+    except UnicodeDecodeError:
+        raise UsageError(f"'{ENV_FILE}' is not UTF-8 text") from None

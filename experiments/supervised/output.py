@@ -1,0 +1,69 @@
+"""What the programs leave on disk and show in the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.supervised.settings import Settings
+from mtrl.checkpoint import replacing
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """For config.json and comparison.json: the settings, and the versions that they ran on."""
+    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
+    return {
+        "settings": settings.as_json(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in packages},
+        },
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write in one step, so that a reader never sees half a file."""
+    with replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
+
+
+def progress(quiet: bool) -> Progress:
+    """A live bar with the columns done, to do and time left; nothing if `quiet`."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, disable=quiet)
+
+
+@contextmanager
+def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
+    """A logger of its own that writes to `path`, anew; to nowhere for None. No other logger is touched.
+
+    Raises:
+        OSError: the file can't be written, now or at a later message.
+    """
+    logger = logging.Logger("experiments.supervised", level)
+    if path is None:
+        logger.addHandler(logging.NullHandler())
+        yield logger
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = _LogFile(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Raise what went wrong, where logging would print it and go on."""
+        raise  # noqa: PLE0704 - logging calls this while it handles the error

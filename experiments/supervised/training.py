@@ -1,0 +1,272 @@
+"""A model in training: data, balancer and optimizer, one pass over the samples at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiments.cli import UsageError
+from experiments.supervised.data import Samples, TaskData, load_data
+from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
+from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
+from mtrl.conflict import cosines
+from mtrl.gradients import TaskGradients
+from mtrl.models import MultiTaskModel, multi_task_loss, task_losses
+
+KIND = "supervised"
+LARGEST_CHUNK = 4_096  # samples that are validated at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a task is done on the validation samples."""
+
+    metric: str  # "accuracy", or "r2" for a regression
+    score: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training samples gave."""
+
+    number: int  # from 1
+    train_loss: dict[str, float]  # by task, mean over the pass
+    scores: dict[str, Score]  # by task, after the pass
+    weights: dict[str, float]  # by task, the balancer's coefficients, mean over updates
+    cosines: dict[tuple[str, str], float]  # of the gradients of two tasks, mean over updates
+
+    @property
+    def mean_score(self) -> float:
+        """Mean over tasks of accuracies and R^2."""
+        return math.fsum(score.score for score in self.scores.values()) / len(self.scores)
+
+    def as_metrics(self) -> dict[str, float]:
+        """A line of metrics.jsonl."""
+        line: dict[str, float] = {"epoch": self.number}
+        for task, score in self.scores.items():
+            line[f"train/{task}/loss"] = self.train_loss[task]
+            line[f"eval/{task}/loss"] = score.loss
+            line[f"eval/{task}/{score.metric}"] = score.score
+            line[f"balancer/{task}/weight"] = self.weights[task]
+        line |= {f"balancer/cosine/{a}_{b}": cosine for (a, b), cosine in self.cosines.items()}
+        return line | {"eval/mean_score": self.mean_score}
+
+
+class Learner:
+    """Trains a `MultiTaskModel`.
+
+    Everything random comes from `seed`, and nothing but AIM's guidance set depends on the balancer: data, first weights
+    and order of samples are the same for all.
+
+    Each task's loss is multiplied by its weight in `training.loss_weights` before the balancer sees it. With `equal`
+    that is the weighted sum. PCGrad and AIM take a heavier task for a longer gradient; GradNorm and RGB, which set the
+    lengths themselves, undo the weights in the encoder. Heads get their own weighted gradients in any case.
+
+    AIM's guidance set is a share of the training samples, which it then does not train on; guidance looks one step of
+    plain gradient descent ahead at the learning rate.
+
+    Args:
+        settings: what to train; they have been checked.
+        seed: of everything random.
+        balancer: its name. Default: that of the settings.
+        device: where the model is trained.
+        data: samples, if they are loaded already. Default: those of settings and seed.
+
+    Attributes:
+        model: what is trained.
+        balancer: what combines the task gradients.
+        data: as given.
+        train: the samples that the model is trained on: all of the data's but for a guidance set.
+        val: the samples that it is validated on.
+        epochs_done: how often `epoch` was called.
+
+    Raises:
+        UsageError: balancer or device is unknown, or not there; or an option of the balancer is out of range.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        seed: int,
+        balancer: str | None = None,
+        device: str = "cpu",
+        data: TaskData | None = None,
+    ) -> None:
+        training = settings.training
+        balancer = balancer or training.balancer
+        self.device = find_device(device)
+        self.balancer = find_balancer(settings, balancer).to(self.device)
+        self.settings = settings
+        self.balancer_name = balancer
+        self.seed = seed
+        self.epochs_done = 0
+        self.data = load_data(settings, seed) if data is None else data
+        with torch.random.fork_rng(devices=[]):  # PyTorch's own generator is left as it was
+            torch.manual_seed(seed)
+            self.model = _make_model(settings.model).to(self.device)
+        self._shared = list(self.model.encoder.parameters())
+        self._order = torch.Generator().manual_seed(seed)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate)
+        self._weights = training.loss_weights or (1.0,) * len(settings.model.tasks)
+        self.train, self.val = self.data.train.to(self.device), self.data.val.to(self.device)
+        if count := num_held_out(settings, self.balancer):
+            order = torch.randperm(len(self.train), generator=self._order).to(self.device)
+            held_out, self.train = self.train[order[:count]], self.train[order[count:]]
+
+            def guidance_loss() -> Tensor:
+                return multi_task_loss(self.model(held_out.features), held_out.targets, self._weights)
+
+            assert isinstance(self.balancer, AIM)
+            guidance = LookaheadGuidance(guidance_loss, self._shared)
+            self.balancer.set_guidance(guidance, eta=training.learning_rate)
+
+    def epoch(self) -> Epoch:
+        """Train on every sample once, then validate.
+
+        Raises:
+            FloatingPointError: a gradient or a validation loss is not finite; the message names the task.
+        """
+        tasks = [task.name for task in self.settings.model.tasks]
+        order = torch.randperm(len(self.train), generator=self._order)
+        batches = torch.split(order.to(self.device), self.settings.training.batch_size)
+        weights: list[Tensor] = []
+        angles: list[Tensor] = []
+
+        def watch(balancer: Balancer, arguments: tuple[TaskGradients, ...], answer: Balance) -> None:
+            weights.append(answer.coefficients)
+            angles.append(cosines(arguments[0].gramian))
+
+        hook = self.balancer.register_forward_hook(watch)
+        try:
+            losses = [self._update(self.train[batch]) * len(batch) for batch in batches]
+        finally:
+            hook.remove()
+        self.epochs_done += 1
+        loss = torch.stack(losses).sum(0) / len(order)  # (T,)
+        weight, cosine = torch.stack(weights).mean(0), torch.stack(angles).mean(0)  # (T,), (T, T)
+        return Epoch(
+            number=self.epochs_done,
+            train_loss=dict(zip(tasks, loss.tolist(), strict=True)),
+            scores=validate(self.model, self.val, self.settings.model.tasks),
+            weights=dict(zip(tasks, weight.tolist(), strict=True)),
+            cosines={(tasks[i], tasks[j]): float(cosine[i, j]) for i, j in combinations(range(len(tasks)), 2)},
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the model to a file that `load_model` reads."""
+        state = {
+            "kind": KIND,
+            "model": asdict(self.settings)["model"],
+            "balancer": self.balancer_name,
+            "seed": self.seed,
+            "epoch": self.epochs_done,
+            "weights": self.model.state_dict(),
+            "mean": self.data.mean,
+            "deviation": self.data.deviation,
+        }
+        checkpoint.save(path, state)
+
+    def _update(self, batch: Samples) -> Tensor:
+        """One step of the optimizer; the losses (T,) before it, without their weights."""
+        losses = task_losses(self.model(batch.features), batch.targets)
+        self._optimizer.zero_grad()
+        self.balancer.backward(self._weighted(losses), self._shared)
+        self._optimizer.step()
+        return torch.stack(losses).detach()
+
+    def _weighted(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        return [weight * loss for weight, loss in zip(self._weights, losses, strict=True)]
+
+
+@torch.no_grad()
+def validate(model: MultiTaskModel, samples: Samples, tasks: Sequence[TaskSettings]) -> dict[str, Score]:
+    """Each task's score on `samples`: the share of right classes, or R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    chunks = [model(chunk) for chunk in torch.split(samples.features, LARGEST_CHUNK)]
+    outputs = [torch.cat(parts) for parts in zip(*chunks, strict=True)]  # of each task (N, classes) or (N,)
+    scores = {}
+    for task, output, target, loss in zip(
+        tasks, outputs, samples.targets, task_losses(outputs, samples.targets), strict=True
+    ):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the validation loss of task {task.name!r} is {float(loss)}")
+        if task.type == "classification":
+            score = float((output.argmax(1) == target).double().mean())
+        else:
+            score = 1.0 - float(loss / target.var(correction=0))
+        scores[task.name] = Score(task.metric, score, float(loss))
+    return scores
+
+
+def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
+    """The model that `Learner.save` wrote, with the mean and the deviation (input_dim,) that standardise its inputs.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind.
+    """
+    state = checkpoint.load(path)
+    if state.get("kind") != KIND:
+        raise checkpoint.CheckpointError(f"cannot load model '{path}': it is of no supervised run")
+    try:
+        settings = dict(state["model"])
+        settings["tasks"] = tuple(TaskSettings(**task) for task in settings["tasks"])
+        size = ModelSettings(**settings)
+        Settings(model=size).check()  # before memory is taken
+        model = _make_model(size)
+        model.load_state_dict(state["weights"])
+        mean, deviation = (state[name].float() for name in ("mean", "deviation"))
+        if {mean.shape, deviation.shape} != {(size.input_dim,)}:
+            raise ValueError("its inputs have no mean and deviation")
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        problem = checkpoint.one_line(f"{type(error).__name__}: {error}")
+        raise checkpoint.CheckpointError(f"cannot load model '{path}': {problem}") from None
+    return model, mean, deviation
+
+
+def find_balancer(settings: Settings, name: str) -> Balancer:
+    """The balancer of that name for the settings' tasks; `training.balancer_options` are for `training.balancer` alone.
+
+    Raises:
+        UsageError: the name or an option is unknown, or an option is out of range.
+    """
+    options = settings.training.balancer_options if name == settings.training.balancer else {}
+    try:
+        return make_balancer(name, len(settings.model.tasks), **options)
+    except TypeError as error:  # an option that is no number
+        raise UsageError(f"balancer {name!r} can't be made with the options {options}: {error}") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def find_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, or with `auto` a GPU where there is one.
+
+    Raises:
+        UsageError: `cuda` is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', and PyTorch finds no GPU; choose cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _make_model(settings: ModelSettings) -> MultiTaskModel:
+    tasks = [{name: value for name, value in asdict(task).items() if value is not None} for task in settings.tasks]
+    return MultiTaskModel(settings.input_dim, settings.shared_hidden, settings.shared_dim, tasks)
+
+
+def num_held_out(settings: Settings, balancer: Balancer) -> int:
+    """How many training samples are the balancer's guidance set: at least one, and not all; 0 if it needs none."""
+    if not isinstance(balancer, AIM) or balancer.guidance == "none":
+        return 0
+    samples = settings.data.num_train
+    return min(max(1, round(settings.training.guidance_share * samples)), samples - 1)
