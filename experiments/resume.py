@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ LARGEST_SHARE = 0.03
 FREE_SETTINGS = (
     *("preset", "results_dir", "overwrite", "quiet", "checkpoint_interval", "resume", "step_timeout"),
     "on_nonfinite",  # without effect up to the checkpoint: a run that met a NaN may go on and skip it
+    *("tensorboard", "wandb", "wandb_project", "wandb_entity"),
 )
 
 
@@ -70,6 +71,11 @@ class SavedRun:
 
     path: Path  # the checkpoint
     state: dict[str, Any]  # its contents
+
+    @property
+    def steps(self) -> int:
+        """Environment steps from which it goes on."""
+        return int(self.state["steps"])
 
 
 def find_run(folder: Path, description: Mapping[str, Any]) -> SavedRun | None:
@@ -108,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
         OSError: it can't be read.
     """
     state = checkpoint.load(path)
-    if state.get("kind") != KIND:
+    if state.get("kind") != KIND or not isinstance(state.get("steps"), int):
         raise checkpoint.CheckpointError(f"cannot continue from '{path}': it is not of a run in training")
     metrics = path.with_name(METRICS_FILE)
     if not metrics.is_file() or metrics.stat().st_size < state["metrics_length"]:
@@ -173,6 +179,7 @@ class Checkpoints(BaseCallback):
         signals: what may ask the run to stop.
         interval: seconds from one checkpoint to the next, more where a write takes long; 0 for none.
         saved: the run to continue. Default None: a new one.
+        on_saved: called when a checkpoint is on the disk. Default: nothing.
 
     Attributes:
         steps: environment steps at the last checkpoint; None before the first.
@@ -189,6 +196,7 @@ class Checkpoints(BaseCallback):
         signals: StopSignals,
         interval: float,
         saved: SavedRun | None = None,
+        on_saved: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self.steps: int | None = None
@@ -201,6 +209,7 @@ class Checkpoints(BaseCallback):
         self._signals = signals
         self._interval = interval
         self._saved = saved
+        self._on_saved = on_saved
         self._trained = 0.0  # seconds
         self._last_end = 0.0
         self._last_duration = 0.0
@@ -270,6 +279,7 @@ class Checkpoints(BaseCallback):
         self.steps = self.agent.num_timesteps
         self.seconds += self._last_duration
         self.logger.record("time/checkpoints_s", self.seconds)
+        self._on_saved()
 
     @property
     def kept(self) -> str:
@@ -307,6 +317,7 @@ class Checkpoints(BaseCallback):
         return {
             "kind": KIND,
             "description": self._description,
+            "steps": self.agent.num_timesteps,
             # The agent may have chosen the actions of a step that failed: the exploration is as it was before.
             "agent": {**self.agent.training_state(), "exploration": self._exploration},
             "environments": self._env.state_dict(),

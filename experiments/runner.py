@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Collection
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.logger import KVWriter, Logger
 
 import agents
 from agents import MultiTaskDQN, NonFiniteError
@@ -31,6 +31,7 @@ from experiments.runs import (
     PREVIOUS_FILE,
 )
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER, Episodes, Views, check_wandb
 from mtrl.checkpoint import replacing
 
 
@@ -38,7 +39,7 @@ def train(config: TrainConfig) -> Evaluation:
     """Train one agent, evaluate it and leave config.json, metrics.jsonl, model.zip and evaluation.json in its folder.
 
     evaluation.json is written last: a folder that has it is a finished run. An unfinished run with the same settings is
-    continued from its last checkpoint.
+    continued from its last checkpoint. Views of the metrics are in `tensorboard/` and `wandb/`, where wanted.
 
     Raises:
         ValueError: a setting is out of range.
@@ -50,41 +51,45 @@ def train(config: TrainConfig) -> Evaluation:
     folder = config.run_dir
     tasks = get_tasks(config.tasks)
     _refuse_finished(folder, config.overwrite)
+    check_wandb(config.wandb)
     env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, step_timeout=config.step_timeout)
     kind: type[MultiTaskDQN] = getattr(agents, config.agent)
     agent = kind("MlpPolicy", env, **config.agent_kwargs)
     with disk_errors(folder, UsageError):
         _make(folder)
-    with locked(folder), StopSignals() as signals:
-        _refuse_finished(folder, config.overwrite)  # another process may have finished it by now
-        description = describe(config)
-        saved = find_run(folder, description) if config.resume and not config.overwrite else None
-        if saved is not None and not config.quiet:
-            print(f"{config.run_name}, seed {config.seed}: continuing from '{saved.path}'")
-        with disk_errors(folder, UsageError):
-            _clear(folder, keep=(METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE) if saved else ())
-            _write_json(folder / CONFIG_FILE, description)
-            metrics = MetricsFile(folder / METRICS_FILE)
-        parts: list[CurveEvaluation | StopAfterEpisodes] = []
-        names = [task.name for task in tasks]
-        if config.eval_interval:
-            parts.append(CurveEvaluation(names, config.eval_interval, config.eval_episodes))
-        if config.episodes_per_task is not None:
-            parts.append(StopAfterEpisodes(config.episodes_per_task, len(names), config.envs_per_task))
-        checkpoints = Checkpoints(folder, description, env, metrics, parts, signals, config.checkpoint_interval, saved)
-        del saved  # the checkpoint's replay is large
-        try:
-            with disk_errors(folder, StoppedError):
-                _learn(config, agent, metrics, [checkpoints, *parts])
-                signals.answer_at_once()
-                evaluation = _finish(config, agent, names)
-                checkpoints.remove()
-        except StopSignal as stop:
-            raise StoppedError(f"stopped by {stop}; {checkpoints.outlook}", stop.status) from None
-        except StoppedError as stop:
-            raise StoppedError(f"{stop}; {checkpoints.outlook}") from stop
-        finally:
-            env.close()
+    # The views outlive the signals' block: a run that is finished and only has to be shown can't be stopped any more.
+    with locked(folder), Views() as views:
+        with StopSignals() as signals:
+            _refuse_finished(folder, config.overwrite)  # another process may have finished it by now
+            description = describe(config)
+            saved = find_run(folder, description) if config.resume and not config.overwrite else None
+            if saved is not None and not config.quiet:
+                print(f"{config.run_name}, seed {config.seed}: continuing from '{saved.path}'")
+            with disk_errors(folder, UsageError):
+                _clear(folder, continued=saved is not None)
+                _write_json(folder / CONFIG_FILE, description)
+                metrics = MetricsFile(folder / METRICS_FILE)
+            views.open(config, description, None if saved is None else saved.steps)
+            names = [task.name for task in tasks]
+            episodes = Episodes(names, config.envs_per_task)
+            parts = [episodes, *_parts(config, names)]
+            checkpoints = Checkpoints(
+                folder, description, env, metrics, parts, signals, config.checkpoint_interval, saved, views.settle
+            )
+            del saved  # the checkpoint's replay is large
+            try:
+                with disk_errors(folder, StoppedError):
+                    _learn(config, agent, [metrics, views], [checkpoints, *parts])
+                    signals.answer_at_once()
+                    evaluation = _finish(config, agent, names)
+                    checkpoints.remove()
+            except StopSignal as stop:
+                raise StoppedError(f"stopped by {stop}; {checkpoints.outlook}", stop.status) from None
+            except StoppedError as stop:
+                raise StoppedError(f"{stop}; {checkpoints.outlook}") from stop
+            finally:
+                env.close()
+        views.finish(evaluation.as_json(), episodes)
     if not config.quiet:
         console = Console()
         console.print(
@@ -94,15 +99,25 @@ def train(config: TrainConfig) -> Evaluation:
     return evaluation
 
 
-def _learn(config: TrainConfig, agent: MultiTaskDQN, metrics: MetricsFile, callbacks: list[Any]) -> None:
-    """Train, with `callbacks`, the first of which are the checkpoints.
+def _parts(config: TrainConfig, names: list[str]) -> list[CurveEvaluation | StopAfterEpisodes]:
+    """Callbacks that the settings ask for."""
+    parts: list[CurveEvaluation | StopAfterEpisodes] = []
+    if config.eval_interval:
+        parts.append(CurveEvaluation(names, config.eval_interval, config.eval_episodes))
+    if config.episodes_per_task is not None:
+        parts.append(StopAfterEpisodes(config.episodes_per_task, len(names), config.envs_per_task))
+    return parts
+
+
+def _learn(config: TrainConfig, agent: MultiTaskDQN, outputs: list[KVWriter], callbacks: list[Any]) -> None:
+    """Train, with `callbacks`, the first of which are the checkpoints, and write metrics to all `outputs`.
 
     Raises:
         StoppedError: an environment failed, and the checkpoints have saved the last whole step; or a number was not
             finite.
     """
     checkpoints = callbacks[0]
-    logger = Logger(str(config.run_dir), [metrics])
+    logger = Logger(str(config.run_dir), outputs)
     agent.set_logger(logger)
     display = TrainingDisplay(f"{config.run_name}, seed {config.seed}", config.total_steps)
     if not config.quiet:
@@ -224,11 +239,17 @@ def _make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _clear(folder: Path, keep: Collection[str]) -> None:
-    """Delete what an earlier run left in `folder`, save the files named in `keep`."""
-    files = (EVALUATION_FILE, MODEL_FILE, METRICS_FILE, CONFIG_FILE, CHECKPOINT_FILE, PREVIOUS_FILE)
-    for path in (*(folder / name for name in files if name not in keep), *folder.glob(".*.tmp")):
+def _clear(folder: Path, continued: bool) -> None:
+    """Delete what an earlier run left in `folder`, save what it needs to be continued."""
+    files, folders = [EVALUATION_FILE, MODEL_FILE, CONFIG_FILE], []
+    if not continued:
+        files += [METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE]
+        folders += [TENSORBOARD_FOLDER, WANDB_FOLDER]
+    for path in (*(folder / name for name in files), *folder.glob(".*.tmp")):
         path.unlink(missing_ok=True)
+    for path in (folder / name for name in folders):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

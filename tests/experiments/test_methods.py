@@ -22,12 +22,13 @@ from agents import MultiTaskDQN, load_agent
 from experiments import analyze_results
 from experiments.cli import parse
 from experiments.config import AGENT_FIELDS, EvaluateConfig, TrainConfig, run_name
+from experiments.sweep.grid import methods
 from experiments.torchjd.config import TorchJDConfig
 from mtrl import balancers
 from mtrl.balancers import make_balancer
 
 FOLDER = Path(experiments.__file__).parent
-METHODS = sorted(path.parent.name for path in FOLDER.glob("*/train.py"))
+METHODS = methods()
 QUICK = [
     *("--total-steps", "1500", "--envs-per-task", "2", "--learning-starts", "600", "--batch-size", "8"),
     *("--gradient-steps", "1", "--eval-interval", "700", "--eval-episodes", "1", "--final-episodes", "1", "--quiet"),
@@ -154,7 +155,8 @@ def test_every_field_has_a_docstring(method):
 def test_a_run_leaves_its_files_in_the_folder_of_its_name(results, method, variant):
     name = folder_of(method, variant)
     folder = results / name / "seed_0"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.zip", "evaluation.json"}
+    files = {"config.json", "metrics.jsonl", "model.zip", "evaluation.json", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == files
     described = json.loads((folder / "config.json").read_text())
     assert described["run"] == name
     assert described["settings"]["variant"] == variant

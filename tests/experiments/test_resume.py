@@ -32,7 +32,7 @@ from mtrl import checkpoint
 SMALL = (
     *("--total-steps", "1200", "--envs-per-task", "2", "--learning-starts", "100", "--batch-size", "8"),
     *("--gradient-steps", "2", "--eval-interval", "400", "--eval-episodes", "1", "--final-episodes", "1"),
-    *("--log-interval", "2", "--conflict-interval", "50", "--quiet"),
+    *("--log-interval", "2", "--conflict-interval", "50", "--quiet", "--no-tensorboard"),
 )
 OFTEN = ("--checkpoint-interval", "0.03")
 LONGER = ("--total-steps", "2400")

@@ -47,9 +47,10 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_a_run_leaves_its_four_files(results):
+def test_a_run_leaves_its_four_files_and_those_of_tensorboard(results):
     folder = results / "gradnorm_blind" / "seed_1"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.jsonl", "model.zip", "evaluation.json"}
+    files = {"config.json", "metrics.jsonl", "model.zip", "evaluation.json", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == files
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 1
     assert config["settings"]["variant"] == "blind"

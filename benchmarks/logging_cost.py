@@ -1,0 +1,188 @@
+"""`python -m benchmarks.logging_cost`: what the records of a training run cost, in per cent of its time.
+
+Four runs of AIM, the method that records most, at its default settings but for updates from the first step on:
+
+* "nothing": no line is ever made;
+* "JSONL": metrics.jsonl, which every run has;
+* "+ TensorBoard": both, the default outputs;
+* "+ W&B": all three, with `--wandb offline`; left out where W&B is not installed.
+
+Two figures each. "measured inside" is the time in `dump_logs`, where a line is made and written, over all time: hardly
+disturbed by what else the machine does. "against nothing" compares whole runs, which take turns in rounds of equally
+many steps (a median over rounds), and holds what other threads and processes take as well; it is as noisy as the
+machine. Episodes of the beginning are short, so that lines come about twice as often here as in a whole run.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from agents import MultiTaskDQN
+from benchmarks.common import check_json, write_json
+from benchmarks.training import Case, take_turns
+from envs import make_task_vec_env
+from experiments.aim.config import AIMConfig
+from experiments.cli import run
+from experiments.config import WandbMode
+from experiments.resume import MetricsFile
+from experiments.runner import describe
+from experiments.runs import METRICS_FILE
+from experiments.tracking import Views
+
+NOTHING, JSONL = "nothing", "JSONL"
+TENSORBOARD, WANDB = "+ TensorBoard", "+ W&B"
+ALLOWED = 0.02
+"""Share of the training time that the default outputs may take."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure what metrics.jsonl, TensorBoard and W&B (offline) cost, in per cent of the training time.
+
+    The default outputs, metrics.jsonl and TensorBoard, are to stay under 2 %.
+    """
+
+    seconds: float = 60.0
+    """Measured time in all, split over cases and rounds; a short warm-up comes before."""
+
+    rounds: int = 10
+    """Times that every case has its turn."""
+
+    seed: int = 0
+    """Seed of environments and agents."""
+
+    json: Path | None = None
+    """Write the figures to this file as well."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"seconds is {self.seconds:g}; it must be above 0 and finite")
+        for name, least in (("rounds", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_json(self.json)
+
+
+class RecordedCase(Case):
+    """A training run that writes to `outputs`, with a clock for the lines.
+
+    Attributes:
+        lines: how many were written since the clocks started.
+        recording: seconds that they took.
+    """
+
+    def __init__(self, agent: MultiTaskDQN, outputs: list[KVWriter]) -> None:
+        super().__init__(agent)
+        agent.set_logger(Logger(None, outputs))
+        self._dump, self._wanted = agent.dump_logs, bool(outputs)
+        agent.dump_logs = self._timed_dump  # type: ignore[method-assign]
+
+    def start_clocks(self) -> None:
+        """Forget the time so far."""
+        super().start_clocks()
+        self.lines, self.recording = 0, 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the time, what the lines took."""
+        return self.recording / self.seconds
+
+    def _timed_dump(self) -> None:
+        if not self._wanted:
+            return
+        start = time.perf_counter()
+        self._dump()
+        self.recording += time.perf_counter() - start
+        self.lines += 1
+
+
+def recorded_case(folder: Path, seed: int, outputs: str, opened: ExitStack) -> tuple[RecordedCase, float]:
+    """A run with these outputs in `folder`, to be closed by `opened`; and the seconds that opening them took."""
+    mode: WandbMode = "offline" if outputs == WANDB else "disabled"
+    # Without checkpoints W&B gets every line at once, and inside the clock.
+    config = AIMConfig(seed=seed, results_dir=folder, wandb=mode, learning_starts=0, checkpoint_interval=0)
+    config.run_dir.mkdir(parents=True)
+    env = make_task_vec_env(config.tasks, config.envs_per_task, seed, config.variant)
+    agent = MultiTaskDQN("MlpPolicy", env, **config.agent_kwargs)
+    start = time.perf_counter()
+    writers: list[KVWriter] = []
+    if outputs != NOTHING:
+        metrics = MetricsFile(config.run_dir / METRICS_FILE)
+        opened.callback(metrics.close)
+        writers.append(metrics)
+    if outputs in (TENSORBOARD, WANDB):
+        views = opened.enter_context(Views())
+        views.open(config, describe(config), None)
+        writers.append(views)
+    return RecordedCase(agent, writers), time.perf_counter() - start
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    """Run and print."""
+    torch.set_num_threads(1)  # as everywhere here: two threads are slower at these sizes
+    console = Console()
+    names = [NOTHING, JSONL, TENSORBOARD, WANDB]
+    if find_spec("wandb") is None:
+        console.print("W&B is not installed (extra `wandb`), so its row is left out")
+        names.remove(WANDB)
+    cases: dict[str, RecordedCase] = {}
+    once: dict[str, float] = {}  # seconds
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        opened = {name: stack.enter_context(ExitStack()) for name in names}
+        for number, name in enumerate(names):
+            cases[name], once[name] = recorded_case(Path(folder) / str(number), config.seed, name, opened[name])
+        figures = take_turns({**cases}, config.seconds, config.rounds)
+        for name in names:
+            start = time.perf_counter()
+            opened[name].close()
+            once[name] += time.perf_counter() - start
+    rows = {
+        name: {
+            "lines": case.lines,
+            "milliseconds_per_line": 1000 * case.recording / max(case.lines, 1),
+            "share": case.share,
+            "against_nothing": median(
+                ours / base - 1 for ours, base in zip(figures[name], figures[NOTHING], strict=True)
+            ),
+            "open_and_close_seconds": once[name],
+        }
+        for name, case in cases.items()
+    }
+    table = Table("outputs", "lines", "ms per line", "measured inside", "against nothing", "open and close")
+    for name, row in rows.items():
+        table.add_row(
+            name,
+            f"{row['lines']:.0f}",
+            f"{row['milliseconds_per_line']:.2f}",
+            f"{row['share']:.2%}",
+            f"{row['against_nothing']:+.1%}",
+            f"{row['open_and_close_seconds']:.2f} s",
+        )
+    console.print(table)
+    share = rows[TENSORBOARD]["share"]
+    verdict = "under" if share < ALLOWED else "over"
+    console.print(f"the default outputs take {share:.2%} of the training time, {verdict} the {ALLOWED:.0%} allowed")
+    if config.json is not None:
+        write_json(config.json, config, {"outputs": rows})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit status."""
+    return run(benchmark, BenchmarkConfig, argv, prog="benchmarks.logging_cost")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
