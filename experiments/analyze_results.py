@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from experiments.methods import Method
     from experiments.runs import Run
 
+PROG = "experiments.analyze_results"
+
 RANDOM_EPISODES = 100
 """Episodes of random play per task, for the zero of normalised scores."""
 
@@ -30,7 +33,8 @@ class AnalyzeConfig:
     Intervals are of 95 %, over seeds. The files are table.md (which explains its columns), table.csv (a number per
     line), runs.json (the form of marl-eval), and each figure as PNG and SVG: learning curves against environment steps
     and wall time, final returns, performance profiles, sample and parameter efficiency, task weights, gradient
-    conflicts, AIM's thresholds, RGB's angles. A figure without data is left out.
+    conflicts, AIM's thresholds, RGB's angles. A figure without data is left out. With --html, all of it is also in
+    report.html, one page with interactive plots that needs no network.
     """
 
     method: tuple[str, ...] = ()
@@ -45,29 +49,53 @@ class AnalyzeConfig:
     baseline: str = BASELINE
     """What methods are compared with, in its own variant: blind ones with `<baseline>_blind`."""
 
+    html: bool = False
+    """Write report.html too (extra `report`)."""
 
-def analyze(config: AnalyzeConfig) -> None:
+    video_dir: Path | None = None
+    """A folder with mp4 files for the report, as `evaluate --video-dir` makes them. Those in the folders of runs are
+    shown anyway."""
+
+    def __post_init__(self) -> None:
+        if self.video_dir is not None and not self.html:
+            raise ValueError("--video-dir is for the report: give --html too")
+
+
+def analyze(config: AnalyzeConfig, words: Sequence[str] = ()) -> None:
     """Print the table of returns and what it can tell, and write all files.
 
+    Args:
+        config: what to compare and where.
+        words: the command line that `config` was made of, which the report states.
+
     Raises:
-        UsageError: no run is found, or not one that is asked for, or an output is in the way. Nothing is written then.
+        UsageError: no run is found, or not one that is asked for, or an output is in the way, or a package or folder
+            is missing that the report needs. Nothing is written then.
     """
     # Only now: they load SciPy, Matplotlib and PyTorch, for which --help need not wait.
-    from experiments import plots, tables  # noqa: PLC0415
+    from experiments import plots, report, tables  # noqa: PLC0415
     from experiments.analysis import analyse  # noqa: PLC0415
     from experiments.methods import as_methods  # noqa: PLC0415
 
+    if config.html:
+        report.check(config.video_dir)
     runs, broken = load_runs(config.results_dir)
     _check_runs(config, runs, broken)
     figures = [f"{name}{suffix}" for name in plots.FIGURES for suffix in plots.SUFFIXES]
-    _check_outputs(config.output_dir, [*TEXTS, *figures])
-    for error in broken:
-        print(f"skipped {_one_line(error)}", file=sys.stderr)
+    _check_outputs(config.output_dir, [*TEXTS, *figures, *([report.REPORT_FILE] if config.html else [])])
+    skipped = [_one_line(error) for error in broken]
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
 
     methods = as_methods(runs)
     chosen = [methods[name] for name in dict.fromkeys(config.method or methods)]
     analysis = analyse(chosen, methods, config.baseline, _random_returns(methods))
     written = write(analysis, config.output_dir)
+    if config.html:
+        path = config.output_dir / report.REPORT_FILE
+        command = shlex.join(["python", "-m", PROG, *words])
+        report.write(analysis, path, command=command, skipped=skipped, video_dir=config.video_dir)
+        written.append(path)
     print(tables.returns_table(analysis))
     for sentence in (*analysis.warnings, *tables.verdicts(analysis)):
         print(f"\n{sentence}")
@@ -152,7 +180,8 @@ def _one_line(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyse and return the exit status."""
-    return run(analyze, AnalyzeConfig, argv, prog="experiments.analyze_results")
+    words = sys.argv[1:] if argv is None else list(argv)
+    return run(lambda config: analyze(config, words), AnalyzeConfig, words, prog=PROG)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.aim import train as aim_train
 from experiments.shared_dqn import train as shared_train
-from experiments.tracking import heat_map, pair_matrix
+from experiments.tracking.tensorboard import heat_map, pair_matrix
 
 TASKS = ("Standard", "Windy", "Heavy")
 SMALL = (

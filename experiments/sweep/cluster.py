@@ -1,0 +1,106 @@
+"""Ray: an instance on this machine for as long as the sweep lasts, or a cluster that is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments.cli import UsageError
+from experiments.sweep import worker
+
+OBJECT_STORE_BYTES = 100_000_000  # nothing but short messages goes through it
+CONNECT_SECONDS = 10.0
+CHECK_SECONDS = 60.0
+
+
+def import_ray() -> ModuleType:
+    """Ray, which is optional and takes a third of a second to import.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
+    try:
+        import ray  # noqa: PLC0415
+    except ImportError:
+        raise UsageError("a sweep needs Ray, which is not installed: pip install 'mtrl[sweep]'") from None
+    module: ModuleType = ray
+    return module
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[int]:
+    """Be connected to Ray; gives the number of its cores.
+
+    Within the block `sys.stdout` leads nowhere: there Ray prints pages from the logs of nodes that it loses, which no
+    setting of its own prevents. What has to be said goes to a file object from before.
+
+    Args:
+        address: `HOST:PORT` or `auto`; None starts an instance that ends with the block.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at that address.
+    """
+    ray = import_ray()
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # The address "local" keeps a variable RAY_ADDRESS from turning this into a connection.
+        own = {"num_cpus": cores(), "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init(address="local", include_dashboard=False, **own, **quiet)
+    else:
+        try:
+            if address != "auto":  # Ray itself would try for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"there is no Ray cluster at {address!r}: {error}") from None
+        try:
+            ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            hint = "if its nodes have RAY_AUTH_MODE=token, set it here, too"
+            raise UsageError(
+                f"the Ray cluster at {address!r} can't be joined: {str(error).strip('. ')}; {hint}"
+            ) from None
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            yield int(ray.cluster_resources().get("CPU", 0))
+    finally:
+        ray.shutdown()
+
+
+def check_nodes(results_dir: Path) -> None:
+    """See to it that every node can import this project and sees `results_dir`, which exists.
+
+    Raises:
+        UsageError: a node does not.
+    """
+    ray = import_ray()
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    sees = ray.remote(num_cpus=0, max_retries=0)(worker.sees)
+    with tempfile.NamedTemporaryFile(prefix=".sweep.", dir=results_dir) as marker:
+        there = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
+        answers = [sees.options(scheduling_strategy=there[node]).remote(Path(marker.name)) for node in nodes]
+        for host, answer in zip(nodes.values(), answers, strict=True):
+            try:
+                seen = ray.get(answer, timeout=CHECK_SECONDS)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                raise UsageError(f"node {host!r} can't run this project: {reason[0]}") from None
+            if not seen:
+                raise UsageError(
+                    f"node {host!r} does not see '{results_dir}'; --results-dir must be on a file system of all nodes"
+                )

@@ -1,0 +1,62 @@
+"""How long a sweep will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+from experiments.runs import EVALUATION_FILE
+from experiments.sweep.grid import PlannedRun
+from experiments.sweep.progress import duration, read_progress
+from experiments.sweep.trial import measure_speed
+
+
+def describe(runs: Sequence[PlannedRun], slots: int) -> Iterator[str]:
+    """Lines that list the runs, with their states, and estimate the time that they will take.
+
+    Args:
+        runs: those of the sweep.
+        slots: how many run side by side.
+    """
+    seconds: list[float] = []
+    steps = 0
+    speeds: dict[str, tuple[float, str]] = {}
+    width = max(len(run.name) for run in runs)
+    for run in runs:
+        if run.is_finished:
+            yield f"{run.name:<{width}}  finished, will be skipped"
+            continue
+        total = run.config.total_steps
+        done = min(read_progress(run.folder).steps, total) if run.is_begun else 0
+        yield f"{run.name:<{width}}  " + (
+            f"to be continued, at {done:,} of {total:,} steps" if done else f"{total:,} steps"
+        )
+        method = run.config.run_method
+        if method not in speeds:
+            speeds[method] = _speed(run)
+        steps += total - done
+        seconds.append((total - done) / speeds[method][0])
+    yield ""
+    yield f"{len(runs)} runs, {len(runs) - len(seconds)} of them finished; {steps:,} environment steps to go"
+    if not seconds:
+        return
+    for method, (speed, source) in speeds.items():
+        yield f"{method}: {speed:,.0f} steps/s, {source}"
+    # No schedule is shorter than its longest run.
+    time = max(sum(seconds) / slots, *seconds)
+    yield f"about {duration(time)} with {min(slots, len(seconds))} at once"
+
+
+def _speed(run: PlannedRun) -> tuple[float, str]:
+    """Steps per second of a method's runs, and where the figure comes from."""
+    results = run.config.results_dir
+    folders = [file.parent for file in _finished(results, run.config.run_method)]
+    known = [speed for folder in folders if (speed := read_progress(folder).steps_per_s)]
+    if known:
+        return median(known), f"the median of its {len(known)} finished runs in '{results}'"
+    return measure_speed(run.config), "measured just now, on one core of this machine and without evaluations"
+
+
+def _finished(results: Path, method: str) -> list[Path]:
+    return [file for name in (method, f"{method}_blind") for file in results.glob(f"{name}/seed_*/{EVALUATION_FILE}")]

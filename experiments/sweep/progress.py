@@ -1,0 +1,76 @@
+"""How far a run is, read from its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments.runs import EVALUATION_FILE, METRICS_FILE
+
+TAIL_BYTES = 1 << 15  # several lines of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run's last lines say.
+
+    Attributes:
+        steps: environment steps, all tasks together.
+        steps_per_s: over the whole run; None if it is not known.
+        mean_return: mean over the tasks: of their last training episodes, or, of a finished run, of its final greedy
+            episodes. None before the first.
+    """
+
+    steps: int = 0
+    steps_per_s: float | None = None
+    mean_return: float | None = None
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress of the run in `folder`; what can't be read counts as not there yet."""
+    steps, steps_per_s, mean_return = 0, None, None
+    for line in reversed(_tail(folder / METRICS_FILE)):
+        steps = steps or int(line.get("env_step", 0))
+        steps_per_s = steps_per_s or line.get("time/steps_per_s")
+        returns = [value for key, value in line.items() if key.startswith("train/") and key.endswith("/return")]
+        if mean_return is None and returns:
+            mean_return = fmean(returns)
+    with suppress(OSError, ValueError, LookupError, TypeError):  # not finished
+        mean_return = float(json.loads((folder / EVALUATION_FILE).read_text())["mean"])
+    return Progress(steps, steps_per_s, mean_return)
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The last whole lines of a JSONL file."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines(keepends=True)
+    except OSError:
+        return []
+    if size > TAIL_BYTES:
+        del lines[0]  # its beginning is missing
+    whole = []
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):  # the last one, half written
+            continue
+        if isinstance(content, dict) and all(isinstance(value, int | float) for value in content.values()):
+            whole.append(content)
+    return whole
+
+
+def duration(seconds: float) -> str:
+    """In words, to the minute: `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if not minutes:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
