@@ -21,7 +21,13 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
     encoder, heads, x = torch.nn.Linear(4, 8), [torch.nn.Linear(8, 1) for _ in range(2)], torch.randn(16, 4)
     loss_a, loss_b = ((head(encoder(x)) ** 2).mean() for head in heads)
     parameters = [*encoder.parameters(), *heads[0].parameters(), *heads[1].parameters()]
-    names = {"loss_a": loss_a, "loss_b": loss_b, "optimizer": torch.optim.SGD(parameters, 0.1)}
+    names = {
+        "loss_a": loss_a,
+        "loss_b": loss_b,
+        "optimizer": torch.optim.SGD(parameters, 0.1),
+        "batches": torch.randn(3, 16, 4),
+        "losses": lambda batch: [(head(encoder(batch)) ** 2).mean() for head in heads],
+    }
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) >= 4
     tasks, registry = dict(TASKS), dict(_REGISTRY)
