@@ -1,0 +1,382 @@
+"""The report of a comparison, opened in a browser."""
+
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import analyze_results, plots, tables
+from experiments.analysis import analyse
+from experiments.methods import as_methods
+from experiments.plots.style import COLOURS, OTHER_COLOURS, TASK_COLOURS, line_style
+from experiments.runs import load_runs
+
+pytest.importorskip("plotly", reason="the extra `report` is not installed")
+
+from experiments import report
+from experiments.report import page as page_module
+from experiments.report.charts import charts
+from experiments.report.page import CONTRAST, DARK, contrast, on_dark
+
+REFERENCE_RUNS = Path(__file__).parents[2] / "results" / "reference"
+NAMES = ("shared_dqn", "shared_dqn_blind", "rgb", "aim", "aim_blind", "gradnorm")
+WICKED = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+OPTIONS = ("--no-sandbox", "--headless", "--disable-gpu", "--disable-quic")
+QUIET = ("--disable-background-networking", "--no-first-run")
+
+
+def copy_run(root, name, seed, called=None):
+    """A reference run as if of another seed: its returns are moved by some points."""
+    folder = root / ("renamed" if called else name) / f"seed_{seed}"
+    place = shutil.copytree(REFERENCE_RUNS / name / "seed_0", folder)
+    rng = np.random.default_rng([seed, *name.encode()])
+    config = json.loads((place / "config.json").read_text())
+    config["settings"]["seed"] = seed
+    config["run"] = called or name
+    if called:
+        config["settings"]["gamma"] = f"</script>{called}"
+    (place / "config.json").write_text(json.dumps(config))
+    evaluation = json.loads((place / "evaluation.json").read_text())
+    for result in evaluation["tasks"].values():
+        result["mean"] += 20 * rng.normal()
+    (place / "evaluation.json").write_text(json.dumps(evaluation))
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for key in line:
+            if re.fullmatch("eval/.*/return", key):
+                line[key] += 20 * rng.normal()
+    (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def analysis_of(folder):
+    runs, broken = load_runs(folder)
+    assert not broken
+    return analyse(list(as_methods(runs).values()))
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory):
+    """Three seeds of some methods and one of a method with a bad name."""
+    root = tmp_path_factory.mktemp("runs")
+    for name in NAMES:
+        for seed in range(3):
+            copy_run(root, name, seed)
+    copy_run(root, "pcgrad", 0, WICKED)
+    return analysis_of(root)
+
+
+@pytest.fixture(scope="module")
+def made(analysis, tmp_path_factory):
+    """The report of that comparison."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return report.write(analysis, path, command=f"python {WICKED}", skipped=[f"{WICKED}: not finished"])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no browser is installed: chromium, chromium-browser or google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=[*OPTIONS, *QUIET])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; `complaints` and `requests` gather what it says and asks for."""
+    contexts = []
+
+    def visit(path, width=1400, height=1000, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        tab, complaints, requests = context.new_page(), [], []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(path.as_uri())
+        return SimpleNamespace(tab=tab, complaints=complaints, requests=requests)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def scroll_through(tab, *ids):
+    """Bring the plots of these charts (default: all) into view, and wait until they are drawn."""
+    places = ", ".join(f"#{chart}-plots" for chart in ids) or "main"
+    for plot in tab.locator(places).locator(".plot:visible").all():
+        plot.scroll_into_view_if_needed()
+    wait_until(
+        tab,
+        "[...document.querySelectorAll('.plot')].every(p => p.data || !p.offsetParent || !p.closest(places))",
+        places,
+    )
+
+
+def wait_until(tab, condition, places=""):
+    """As `wait_for_function` does, which the page's policy does not let evaluate text."""
+    deadline = time.monotonic() + 20
+    while not tab.evaluate(f"places => {condition}", places):
+        assert time.monotonic() < deadline, condition
+        tab.wait_for_timeout(50)
+
+
+def shown_traces(tab, chart, method):
+    """How many lines, dots and bands of a method are to be seen in a chart."""
+    return tab.evaluate(
+        """([chart, method]) => [...document.querySelectorAll(`#${chart}-plots .plot`)]
+        .filter(p => p.offsetParent).flatMap(p => p.data)
+        .filter(t => t.visible && t.legendgroup === method).length""",
+        [chart, method],
+    )
+
+
+def key_of(analysis, name):
+    return f"m{[method.name for method in analysis.methods].index(name)}"
+
+
+# In a browser
+
+
+def test_everything_is_there_and_nothing_is_asked_for(visit, made, analysis):
+    view = visit(made)
+    scroll_through(view.tab)
+    assert view.complaints == []
+    assert [url for url in view.requests if not url.startswith("data:")] == [made.as_uri()]
+    found = charts(analysis)
+    names = {chart.id.replace("-", "_") for chart in found}
+    assert names == {name for name in plots.FIGURES if name != "learning_curves_time"} - {"conflicts"} | {
+        "gradient_conflicts"
+    }
+    for chart in found:
+        first = next(iter(chart.views.values()))
+        drawn = view.tab.evaluate(
+            f"[...document.querySelectorAll('#{chart.id}-plots .plot')].filter(p => p.offsetParent)"
+            ".map(p => [p.data.length, p.querySelectorAll('.main-svg').length > 0])"
+        )
+        assert drawn == [[len(panel.figure["data"]), True] for panel in first]
+    headings = view.tab.locator("h2").all_inner_texts()
+    assert {"Summary", "Returns", "Against the baseline", "Settings", "Versions", "Skipped folders"} <= set(headings)
+    for link in view.tab.locator("nav a").all():
+        assert view.tab.locator(link.get_attribute("href")).count() == 1
+
+
+def test_the_table_is_that_of_table_md(visit, made, analysis):
+    rows = visit(made).tab.locator("#returns tr").all()
+    lines = [line for index, line in enumerate(tables.returns_table(analysis).splitlines()) if index != 1]
+    assert [" | ".join(row.locator("th, td").all_inner_texts()) for row in rows] == [line[2:-2] for line in lines]
+    assert all(row.locator("th[scope=row]").count() == 1 for row in rows[1:])
+    assert all(cell.get_attribute("scope") == "col" for cell in rows[0].locator("th").all())
+
+
+def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis):
+    view = visit(made)
+    rgb, shared = key_of(analysis, "rgb"), key_of(analysis, "shared_dqn")
+    ids = ("learning-curves", "final-returns", "performance-profiles")
+    scroll_through(view.tab, *ids)
+    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [6, 10, 2]  # with bands, and with dots of seeds
+    panel = view.tab.locator(f"#task-weights-plots [data-of={rgb}]")
+    assert panel.is_visible()
+
+    entry = view.tab.locator(f"#legend button[data-key={rgb}]")
+    assert entry.get_attribute("aria-pressed") == "true"
+    entry.click()
+    assert entry.get_attribute("aria-pressed") == "false"
+    assert view.tab.locator("#shown").inner_text() == "6 of 7 shown"
+    assert not panel.is_visible()
+    scroll_through(view.tab, *ids)
+    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [0, 0, 0]
+    assert [shown_traces(view.tab, chart, shared) for chart in ids] == [6, 10, 2]
+
+    entry.focus()
+    view.tab.keyboard.press("Enter")
+    assert panel.is_visible()
+    view.tab.get_by_role("button", name="blind", exact=True).click()
+    assert view.tab.locator("#shown").inner_text() == "2 of 7 shown"
+    view.tab.locator("#task-weights-plots").get_by_role("button", name="Windy").click()
+    view.tab.get_by_role("button", name="all", exact=True).click()
+    scroll_through(view.tab, "task-weights")
+    assert shown_traces(view.tab, "task-weights", "t0") > 0
+    assert shown_traces(view.tab, "task-weights", "t1") == 0
+    assert view.complaints == []
+
+
+def test_curves_are_shown_against_steps_or_wall_time(visit, made):
+    view = visit(made)
+    axis = "() => [...document.querySelectorAll('#learning-curves-plots .plot')].filter(p => p.offsetParent)[0].layout"
+    curves = view.tab.locator("#learning-curves-plots")
+    curves.scroll_into_view_if_needed()
+    curves.get_by_label("wall time").check()
+    scroll_through(view.tab, "learning-curves")
+    assert view.tab.evaluate(f"({axis})().xaxis.title.text") == "minutes of training"
+    assert view.tab.evaluate(f"({axis})().xaxis.range[1]") < 60
+    curves.get_by_label("environment steps").check()
+    scroll_through(view.tab, "learning-curves")
+    assert "steps" in view.tab.evaluate(f"({axis})().xaxis.title.text")
+
+
+def test_a_point_says_what_it_is(visit, made):
+    view = visit(made)
+    plot = view.tab.locator("#final-returns-plots .plot").first
+    plot.scroll_into_view_if_needed()
+    plot.locator(".points path").last.hover(force=True)
+    label = plot.locator(".hoverlayer .hovertext")
+    label.wait_for(timeout=5000)
+    assert re.search(r"return -?\d+\.\d", label.text_content())
+
+
+def test_a_phone_scrolls_in_one_direction(visit, made):
+    view = visit(made, 390, 844, is_mobile=True, has_touch=True)
+    scroll_through(view.tab)
+    assert view.tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert view.tab.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(p => p.offsetWidth))") <= 390
+    table = view.tab.locator("#returns .scroll")
+    assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # on its own
+    assert not view.tab.locator("#legend .keys").is_visible()
+    view.tab.locator("#legend summary").tap()
+    assert view.tab.locator("#legend .keys").is_visible()
+    assert view.complaints == []
+
+
+def test_names_are_text_and_no_script_but_its_own_runs(visit, made):
+    view = visit(made)
+    scroll_through(view.tab)
+    assert view.complaints == []
+    for place in ("#returns", "#legend", "#skipped", "footer", "#settings", "#final-returns-plots"):
+        assert view.tab.locator(place).filter(has_text="<script>").count() == 1, place
+    assert view.tab.locator("main img").count() == 0
+
+    # Were a name not escaped, its script would not run, nor be heard elsewhere.
+    view.tab.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))")
+    view.tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 2\">')")
+    heard = view.tab.evaluate("fetch('https://example.org').then(() => 'heard', () => 'not heard')")
+    assert (view.tab.evaluate("window.ran"), heard) == (None, "not heard")
+
+
+def test_the_dark_theme_has_lines_that_are_seen_and_paper_is_white(visit, made, analysis):
+    view = visit(made, color_scheme="dark")
+    scroll_through(view.tab, "learning-curves")
+    black = key_of(analysis, "shared_dqn")
+    colour = (
+        f"document.querySelector('#learning-curves-plots .plot').data.find(t => t.line && t.legendgroup === '{black}')"
+        ".line.color"
+    )
+    assert view.tab.evaluate(colour) == "#ffffff"
+    view.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert view.tab.evaluate(colour) == "#000000"
+    assert view.tab.evaluate("document.querySelector('#learning-curves-plots .panels').offsetWidth") == 700
+    view.tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    wait_until(view.tab, f"{colour} === '#ffffff'")
+    assert view.complaints == []
+
+
+# Without one
+
+
+def test_lines_have_the_colours_of_the_figures(analysis):
+    (curves,) = (chart for chart in charts(analysis) if chart.id == "learning-curves")
+    lines = {
+        trace["legendgroup"]: trace["line"]
+        for panel in curves.views["environment steps"]
+        for trace in panel.figure["data"]
+        if "line" in trace
+    }
+    assert len(lines) == len(analysis.methods)
+    for index, method in enumerate(analysis.methods):
+        assert lines[f"m{index}"]["color"] == line_style(method)["color"]
+        assert lines[f"m{index}"]["dash"] == ("dash" if method.blind else "solid")
+
+
+def test_every_chart_says_how_many_seeds(analysis, tmp_path):
+    assert all("some methods one seed" in chart.note or "3 seeds" in chart.note for chart in charts(analysis))
+    copy_run(tmp_path, "rgb", 4)
+    alone = charts(analysis_of(tmp_path))
+    assert "aim-thresholds" not in [chart.id for chart in alone]
+    assert all(
+        "one seed" in chart.note.lower() and "seeds" not in chart.note.replace("of seeds", "") for chart in alone
+    )
+
+
+def test_colours_are_seen_on_a_dark_ground_and_stay_different():
+    colours = {*COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS}
+    dark = {on_dark(colour) for colour in colours}
+    assert len(dark) == len(colours)
+    assert all(contrast(colour, DARK) >= CONTRAST for colour in dark)
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_videos_are_inside_the_page_while_they_are_small(analysis, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "EMBEDDED", 2500)
+    films = tmp_path / "my films"
+    films.mkdir()
+    for name, size in (("a", 2000), ("b", 1000), ("c#1", 300)):
+        (films / f"{name}.mp4").write_bytes(bytes(size))
+    (films / "secret.mp4").symlink_to(__file__)
+    path = report.write(analysis, tmp_path / "out" / "report.html", command="", video_dir=films)
+    text = path.read_text()
+    assert text.count('src="data:video/mp4;base64,AAAA') == 2
+    assert re.findall(r'<li><a href="([^"]*)">', text) == ["../my%20films/b.mp4"]
+    assert "<figcaption>c#1</figcaption>" in text
+    assert "secret" not in text
+
+
+def test_the_same_comparison_is_the_same_page(analysis, made, tmp_path):
+    again = report.write(
+        analysis, tmp_path / "report.html", command=f"python {WICKED}", skipped=[f"{WICKED}: not finished"]
+    )
+    assert again.read_bytes() == made.read_bytes()
+    assert len(made.read_bytes()) < 6_000_000
+
+
+def test_the_command_writes_the_page_beside_the_figures(tmp_path, capsys):
+    copy_run(tmp_path / "runs", "rgb", 0)
+    (tmp_path / "runs/rgb/seed_1").mkdir()
+    (tmp_path / "runs/rgb/seed_0/landing.mp4").write_bytes(b"film")
+    words = ["--results-dir", str(tmp_path / "runs"), "--output-dir", str(tmp_path / "my out"), "--html"]
+    assert analyze_results.main(words) == 0
+    assert "report.html" in capsys.readouterr().out.splitlines()[-1]
+    text = (tmp_path / "my out" / "report.html").read_text()
+    for part in ("my out&#39; --html", "config.json is missing", "rgb, seed 0: landing", "stable-baselines3"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--html", "--video-dir", "nowhere"], "'nowhere' is not a folder"),
+        (["--video-dir", "."], "--video-dir is for the report"),
+        (["--html", "--output-dir", "taken"], "'taken/report.html' is a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_trace(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken" / "report.html").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        analyze_results.main(["--results-dir", str(REFERENCE_RUNS), *words])
+    printed = capsys.readouterr()
+    assert (stop.value.code, printed.out, len(printed.err.splitlines())) == (2, "", 1)
+    assert message in printed.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("package", ["plotly", "jinja2", "markdown_it"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    output = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        analyze_results.main(["--results-dir", str(REFERENCE_RUNS), "--output-dir", str(output), "--html"])
+    printed = capsys.readouterr()
+    assert (stop.value.code, len(printed.err.splitlines())) == (2, 1)
+    assert f"--html needs the package {package}: pip install 'mtrl[report]'" in printed.err
+    assert not output.exists()
