@@ -9,12 +9,15 @@ from gymnasium import spaces
 from gymnasium.envs.box2d.lunar_lander import LunarLander
 from numpy.typing import NDArray
 
+from envs.box2d import free_shapes
 from envs.tasks import DEFAULT_TASKS, LunarLanderTask, TaskLike, get_task, get_tasks, task_spec
 
 __all__ = ["BASE_ID", "Action", "Observation", "TaskEnv", "TaskOneHot", "TaskPhysics", "make_task_env", "variants"]
 
 BASE_ID = "LunarLander-v3"
 """The Gymnasium environment that the tasks change; record it, and the gymnasium and box2d versions, with results."""
+
+free_shapes()
 
 variants = ("aware", "blind")
 """`aware` observations end with a one-hot of the task, `blind` ones are the 8 state values alone."""

@@ -1,5 +1,6 @@
 """All tasks side by side in one Stable-Baselines3 vector environment."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ from envs.tasks import DEFAULT_TASKS, LunarLanderTask, TaskLike, get_tasks
 from envs.watchdog import Watchdog
 
 __all__ = ["ColumnError", "TaskVecEnv", "make_task_vec_env"]
+
+
+EPISODES_NOTED = 100
+"""Of each column, the last, for `Monitor.get_episode_rewards` and its like."""
 
 
 class ColumnError(RuntimeError):
@@ -213,7 +218,10 @@ def make_task_vec_env(
     reach = columns if world is None else get_tasks(world)
 
     def column(task: LunarLanderTask) -> Monitor[Observation, Action]:
-        return Monitor(make_task_env(task, tasks=reach, variant=variant, render_mode=render_mode))
+        monitor = Monitor(make_task_env(task, tasks=reach, variant=variant, render_mode=render_mode))
+        for record in ("episode_returns", "episode_lengths", "episode_times"):  # lists: they would grow for ever
+            setattr(monitor, record, deque(maxlen=EPISODES_NOTED))
+        return monitor
 
     vec_env = TaskVecEnv([partial(column, task) for task in columns for _ in range(envs_per_task)], step_timeout)
     vec_env.seed(seed)

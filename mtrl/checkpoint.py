@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 
@@ -81,7 +82,7 @@ def save(
     text = json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
     if len(text) > LARGEST_STATE:
         raise ValueError(f"cannot save state: without tensors it takes {len(text)} bytes of at most {LARGEST_STATE}")
-    members = {STATE: text, TENSORS: safetensors.torch.save(tensors)}
+    members = {STATE: text, TENSORS: _serialize(tensors)}
     if isinstance(path, (str, os.PathLike)):
         with replacing(Path(path), None if previous is None else Path(previous)) as file:
             _write(file, members)
@@ -159,6 +160,17 @@ def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[place] = torch.from_numpy(np.array(value, order="C"))  # np.ascontiguousarray loses shape ()
         return {"array" if kind is np.ndarray else "scalar": place}
     raise TypeError(f"cannot save {place}: {kind.__name__}")
+
+
+def _serialize(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """The tensors as safetensors has them.
+
+    `safetensors.torch.save` makes types of ctypes for every size in bytes that it has not met before, some 5 kB that
+    are never freed; the form for NumPy, which gives the same bytes, does not, but knows no bfloat16.
+    """
+    if any(tensor.dtype is torch.bfloat16 for tensor in tensors.values()):
+        return safetensors.torch.save(dict(tensors))
+    return safetensors.numpy.save({name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,27 +49,27 @@ class Episodes(BaseCallback):
         super().__init__()
         self._tasks = tuple(tasks)
         self._envs_per_task = envs_per_task
-        self._rows: list[tuple[float, ...]] = []  # task, env_step, return, length
+        self._rows = array("d")  # task, env_step, return, length; 32 bytes an episode, and there may be very many
 
     @property
     def table(self) -> list[list[Any]]:
         """One row for each episode: task, number, environment steps at its end, return, length."""
         return [
             [self._tasks[int(task)], number, int(step), total, int(length)]
-            for number, (task, step, total, length) in enumerate(self._rows, start=1)
+            for number, (task, step, total, length) in enumerate(self.state_dict()["rows"].tolist(), start=1)
         ]
 
     def state_dict(self) -> dict[str, Any]:
         """The episodes so far, (N, 4)."""
-        return {"rows": np.array(self._rows, float).reshape(-1, 4)}
+        return {"rows": np.array(self._rows).reshape(-1, 4)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`."""
-        self._rows = [(task, step, total, length) for task, step, total, length in state["rows"].tolist()]
+        self._rows = array("d", state["rows"].ravel())
 
     def _on_step(self) -> bool:
         for column in np.flatnonzero(self.locals["dones"]):
             episode = self.locals["infos"][column]["episode"]
             row = (int(column) // self._envs_per_task, self.num_timesteps, float(episode["r"]), int(episode["l"]))
-            self._rows.append(row)
+            self._rows.extend(row)
         return True

@@ -1,0 +1,338 @@
+"""`python -m benchmarks.soak`: does a long training run hold its memory flat?
+
+Trains with `experiments.runner.train`, as `python -m experiments.gradnorm.train` does: `MultiTaskDQN` on the three
+tasks, metrics, evaluations and checkpoints included. The network and the replay are tiny, so that many steps take
+little time and the replay is full early. Beside it a thread notes, every `--interval` seconds,
+
+* the resident size of the process, page by page (`Rss` in Linux's `/proc/self/smaps_rollup`; the sum in
+  `/proc/self/statm` may lag behind);
+* the memory blocks that the interpreter has given out (`sys.getallocatedblocks`), about one for each live object;
+* the open files.
+
+How many environment steps had been taken at that time comes from the run's own metrics. Growth is the median of the
+last tenth of the samples relative to the median of the first tenth, counted from the moment when the replay is full.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.common import check_json, write_json
+from experiments.cli import UsageError, run
+from experiments.config import TrainConfig
+from experiments.gradnorm.config import PRESETS
+from experiments.runs import MODEL_FILE, read_run
+from experiments.stopping import StoppedError
+from mtrl.checkpoint import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.float64]
+
+PAGES, FILES = Path("/proc/self/smaps_rollup"), Path("/proc/self/fd")
+FEWEST_SAMPLES = 20
+"""With the replay full: two for each of the tenths that are compared."""
+
+ASKED = 0.01
+"""Growth that the project allows itself."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Train for millions of steps with a tiny network and see whether the process grows once its replay is full.
+
+    Prints resident size, Python's memory blocks, open files and speed at both ends of the run, and draws the resident
+    size. 5,000,000 steps take 12 to 20 minutes on one core of a busy machine; `--total-steps 100000 --interval 0.1` is
+    a quick look.
+    """
+
+    total_steps: int = 5_000_000
+    """Environment steps over all tasks."""
+
+    buffer_size: int = 30_000
+    """Transitions kept, over all tasks."""
+
+    interval: float = 1.0
+    """Seconds between samples."""
+
+    seed: int = 0
+    """Seed of the run."""
+
+    results_dir: Path = Path("results/runs/soak")
+    """The run goes to `<results-dir>/gradnorm/seed_<seed>/`. It is never continued: the samples before would lack."""
+
+    overwrite: bool = False
+    """Replace a finished run in that place."""
+
+    plot: Path = Path("results/analysis/soak.png")
+    """Draw resident size against environment steps in this file."""
+
+    json: Path | None = None
+    """Write the figures and all samples to this file as well."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.interval < float("inf"):
+            raise ValueError(f"interval is {self.interval:g}; it must be above 0 and finite")
+        tasks, batch = len(self.training.tasks), self.training.batch_size  # made here, so that it is checked as well
+        if self.buffer_size < tasks * batch:
+            least = f"{tasks * batch}: {batch} for each of {tasks} tasks"
+            raise ValueError(f"buffer_size is {self.buffer_size}; it must be at least {least}")
+        if self.total_steps <= self.full_at:
+            raise ValueError(f"total_steps is {self.total_steps}; the replay is full only after {self.full_at}")
+        check_json(self.plot)
+        check_json(self.json)
+
+    @property
+    def training(self) -> TrainConfig:
+        """The settings of the run."""
+        return replace(
+            PRESETS["default"],
+            total_steps=self.total_steps,
+            buffer_size=self.buffer_size,
+            seed=self.seed,
+            results_dir=self.results_dir,
+            overwrite=self.overwrite,
+            resume=False,
+            hidden_dims=(32,),
+            batch_size=16,
+            train_freq=4,
+            gradient_steps=1,
+            eval_interval=max(1, self.total_steps // 20),
+            eval_episodes=2,
+            checkpoint_interval=10.0,
+        )
+
+    @property
+    def full_at(self) -> int:
+        """Environment steps after which every task's part of the replay is full, at the latest."""
+        training = self.training
+        tasks, columns = len(training.tasks), training.envs_per_task
+        rows = -(-(self.buffer_size // tasks) // columns)  # vector steps, rounded up
+        return (rows + training.n_step - 1) * tasks * columns  # a transition is complete n_step - 1 steps later
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the process held at one moment."""
+
+    time: float
+    """Seconds since the epoch."""
+
+    resident: int
+    """Bytes."""
+
+    blocks: int
+    """Memory blocks of the interpreter."""
+
+    files: int
+    """Open."""
+
+    @classmethod
+    def now(cls) -> Sample:
+        """Of this process."""
+        (kibibytes,) = (line.split()[1] for line in PAGES.read_text().splitlines() if line.startswith("Rss:"))
+        return cls(time.time(), 1024 * int(kibibytes), sys.getallocatedblocks(), len(os.listdir(FILES)))
+
+
+@contextmanager
+def sampling(interval: float) -> Iterator[list[Sample]]:
+    """Inside, the list grows by a sample every `interval` seconds."""
+    samples: list[Sample] = []
+    enough = threading.Event()
+
+    def watch() -> None:
+        samples.append(Sample.now())
+        while not enough.wait(interval):
+            samples.append(Sample.now())
+
+    thread = threading.Thread(target=watch, name="soak", daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        enough.set()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The samples of a run by its environment steps; arrays (N,)."""
+
+    steps: Array
+    seconds: Array
+    mebibytes: Array
+    blocks: Array
+    files: Array
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], folder: Path) -> Trace:
+        """Those samples that were taken while the run in `folder` trained.
+
+        The run's metrics tell steps and seconds since its start; their last line was written at the end of training,
+        right before the model.
+        """
+        steps, speeds = (np.asarray(values) for values in read_run(folder).curve("time/steps_per_s"))
+        clock = np.append(0.0, steps / speeds)
+        start = (folder / MODEL_FILE).stat().st_mtime - clock[-1]
+        seconds = np.array([sample.time for sample in samples]) - start
+        during = (seconds >= 0) & (seconds <= clock[-1])
+        return cls(
+            np.interp(seconds[during], clock, np.append(0.0, steps)),
+            seconds[during],
+            np.array([sample.resident / 2**20 for sample in samples])[during],
+            np.array([float(sample.blocks) for sample in samples])[during],
+            np.array([float(sample.files) for sample in samples])[during],
+        )
+
+    def after(self, step: float) -> Trace:
+        """The part from this step on."""
+        return Trace(*(getattr(self, field.name)[self.steps >= step] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A quantity over the first and over the last tenth of a trace."""
+
+    first: float
+    last: float
+
+    @classmethod
+    def medians(cls, values: Array) -> Ends:
+        """Of the samples in each tenth, which one outlier does not move."""
+        tenth = max(1, len(values) // 10)
+        return cls(float(np.median(values[:tenth])), float(np.median(values[-tenth:])))
+
+    @classmethod
+    def speeds(cls, trace: Trace) -> Ends:
+        """Environment steps per second in each tenth, which has at least two samples."""
+        tenth = max(2, len(trace.steps) // 10)
+        steps, seconds = trace.steps, trace.seconds
+        first, last = ((part[tenth - 1] - part[0], part[-1] - part[-tenth]) for part in (steps, seconds))
+        return cls(float(first[0] / last[0]), float(first[1] / last[1]))
+
+    @property
+    def growth(self) -> float:
+        """From first to last, as a share of the first."""
+        return self.last / self.first - 1
+
+
+def summary(trace: Trace) -> dict[str, Ends]:
+    """What the command prints of a trace that begins with the replay full."""
+    return {
+        "resident size, MiB": Ends.medians(trace.mebibytes),
+        "blocks of Python": Ends.medians(trace.blocks),
+        "open files": Ends.medians(trace.files),
+        "steps/s": Ends.speeds(trace),
+    }
+
+
+def draw(trace: Trace, full_at: int, path: Path) -> None:
+    """Resident size against environment steps: all of it, and what changes with the replay full."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a while, and memory
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    whole, change = figure.subplots(1, 2)
+    full = trace.after(full_at)
+    ends = Ends.medians(full.mebibytes)
+
+    whole.plot(trace.steps, trace.mebibytes, color="#332288", linewidth=1.2)
+    whole.set_ylim(0, 1.15 * trace.mebibytes.max())
+    whole.set_ylabel("resident size, MiB")
+    whole.set_title("The whole run")
+
+    change.plot(full.steps, 100 * (full.mebibytes / ends.first - 1), color="#332288", linewidth=1.2)
+    change.axhline(100 * ASKED, color="0.4", linestyle=":", label=f"{ASKED:.0%}, what is allowed")
+    change.axhline(100 * ends.growth, color="#CC6677", linewidth=1, label=f"last tenth: {100 * ends.growth:+.2f} %")
+    change.set_ylabel("resident size relative to the first tenth, %")
+    change.set_title("With the replay full")
+
+    for axes in (whole, change):
+        axes.axvline(full_at, color="#117733", linestyle="--", linewidth=1, label=f"replay full, {full_at:,} steps")
+        axes.set_xlim(0, trace.steps[-1])
+        axes.set_xlabel("environment steps (all tasks)")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize="small", loc="lower right")
+    _leave_room(change)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _leave_room(axes: Axes) -> None:
+    """For the legend, below the line."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.4 * (high - low), high)
+
+
+def benchmark(config: BenchmarkConfig) -> int:
+    """Run and print.
+
+    Raises:
+        UsageError: this is not Linux, or the folder holds a finished run, or the samples are too few to tell.
+    """
+    from experiments.runner import train  # noqa: PLC0415 - loads everything
+
+    if not PAGES.exists():
+        raise UsageError(f"there is no {PAGES}: Linux 4.14 or newer is needed")
+    training = config.training
+    try:
+        with sampling(config.interval) as samples:
+            train(training)
+    except StoppedError as stop:
+        reason, _, _ = str(stop).partition("; ")  # the rest says how to continue, which a soak cannot
+        print(f"benchmarks.soak: {reason}", file=sys.stderr)
+        return stop.status
+    trace = Trace.of(samples, training.run_dir)
+    full = trace.after(config.full_at)
+    count = len(full.steps)
+    if count < FEWEST_SAMPLES:
+        raise UsageError(f"only {count} samples with the replay full; give a lower --interval or more --total-steps")
+    ends = summary(full)
+
+    table = Table("", "first tenth", "last tenth", "growth", title=f"{count:,} samples with the replay full")
+    for name, of_quantity in ends.items():
+        spec = ",.2f" if "MiB" in name else ",.0f"
+        table.add_row(name, f"{of_quantity.first:{spec}}", f"{of_quantity.last:{spec}}", f"{of_quantity.growth:+.2%}")
+    console = Console()
+    console.print(table)
+    growth = ends["resident size, MiB"].growth
+    console.print(
+        f"from {config.full_at:,} to {trace.steps[-1]:,.0f} steps the resident size grew by {growth:.2%} "
+        f"({ASKED:.0%} is allowed)"
+    )
+    draw(trace, config.full_at, config.plot)
+    console.print(f"plot in {config.plot}", soft_wrap=True)
+    if config.json is not None:
+        content = {
+            "full_at": config.full_at,
+            "growth": growth,
+            "ends": {name: {"first": one.first, "last": one.last, "growth": one.growth} for name, one in ends.items()},
+            "samples": {field.name: getattr(trace, field.name).tolist() for field in fields(trace)},
+        }
+        write_json(config.json, config, content)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit status."""
+    return run(benchmark, BenchmarkConfig, argv, prog="benchmarks.soak")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
