@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,6 +33,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 
 ALPHA = 0.05
+MEAN, WORST = "mean over tasks", "worst task"  # beside the tasks in figures
 THRESHOLDS = (50, 100, 150, 200)  # returns that sample efficiency is measured to
 
 # Settings that must be the same for a comparison to be of the methods alone: design of the budget and the test.
@@ -74,6 +74,22 @@ class Result:
     comparison: Comparison | None  # of means over tasks with the baseline's; p_holm over all results
     detectable: float | None  # difference of means found with power 0.8 after Holm's correction, at the least
 
+    def returns(self, of: str) -> tuple[Estimate, Array] | None:
+        """Return after training: the mean over seeds, and each seed's (seeds,); None for a task that it does not have.
+
+        Args:
+            of: a task, `MEAN` or `WORST`.
+        """
+        scores = self.method.scores
+        if of == MEAN:
+            return self.mean.overall, scores.mean(1)
+        if of == WORST:
+            return self.mean.worst, scores.min(1)
+        if of not in self.method.tasks:
+            return None
+        place = self.method.tasks.index(of)
+        return self.mean.tasks[place], scores[:, place]
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -89,6 +105,11 @@ class Analysis:
     def methods(self) -> tuple[Method, ...]:
         """In the order of results."""
         return tuple(result.method for result in self.results)
+
+    @property
+    def all_one_seed(self) -> bool:
+        """Whether no method has more than one seed."""
+        return len(self.one_seed) == len(self.results)
 
     @property
     def one_seed(self) -> tuple[str, ...]:
@@ -118,7 +139,8 @@ def analyse(
     results = _correct(results)
     tests = sum(result.comparison is not None and result.comparison.p is not None for result in results)
     tasks = tuple(dict.fromkeys(task for method in methods for task in method.tasks))
-    return Analysis(tuple(results), tasks, scale, tests, tuple(_warnings(methods)))
+    warnings = (*_alone(results, baseline), *_warnings(methods))
+    return Analysis(tuple(results), tasks, scale, tests, warnings)
 
 
 def _scale(reference: Method | None, random: Mapping[str, float] | None) -> Scale | None:
@@ -163,9 +185,12 @@ def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: 
 
 def _baseline(method: Method, others: Mapping[str, Method], baseline: str) -> Method | None:
     """What the method is compared with: the baseline of its variant, on the same tasks."""
-    name = baseline.removesuffix(BLIND) + (BLIND if method.blind else "")
-    rival = others.get(name)
+    rival = others.get(_baseline_name(method, baseline))
     return rival if rival is not None and rival.name != method.name and rival.tasks == method.tasks else None
+
+
+def _baseline_name(method: Method, baseline: str) -> str:
+    return baseline.removesuffix(BLIND) + (BLIND if method.blind else "")
 
 
 def _correct(results: Sequence[Result]) -> list[Result]:
@@ -184,6 +209,19 @@ def _correct(results: Sequence[Result]) -> list[Result]:
             )
         corrected.append(dataclasses.replace(result, comparison=comparison, detectable=detectable))
     return corrected
+
+
+def _alone(results: Sequence[Result], baseline: str) -> list[str]:
+    """Where a method ought to have a baseline and has none."""
+    missing: dict[str, list[str]] = {}
+    for result in results:
+        name = _baseline_name(result.method, baseline)
+        if result.baseline is None and result.method.name != name:
+            missing.setdefault(name, []).append(result.method.name)
+    return [
+        f"There are no finished runs of {name} on the same tasks to compare {', '.join(who)} with."
+        for name, who in missing.items()
+    ]
 
 
 def _warnings(methods: Sequence[Method]) -> list[str]:
@@ -215,4 +253,5 @@ def _groups(items: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 def told_apart(result: Result) -> bool:
     """Whether the method and its baseline differ, at 0.05 over all comparisons."""
-    return result.comparison is not None and (result.comparison.p_holm or math.inf) <= ALPHA
+    p = None if result.comparison is None else result.comparison.p_holm
+    return p is not None and p <= ALPHA

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import UsageError, run
+from experiments.cli import UsageError, one_line, run
 from experiments.runs import BASELINE, REFERENCE, load_runs
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.runs import Run
 
 PROG = "experiments.analyze_results"
+ALL = "all"
 
 RANDOM_EPISODES = 100
 """Episodes of random play per task, for the zero of normalised scores."""
@@ -37,8 +38,8 @@ class AnalyzeConfig:
     report.html, one page with interactive plots that needs no network.
     """
 
-    method: tuple[str, ...] = ()
-    """Runs to report on, by name (`gradnorm`, `gradnorm_blind`, ...). Default: all that are found."""
+    method: tuple[str, ...] = (ALL,)
+    """Runs to report on: names (`gradnorm`, `gradnorm_blind`, ...), or `all` that are found."""
 
     results_dir: Path = Path("results/runs")
     """Where runs are kept."""
@@ -57,6 +58,8 @@ class AnalyzeConfig:
     shown anyway."""
 
     def __post_init__(self) -> None:
+        if not self.method:
+            raise ValueError("method: there are none; give one or more, or all")
         if self.video_dir is not None and not self.html:
             raise ValueError("--video-dir is for the report: give --html too")
 
@@ -82,20 +85,22 @@ def analyze(config: AnalyzeConfig, words: Sequence[str] = ()) -> None:
     runs, broken = load_runs(config.results_dir)
     _check_runs(config, runs, broken)
     figures = [f"{name}{suffix}" for name in plots.FIGURES for suffix in plots.SUFFIXES]
-    _check_outputs(config.output_dir, [*TEXTS, *figures, *([report.REPORT_FILE] if config.html else [])])
-    skipped = [_one_line(error) for error in broken]
+    _check_outputs(config.output_dir, [*TEXTS, *figures, report.REPORT_FILE])
+    skipped = [one_line(str(error)) for error in broken]
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
 
     methods = as_methods(runs)
-    chosen = [methods[name] for name in dict.fromkeys(config.method or methods)]
+    chosen = [methods[name] for name in dict.fromkeys(methods if ALL in config.method else config.method)]
     analysis = analyse(chosen, methods, config.baseline, _random_returns(methods))
     written = write(analysis, config.output_dir)
+    path = config.output_dir / report.REPORT_FILE
     if config.html:
-        path = config.output_dir / report.REPORT_FILE
         command = shlex.join(["python", "-m", PROG, *words])
         report.write(analysis, path, command=command, skipped=skipped, video_dir=config.video_dir)
         written.append(path)
+    else:
+        path.unlink(missing_ok=True)  # it would show an earlier analysis
     print(tables.returns_table(analysis))
     for sentence in (*analysis.warnings, *tables.verdicts(analysis)):
         print(f"\n{sentence}")
@@ -132,7 +137,7 @@ def _check_runs(config: AnalyzeConfig, runs: Mapping[str, Sequence[Run]], broken
         )
     known = ", ".join(runs)
     for name in config.method:
-        if name not in runs:
+        if name not in (ALL, *runs):
             raise UsageError(f"no finished runs of {name!r} in '{config.results_dir}'; there are {known}")
     # The default may be missing: then nothing is compared.
     if config.baseline != BASELINE and not any(name in runs for name in (config.baseline, f"{config.baseline}_blind")):
@@ -171,11 +176,6 @@ def _shown(items: Iterable[str], doing: str = "drawing") -> Iterator[str]:
 
     console = Console(stderr=True)
     yield from track(list(items), doing, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _one_line(error: Exception) -> str:
-    """The message, with nothing that would act on the terminal: names of folders may be of a stranger's choosing."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,9 +24,11 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-__all__ = ["UsageError", "main_guard", "parse", "run"]
+__all__ = ["UsageError", "main_guard", "one_line", "parse", "parse_seeds", "run"]
 
 T = TypeVar("T")
+
+MOST_SEEDS = 10_000
 
 # What an operating system has against a name besides what has an exception of its own.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
@@ -102,6 +104,28 @@ def parse(
         return _parse(config_type, words, prog=prog, description=description, **options)
 
 
+def parse_seeds(words: Sequence[str]) -> list[int]:
+    """The seeds that `0 3 7-9` stands for, each once, in the order given.
+
+    Raises:
+        ValueError: a word is neither a number nor a range, or there are none, or more than 10,000.
+    """
+    seeds: dict[int, None] = {}
+    for word in words:
+        if not (match := re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", word)):
+            raise ValueError(f"seeds: {word!r} is neither a seed such as 3 nor a range such as 0-9")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise ValueError(f"seeds: {word!r} counts down; did you mean {last}-{first}?")
+        if last - first >= MOST_SEEDS or len(seeds) + last - first >= MOST_SEEDS:
+            raise ValueError(f"seeds: {' '.join(words)} are more than {MOST_SEEDS:,}")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    if not seeds:
+        raise ValueError("seeds: there are none; give some, such as 0-9")
+    return list(seeds)
+
+
 @contextlib.contextmanager
 def main_guard(prog: str) -> Iterator[None]:
     """Turn the errors that a user can cause into one line `prog: message` on stderr and exit status 2.
@@ -117,7 +141,7 @@ def main_guard(prog: str) -> Iterator[None]:
     except (*USER_ERRORS, OSError) as error:
         if not isinstance(error, USER_ERRORS) and error.errno not in NAME_ERRORS:
             raise
-        print(f"{prog}: {_one_line(_message(error))}", file=sys.stderr)
+        print(f"{prog}: {one_line(_message(error))}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -130,7 +154,7 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` on one line, with control characters escaped so that they cannot act on the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 

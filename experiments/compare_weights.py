@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import UsageError, run
+from experiments.cli import UsageError, one_line, parse_seeds, run
 from experiments.config import Variant, WandbMode, check_wandb_project, run_name
 from experiments.runs import STEP, load_runs
 
@@ -55,6 +55,8 @@ class CompareWeightsConfig:
     def __post_init__(self) -> None:
         if not self.methods:
             raise ValueError("methods: there are none; give one or more")
+        if self.seeds:
+            parse_seeds(self.seeds)
         check_wandb_project(self.wandb_project)
 
     @property
@@ -137,8 +139,6 @@ def weight_lines(run_: Run) -> list[dict[str, float]]:
 
 def _choose(config: CompareWeightsConfig) -> dict[str, list[Run]]:
     """The runs to compare by name, seeds in order; one line on stderr for each folder that can't be read."""
-    from experiments.sweep.grid import parse_seeds  # noqa: PLC0415
-
     runs, broken = load_runs(config.results_dir)
     wanted = parse_seeds(config.seeds) if config.seeds else None
     chosen: dict[str, list[Run]] = {}
@@ -156,7 +156,7 @@ def _choose(config: CompareWeightsConfig) -> dict[str, list[Run]]:
             if not weight_lines(run_):
                 raise UsageError(f"'{run_.folder}' has no task weights: {name} does not weigh tasks")
     for error in broken:
-        print(f"skipped {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"skipped {one_line(str(error))}", file=sys.stderr)
     return chosen
 
 

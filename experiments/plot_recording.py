@@ -28,11 +28,13 @@ def plot(config: PlotRecordingConfig) -> None:
 
     Raises:
         RecordingError: the file is no recording.
-        UsageError: there is nothing to draw, or an output is in the way. Nothing is written then.
+        UsageError: there is nothing to draw, or an output is in the way, and nothing is written then; or the disk is
+            full.
         OSError: the file can't be read.
     """
     # Slow to load, and --help needs none of it.
     from experiments.plots.recording import FIGURES, Recording, draw  # noqa: PLC0415
+    from experiments.stopping import disk_errors  # noqa: PLC0415
     from mtrl.recorder import read_recording  # noqa: PLC0415
 
     recording = Recording(config.recording, read_recording(config.recording))
@@ -46,7 +48,8 @@ def plot(config: PlotRecordingConfig) -> None:
     for path in paths.values():
         if path.is_dir():
             raise UsageError(f"'{path}' is a folder; a figure needs a file")
-    drawn = [path.name for name, path in paths.items() if draw(name, recording, path)]
+    with disk_errors(folder, UsageError):
+        drawn = [path.name for name, path in paths.items() if draw(name, recording, path)]
     print(f"{', '.join(drawn)} in {folder}")
 
 

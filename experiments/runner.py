@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shutil
 from pathlib import Path
@@ -29,10 +28,10 @@ from experiments.runs import (
     METRICS_FILE,
     MODEL_FILE,
     PREVIOUS_FILE,
+    write_json,
 )
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER, Episodes, Views, check_wandb
-from mtrl.checkpoint import replacing
 
 
 def train(config: TrainConfig) -> Evaluation:
@@ -67,7 +66,7 @@ def train(config: TrainConfig) -> Evaluation:
                 print(f"{config.run_name}, seed {config.seed}: continuing from '{saved.path}'")
             with disk_errors(folder, UsageError):
                 _clear(folder, continued=saved is not None)
-                _write_json(folder / CONFIG_FILE, description)
+                write_json(folder / CONFIG_FILE, description)
                 metrics = MetricsFile(folder / METRICS_FILE)
             views.open(config, description, None if saved is None else saved.steps)
             names = [task.name for task in tasks]
@@ -143,7 +142,7 @@ def _finish(config: TrainConfig, agent: MultiTaskDQN, names: list[str]) -> Evalu
     """Save the model, and evaluate it."""
     agent.save(config.run_dir / MODEL_FILE)
     evaluation = evaluate(agent, names, config.final_episodes, FINAL_SEED)
-    _write_json(config.run_dir / EVALUATION_FILE, evaluation.as_json())
+    write_json(config.run_dir / EVALUATION_FILE, evaluation.as_json())
     return evaluation
 
 
@@ -250,9 +249,3 @@ def _clear(folder: Path, continued: bool) -> None:
     for path in (folder / name for name in folders):
         if path.exists():
             shutil.rmtree(path)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one step, so that a reader never sees half a file."""
-    with replacing(path) as file:
-        file.write(f"{json.dumps(content, indent=2)}\n".encode())

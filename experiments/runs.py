@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,14 @@ class Run:
         others, abscissae = self.columns.get(against, none)
         _, of_values, of_others = np.intersect1d(rows, others, assume_unique=True, return_indices=True)
         return abscissae[of_others], values[of_values]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write in one step, so that a reader never sees half a file."""
+    from mtrl.checkpoint import replacing  # noqa: PLC0415 - it loads PyTorch, which reading runs does not need
+
+    with replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def read_run(folder: Path) -> Run:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from experiments.analysis import THRESHOLDS, Analysis, Result, told_apart
+from experiments.markdown import cell, count, number, table
 from experiments.statistics import Estimate, Summary
 
 CSV_COLUMNS = (
@@ -21,15 +21,15 @@ def returns_table(analysis: Analysis) -> str:
     header = ["method", "seeds", *analysis.tasks, "mean", "worst task", "success"]
     rows = []
     for result in analysis.results:
-        success = _cell(result.success.overall, "{:.0%}")
+        success = cell(result.success.overall, "{:.0%}")
         rows.append([*_who(result), *_summary_cells(result, result.mean, analysis.tasks), success])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def verdicts(analysis: Analysis) -> list[str]:
     """What the comparison can and cannot tell, a sentence or two per baseline."""
     sentences = []
-    if len(analysis.one_seed) == len(analysis.results):
+    if analysis.all_one_seed:
         sentences.append("One seed of every method: no intervals and no tests, and no two methods can be told apart.")
     elif analysis.one_seed:
         who = ", ".join(analysis.one_seed)
@@ -66,7 +66,7 @@ def markdown(analysis: Analysis) -> str:
     parts += ["## Returns", RETURNS, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _iqm_table(analysis)]
     if any(result.baseline for result in analysis.results):
-        tests = f"{analysis.comparisons} comparison{'' if analysis.comparisons == 1 else 's'}"
+        tests = count(analysis.comparisons, "comparison")
         if not analysis.comparisons:
             tests = "none here, as a test takes two seeds"
         parts += ["## Against the baseline", COMPARISON.format(tests=tests), _comparison_table(analysis)]
@@ -91,7 +91,7 @@ def _extent(analysis: Analysis) -> str:
     (budget,) = steps if len(steps) == 1 else (None,)
     of = f" of {budget:,} environment steps" if isinstance(budget, int) else ""
     return (
-        f"{len(analysis.results)} methods, {len(runs)} runs{of}. "
+        f"{count(len(analysis.results), 'method')}, {count(len(runs), 'run')}{of}. "
         "Made by `python -m experiments.analyze_results`; table.csv has every number."
     )
 
@@ -127,7 +127,7 @@ SIZE = """\
 
 def _iqm_table(analysis: Analysis) -> str:
     rows = [[*_who(result), *_summary_cells(result, result.iqm, analysis.tasks)] for result in analysis.results]
-    return _table(["method", "seeds", *analysis.tasks, "all tasks", "worst task"], rows)
+    return table(["method", "seeds", *analysis.tasks, "all tasks", "worst task"], rows)
 
 
 def _normalised_table(analysis: Analysis) -> str:
@@ -135,7 +135,7 @@ def _normalised_table(analysis: Analysis) -> str:
         [*_who(result), *_summary_cells(result, result.normalised_mean, analysis.tasks, "{:.2f}")]
         for result in analysis.results
     ]
-    return _table(["method", "seeds", *analysis.tasks, "mean", "worst task"], rows)
+    return table(["method", "seeds", *analysis.tasks, "mean", "worst task"], rows)
 
 
 def _comparison_table(analysis: Analysis) -> str:
@@ -144,7 +144,7 @@ def _comparison_table(analysis: Analysis) -> str:
     for result in analysis.results:
         if result.baseline is None:
             continue
-        improvement = _cell(result.improvement, "{:.2f}")
+        improvement = cell(result.improvement, "{:.2f}")
         comparison = result.comparison
         if comparison is None:
             rows.append([result.method.name, result.baseline, "none", improvement, "-", "-", "-", "-", "cannot tell"])
@@ -154,15 +154,15 @@ def _comparison_table(analysis: Analysis) -> str:
             better = "better" if comparison.difference.value > 0 else "worse"
             verdict = better if told_apart(result) else "not told apart"
         numbers = [
-            _number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
+            number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
         ]
         rows.append(
             [
                 *(result.method.name, result.baseline, _seeds(comparison.seeds), improvement),
-                *(_cell(comparison.difference, "{:+.1f}"), *numbers, _number(result.detectable, "{:.0f}"), verdict),
+                *(cell(comparison.difference, "{:+.1f}"), *numbers, number(result.detectable, "{:.0f}"), verdict),
             ]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _efficiency_table(analysis: Analysis) -> str:
@@ -175,9 +175,9 @@ def _efficiency_table(analysis: Analysis) -> str:
                 cells.append("-")
             else:
                 thousands = _divided(reached.median, 1000)
-                cells.append(f"{_cell(thousands, '{:,.0f}k')} ({reached.reached} of {reached.seeds})")
+                cells.append(f"{cell(thousands, '{:,.0f}k')} ({reached.reached} of {reached.seeds})")
         rows.append([*_who(result), *cells])
-    return _table(["method", "seeds", *(f"to {threshold}" for threshold in THRESHOLDS)], rows)
+    return table(["method", "seeds", *(f"to {threshold}" for threshold in THRESHOLDS)], rows)
 
 
 def _size_table(analysis: Analysis) -> str:
@@ -185,9 +185,9 @@ def _size_table(analysis: Analysis) -> str:
     for result in analysis.results:
         method = result.method
         times = (method.ms_per_update(), method.steps_per_s(), method.minutes())
-        numbers = [_number(value, form) for value, form in zip(times, ("{:.2f}", "{:,.0f}", "{:.1f}"), strict=True)]
-        rows.append([*_who(result), _number(result.parameters, "{:,}"), *numbers])
-    return _table(["method", "seeds", "parameters", "ms per update", "steps/s", "minutes"], rows)
+        numbers = [number(value, form) for value, form in zip(times, ("{:.2f}", "{:,.0f}", "{:.1f}"), strict=True)]
+        rows.append([*_who(result), number(result.parameters, "{:,}"), *numbers])
+    return table(["method", "seeds", "parameters", "ms per update", "steps/s", "minutes"], rows)
 
 
 def _who(result: Result) -> tuple[str, str]:
@@ -199,18 +199,7 @@ def _summary_cells(result: Result, summary: Summary | None, tasks: Sequence[str]
     if summary is None:
         return ["-"] * (len(tasks) + 2)
     by_task = dict(zip(result.method.tasks, summary.tasks, strict=True))
-    return [_cell(estimate, form) for estimate in (*map(by_task.get, tasks), summary.overall, summary.worst)]
-
-
-def _cell(estimate: Estimate | None, form: str) -> str:
-    """The value, and its interval where there is one."""
-    if estimate is None:
-        return "-"
-    value = _number(estimate.value, form)
-    if estimate.interval is None:
-        return value
-    low, high = (_number(end, form) for end in estimate.interval)
-    return f"{value} [{low}, {high}]"
+    return [cell(estimate, form) for estimate in (*map(by_task.get, tasks), summary.overall, summary.worst)]
 
 
 def _divided(estimate: Estimate, unit: float) -> Estimate:
@@ -218,22 +207,11 @@ def _divided(estimate: Estimate, unit: float) -> Estimate:
     return Estimate(estimate.value / unit, interval, estimate.kind)
 
 
-def _number(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return "never" if value == math.inf else form.format(value)
-
-
 def _seeds(seeds: Sequence[int]) -> str:
     """`0, 1` or, from three on without a gap, `0-9`."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def to_csv(analysis: Analysis) -> str:

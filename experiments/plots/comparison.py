@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from experiments.analysis import THRESHOLDS, Analysis
+from experiments.analysis import MEAN, THRESHOLDS, WORST, Analysis
 from experiments.methods import Method
 from experiments.plots.style import (
     SOLVED,
@@ -22,6 +22,7 @@ from experiments.plots.style import (
     line_style,
     marker,
     mean_note,
+    row_names,
     seeds_note,
     title,
     variant_markers,
@@ -36,20 +37,13 @@ SPREAD = 1.035  # factor between the abscissae of two methods with as many param
 
 def final_returns(analysis: Analysis) -> Figure:
     """Return after training, a line per method, a panel per task, for the mean and the worst task; seeds as dots."""
-    names = [*analysis.tasks, "mean over tasks", "worst task"]
+    names = [*analysis.tasks, MEAN, WORST]
     figure, panels = _lines_per_method(analysis, len(names))
     for axes, name in zip(panels, names, strict=True):
         for result in analysis.results:
-            method, mean = result.method, result.mean
-            if name == names[-1]:
-                estimate, dots = mean.worst, method.scores.min(1)
-            elif name == names[-2]:
-                estimate, dots = mean.overall, method.scores.mean(1)
-            elif name in method.tasks:
-                place = method.tasks.index(name)
-                estimate, dots = mean.tasks[place], method.scores[:, place]
-            else:
+            if (found := result.returns(name)) is None:
                 continue
+            (estimate, dots), method = found, result.method
             y = _height(analysis, method)
             if len(dots) > 1:
                 axes.plot(dots, np.full(len(dots), y), ".", color=colour(method), alpha=0.4, markersize=5, mew=0)
@@ -57,7 +51,7 @@ def final_returns(analysis: Analysis) -> Figure:
         axes.axvline(SOLVED, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_title(name)
         axes.set_xlabel("return per episode")
-    note = mean_note(analysis.methods) + ("" if _all_one(analysis) else ", small dots: seeds")
+    note = mean_note(analysis.methods) + ("" if analysis.all_one_seed else ", small dots: seeds")
     title(figure, f"Return after training: {note}; dotted: solved ({SOLVED})")
     return figure
 
@@ -89,7 +83,7 @@ def sample_efficiency(analysis: Analysis) -> Figure | None:
         axes.set_title(f"to a return of {threshold}")
         axes.set_xlabel(STEPS_LABEL)
     seeds = seeds_note([result.method for result in results])
-    note = seeds if _all_one(analysis) else f"median over {seeds}, 95 % intervals from 6 seeds on"
+    note = seeds if analysis.all_one_seed else f"median over {seeds}, 95 % intervals from 6 seeds on"
     if any(0 < found.reached < found.seeds for result in results for found in result.steps_to.values()):
         note += "; 9/10: seeds that came there"
     title(figure, f"Steps until the greedy return, averaged over tasks, first reached a number: {note}")
@@ -153,7 +147,7 @@ def performance_profiles(analysis: Analysis) -> Figure:
         axes.legend(loc="lower left")
     panels[0].set_ylabel("share of seeds and tasks above it")
     note = seeds_note(analysis.methods)
-    if banded and not _all_one(analysis):
+    if banded and not analysis.all_one_seed:
         note += ", 95 % intervals"
     title(figure, f"Performance profiles, higher is better: {note}; dotted: solved ({SOLVED})")
     return figure
@@ -161,7 +155,7 @@ def performance_profiles(analysis: Analysis) -> Figure:
 
 def _lines_per_method(analysis: Analysis, columns: int) -> tuple[Figure, list[Axes]]:
     """Panels side by side with a line per method from top to bottom, its variants beside each other."""
-    names = families(analysis)
+    names = row_names(analysis)
     figure = Figure(figsize=(2.6 + 2.3 * columns, 1.5 + 0.38 * len(names)), layout="constrained")
     panels = list(figure.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0])
     panels[0].set_yticks(range(len(names)), names)
@@ -184,7 +178,3 @@ def _draw_estimate(axes: Axes, estimate: Estimate, y: float, method: Method) -> 
     if estimate.interval is not None:
         axes.plot(estimate.interval, [y, y], color=colour(method), linewidth=1.4, solid_capstyle="butt")
     axes.plot([estimate.value], [y], "o", **marker(method.blind, colour(method)))
-
-
-def _all_one(analysis: Analysis) -> bool:
-    return all(len(method.runs) == 1 for method in analysis.methods)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from experiments.analysis import Analysis
 from experiments.methods import BINS, Curve, Method
 from experiments.plots.style import (
-    DIVERGING,
     STEPS_LABEL,
+    colour_limit,
     draw_curve,
+    draw_matrix,
     grid_of_panels,
     handles_of,
     in_steps,
@@ -26,8 +27,7 @@ from experiments.plots.style import (
     title,
 )
 
-NARROWEST = 6.5  # inches, for the title
-MOST_NUMBERS = 8  # tasks up to which a heat map's cells hold their numbers
+NARROWEST = 5.0  # inches, for the title
 
 
 def task_weights(analysis: Analysis) -> Figure | None:
@@ -63,10 +63,10 @@ def conflicts(analysis: Analysis) -> Figure | None:
 def aim_thresholds(analysis: Analysis) -> Figure | None:
     """AIM's thresholds at the end of training: a heat map per method."""
     matrices = {method: tau for method in analysis.methods if (tau := method.thresholds()) is not None}
-    figure = _heat_maps(matrices, "tau, the cosine below which", "gives way to that of", "the gradient of")
+    figure = _heat_maps(matrices, "tau (a cosine)", "gives way to", "gradient of")
     if figure is not None:
         note = seeds_note(list(matrices))
-        title(figure, f"AIM's thresholds at the end of training: {note}")
+        title(figure, f"AIM's thresholds after training: below tau, a row's gradient gives way to a column's; {note}")
     return figure
 
 
@@ -105,20 +105,11 @@ def _heat_maps(
         figsize=(max(1.4 + 2.3 * columns, NARROWEST), 0.8 + 2.3 * -(-len(matrices) // columns)), layout="constrained"
     )
     panels = grid_of_panels(figure, len(matrices), columns)
-    limit = max(0.01, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices.values()))
+    limit = colour_limit(matrices.values())
     for axes, (method, matrix) in zip(panels, matrices.items(), strict=True):
-        image = axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
-        names = range(len(method.tasks)), method.tasks
-        axes.set_xticks(*names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(*names)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+        draw_matrix(axes, matrix, method.tasks, limit)
         axes.set_title(label(method, list(matrices)))
-        if len(method.tasks) <= MOST_NUMBERS:
-            for (i, j), value in np.ndenumerate(matrix):
-                if np.isfinite(value):
-                    shade = "white" if abs(value) > 0.6 * limit else "black"
-                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=shade, fontsize="small")
     only_outer(panels, columns, x, y)
-    figure.colorbar(image, ax=panels, label=unit, shrink=0.6 if len(matrices) <= columns else 0.4)
+    shrink = 0.6 if len(matrices) <= columns else 0.4
+    figure.colorbar(panels[0].images[0], ax=panels, label=unit, shrink=shrink, panchor=False)
     return figure

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from experiments.methods import BINS, in_bins
 from experiments.plots.style import (
-    DIVERGING,
     RC,
     STEPS_LABEL,
+    colour_limit,
+    draw_matrix,
     grid_of_panels,
     handles_of,
     legend_beside,
@@ -30,7 +31,6 @@ from experiments.runs import STEP
 
 SPAN = 30  # the largest over the smallest, from which an axis is logarithmic
 MOST_LINES = 12  # that are told apart by a legend
-MOST_NUMBERS = 6  # tasks up to which a heat map's cells hold their numbers
 
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]  # steps and values
@@ -124,7 +124,11 @@ def cosines(recording: Recording) -> Figure | None:
     axes.set_ylabel("cosine (below 0: conflict)")
     _in_steps(axes, recording)
     legend_beside(axes, handles_of([axes]))
-    _draw_matrix(heat_map, {pair: float(values.mean()) for pair, (_, values) in pairs.items()}, recording.tasks)
+    matrix = np.full((len(recording.tasks), len(recording.tasks)), np.nan)
+    for pair, (_, values) in pairs.items():
+        i, j = map(recording.tasks.index, pair)
+        matrix[i, j] = matrix[j, i] = values.mean()
+    draw_matrix(heat_map, matrix, recording.tasks, colour_limit([matrix]))
     heat_map.set_title("mean over the recording")
     figure.colorbar(heat_map.images[0], ax=heat_map, label="mean cosine")
     figure.suptitle(f"Cosines between task gradients: {recording.title}")
@@ -202,22 +206,3 @@ def _draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
 def _in_steps(axes: Axes, recording: Recording) -> None:
     axes.set_xlabel(recording.step_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _draw_matrix(axes: Axes, cells: Mapping[tuple[str, str], float], tasks: Sequence[str]) -> None:
-    """A symmetric heat map, on a scale of colours around 0; the diagonal says nothing and stays empty."""
-    matrix = np.full((len(tasks), len(tasks)), np.nan)
-    for pair, value in cells.items():
-        i, j = map(tasks.index, pair)
-        matrix[i, j] = matrix[j, i] = value
-    limit = max(float(np.nanmax(np.abs(matrix))), 0.01)
-    axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if len(tasks) <= MOST_NUMBERS:
-        for (i, j), value in np.ndenumerate(matrix):
-            if np.isfinite(value):
-                shade = "white" if abs(value) > 0.6 * limit else "black"
-                axes.text(j, i, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", color=shade, fontsize="small")

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
 from experiments.analysis import Analysis
 from experiments.methods import Curve, Method
@@ -35,6 +37,7 @@ OTHER_COLOURS = ("#332288", "#44AA99", "#661100", "#6699CC")
 OTHER_DASHES = ("-", "--", "-.", ":")
 TASK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
 DIVERGING = "PuOr"  # as good for all kinds of colour vision
+MOST_NUMBERS = 8  # tasks up to which a heat map's cells hold their numbers
 SOLVED = 200  # the return from which LunarLander counts as solved
 
 RC: Any = {  # newer releases of Matplotlib type every key
@@ -91,6 +94,11 @@ def families(analysis: Analysis) -> list[str]:
     return list(dict.fromkeys(method.family for method in analysis.methods))
 
 
+def row_names(analysis: Analysis) -> list[str]:
+    """Names of the methods where each is a row: without variant only where a row is of both variants."""
+    return families(analysis) if len(variants(analysis)) > 1 else [method.name for method in analysis.methods]
+
+
 def seeds_note(methods: Sequence[Method]) -> str:
     """How many seeds the methods have."""
     counts = [len(method.runs) for method in methods]
@@ -125,6 +133,33 @@ def draw_curve(axes: Axes, curve: Curve | None, label: str, **style: Any) -> Non
     axes.plot(curve.x, curve.mean, label=label, linewidth=1.5, marker=alone, **style)
     if curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def draw_matrix(axes: Axes, matrix: NDArray[np.float64], tasks: Sequence[str], limit: float) -> None:
+    """A heat map over pairs of tasks, with colours around 0; NaN stays empty.
+
+    Args:
+        axes: where.
+        matrix: (T, T).
+        tasks: names, T of them.
+        limit: the number that has the strongest colour.
+    """
+    axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if len(tasks) <= MOST_NUMBERS:
+        for (i, j), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                shade = "white" if abs(value) > 0.6 * limit else "black"
+                rounded = round(value, 2) + 0.0  # no -0.00
+                axes.text(j, i, f"{rounded:.2f}", ha="center", va="center", color=shade, fontsize="small")
+
+
+def colour_limit(matrices: Iterable[NDArray[np.float64]]) -> float:
+    """The largest absolute value in any of the matrices, for `draw_matrix`."""
+    return max(0.01, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices))
 
 
 def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:

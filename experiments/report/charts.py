@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.analysis import THRESHOLDS, Analysis, Result
+from experiments.analysis import MEAN, THRESHOLDS, WORST, Analysis, Result
 from experiments.methods import BINS, Curve, Method
 from experiments.plots.learning import LOWEST
 from experiments.plots.style import (
@@ -20,7 +20,9 @@ from experiments.plots.style import (
     SOLVED,
     STEPS_LABEL,
     colour,
+    colour_limit,
     families,
+    label,
     mean_note,
     seeds_note,
     task_style,
@@ -133,26 +135,19 @@ def final_returns(analysis: Analysis) -> Chart:
     margin = max(0.05 * (max(ends) - min(ends)), 1.0)
     reach = [min(ends) - margin, max(ends) + margin]
     panels = []
-    for name in ("mean over tasks", "worst task", *analysis.tasks):
+    for name in (MEAN, WORST, *analysis.tasks):
         traces = []
         for result in analysis.results:
-            method, mean = result.method, result.mean
-            if name == "mean over tasks":
-                estimate, dots = mean.overall, method.scores.mean(1)
-            elif name == "worst task":
-                estimate, dots = mean.worst, method.scores.min(1)
-            elif name in method.tasks:
-                place = method.tasks.index(name)
-                estimate, dots = mean.tasks[place], method.scores[:, place]
-            else:
+            if (found := result.returns(name)) is None:
                 continue
+            (estimate, dots), method = found, result.method
             key, y = _key(analysis, method), _height(analysis, method)
             if len(dots) > 1:
                 traces.append(_seeds(key, method, dots, y))
             traces.append(_point(key, estimate, y, method.blind, f"return %{{x:.1f}}{_interval(estimate)}"))
         layout = _layout({"title": "return per episode", "range": reach}, _rows(analysis), solved="x")
         panels.append(Panel(name, _figure(traces, layout), _rows_height(analysis)))
-    small = "" if _all_one(analysis) else " Small dots: seeds."
+    small = "" if analysis.all_one_seed else " Small dots: seeds."
     note = f"Return per episode after training, {mean_note(analysis.methods)}.{small} {_markers(analysis)}"
     return Chart("final-returns", "Final returns", f"{note} Dotted: solved ({SOLVED}).", {"": panels})
 
@@ -181,7 +176,7 @@ def performance_profiles(analysis: Analysis) -> Chart:
             )
         share = {"title": "share above it", "tickformat": ".0%", "range": [-0.03, 1.03]}
         panels.append(Panel(variant, _figure(traces, _layout({"title": "return per episode"}, share, solved="x"))))
-    intervals = "" if _all_one(analysis) else ", 95 % intervals"
+    intervals = "" if analysis.all_one_seed else ", 95 % intervals"
     note = (
         f"Share of seeds and tasks whose return is above a number; higher is better. {_of(analysis.methods)}{intervals}"
     )
@@ -219,7 +214,7 @@ def sample_efficiency(analysis: Analysis) -> Chart | None:
         panels.append(Panel(f"to a return of {threshold}", _figure(traces, layout), _rows_height(analysis)))
     seeds = _of([result.method for result in results])
     note = "Environment steps until the greedy return, averaged over tasks, first reached a number. "
-    note += f"{seeds}." if _all_one(analysis) else f"{seeds}: their median, with 95 % intervals from 6 seeds on."
+    note += f"{seeds}." if analysis.all_one_seed else f"{seeds}: their median, with 95 % intervals from 6 seeds on."
     return Chart("sample-efficiency", "Sample efficiency", f"{note} {_markers(analysis)}", {"": panels})
 
 
@@ -311,7 +306,7 @@ def _curves_per_method(
             if found is not None:
                 traces += _curve(found, key, f"{unit} %{{y:.3f}}", "at %{x:.4~s} steps", "{:.3f}")
         layout = _layout(_steps_axis(), {"title": unit})
-        panels.append(Panel(_name(method, methods), _figure(traces, layout), of=_key(analysis, method).id))
+        panels.append(Panel(label(method, methods), _figure(traces, layout), of=_key(analysis, method).id))
     return Chart(_id(title), title, f"{note}, {mean_note(methods)}.", {"": panels}, keys)
 
 
@@ -321,7 +316,7 @@ def _heat_maps(
     """Matrices (tasks, tasks) on one scale of colours around 0."""
     if not matrices:
         return None
-    limit = max(0.01, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices.values()))
+    limit = colour_limit(matrices.values())
     panels = []
     for method, matrix in matrices.items():
         names = [_text(task) for task in method.tasks]
@@ -343,7 +338,7 @@ def _heat_maps(
         for axis in ("xaxis", "yaxis"):
             layout[axis] |= {"showgrid": False, "ticks": ""}
         figure = _figure([trace.to_plotly_json()], layout)
-        panels.append(Panel(_name(method, list(matrices)), figure, 230, _key(analysis, method).id))
+        panels.append(Panel(label(method, list(matrices)), figure, 230, _key(analysis, method).id))
     scale = (f"{-limit:.2f}", f"{limit:.2f}", unit)
     return Chart(_id(title), title, f"{note}. {_of(list(matrices))}.", {"": panels}, scale=scale, narrow=True)
 
@@ -521,13 +516,6 @@ def _interval(estimate: Estimate) -> str:
     return "" if estimate.interval is None else " [{:.1f}, {:.1f}]".format(*estimate.interval)
 
 
-def _name(method: Method, others: Sequence[Method]) -> str:
-    """The method's name, and its number of seeds where others have another."""
-    if len({len(other.runs) for other in others}) == 1:
-        return method.name
-    return f"{method.name} ({'one seed' if len(method.runs) == 1 else f'{len(method.runs)} seeds'})"
-
-
 def _of(methods: Sequence[Method]) -> str:
     note = seeds_note(methods)
     return note[0].upper() + note[1:]
@@ -535,10 +523,6 @@ def _of(methods: Sequence[Method]) -> str:
 
 def _markers(analysis: Analysis) -> str:
     return "Filled: aware; open: blind." if len(variants(analysis)) > 1 else ""
-
-
-def _all_one(analysis: Analysis) -> bool:
-    return all(len(method.runs) == 1 for method in analysis.methods)
 
 
 def _id(title: str) -> str:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from experiments.cli import UsageError
-from experiments.statistics import Comparison, Estimate
+from experiments.cli import UsageError, parse_seeds
+from experiments.markdown import cell, count, table
+from experiments.runs import write_json
+from experiments.statistics import Comparison
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
 from experiments.supervised.data import load_data
 from experiments.supervised.loading import load_settings
-from experiments.supervised.output import describe, progress, write_json
+from experiments.supervised.output import describe, progress
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settings
 from experiments.supervised.training import Epoch, Learner, find_balancer, find_device, num_held_out
-from experiments.sweep.grid import parse_seeds
 from mtrl.checkpoint import replacing
 
 ALPHA = 0.05
+FORM = "{:.3f}"  # of a score
 QUICK_SEEDS = 3  # of --quick
 RESULTS_FILE = "comparison.json"
 TABLE_FILE = "table.md"
@@ -123,10 +125,10 @@ def markdown(results: Results, settings: Settings) -> str:
     intervals = " with 95 % intervals" if several else ""
     parts = [
         f"Validation {metrics} after {settings.training.epochs} epochs on {settings.data.num_train} samples of "
-        f"{settings.data.source}: mean over {_count(len(results.seeds), 'seed')}{intervals}.",
-        _table(
+        f"{settings.data.source}: mean over {count(len(results.seeds), 'seed')}{intervals}.",
+        table(
             ["balancer", *columns],
-            ([name, *map(_cell, results.estimates(name))] for name in results.balancers),
+            ([name, *(cell(estimate, FORM) for estimate in results.estimates(name))] for name in results.balancers),
         ),
     ]
     for name in results.balancers:
@@ -137,8 +139,8 @@ def markdown(results: Results, settings: Settings) -> str:
     if others and several:
         parts += [
             f"Difference from {results.baseline}, paired by seed; p is Holm's, adjusted within each column for "
-            f"{_count(len(others), 'balancer')}.",
-            _table(
+            f"{count(len(others), 'balancer')}.",
+            table(
                 ["balancer", *columns],
                 ([name, *(_difference(differences[column][name]) for column in columns)] for name in others),
             ),
@@ -168,28 +170,11 @@ def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) 
     )
 
 
-def _cell(estimate: Estimate, form: str = "{:.3f}") -> str:
-    value = form.format(estimate.value)
-    if estimate.interval is None:
-        return value
-    low, high = (form.format(end) for end in estimate.interval)
-    return f"{value} [{low}, {high}]"
-
-
 def _difference(comparison: Comparison) -> str:
     p = comparison.p_holm or 0.0
-    return f"{_cell(comparison.difference, '{:+.3f}')} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return f"{cell(comparison.difference, '{:+.3f}')} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
 
 
 def _span(values: Sequence[float]) -> str:
     low, high = f"{min(values):.3f}", f"{max(values):.3f}"
     return low if low == high else f"{low} to {high}, depending on the balancer,"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

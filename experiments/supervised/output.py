@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import platform
 from collections.abc import Iterator
@@ -13,8 +12,10 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from experiments.runs import write_json
 from experiments.supervised.settings import Settings
-from mtrl.checkpoint import replacing
+
+__all__ = ["describe", "log_to", "progress", "write_json"]
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -27,12 +28,6 @@ def describe(settings: Settings) -> dict[str, Any]:
             **{package: importlib.metadata.version(package) for package in packages},
         },
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one step, so that a reader never sees half a file."""
-    with replacing(path) as file:
-        file.write(f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
 
 
 def progress(quiet: bool) -> Progress:

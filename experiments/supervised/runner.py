@@ -14,12 +14,12 @@ from rich.table import Table
 
 from experiments.cli import UsageError
 from experiments.resume import locked
-from experiments.runs import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
+from experiments.runs import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, write_json
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import TrainConfig
 from experiments.supervised.loading import load_settings
-from experiments.supervised.output import describe, log_to, progress, write_json
+from experiments.supervised.output import describe, log_to, progress
 from experiments.supervised.settings import Settings
 from experiments.supervised.training import Epoch, Learner
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from experiments.cli import UsageError, run
+from experiments.cli import UsageError, parse_seeds, run
 from experiments.config import Variant, WandbMode
 from experiments.stopping import StopSignal, StopSignals
 
@@ -61,8 +61,6 @@ class SweepConfig:
     """List the runs and estimate the time; nothing is written."""
 
     def __post_init__(self) -> None:
-        from experiments.sweep.grid import parse_seeds  # noqa: PLC0415 - `--help` is there first
-
         parse_seeds(self.seeds)
         for name, values in (("methods", self.methods), ("variants", self.variants)):
             if not values:
@@ -85,14 +83,14 @@ def sweep(config: SweepConfig, train_flags: Sequence[str]) -> int:
     Raises:
         UsageError: something can't be carried out; nothing has been started then.
     """
-    from experiments.sweep import grid  # noqa: PLC0415 - as above
+    from experiments.sweep import grid  # noqa: PLC0415 - `--help` is there first
     from experiments.sweep.cluster import import_ray  # noqa: PLC0415
 
     if config.results_dir.exists() and not config.results_dir.is_dir():
         raise UsageError(f"'{config.results_dir}' is a file; results need a folder")
     if config.wandb != "disabled":
         train_flags = ("--wandb", config.wandb, *train_flags)
-    seeds = grid.parse_seeds(config.seeds)
+    seeds = parse_seeds(config.seeds)
     runs = grid.plan(config.methods, config.variants, seeds, config.results_dir, train_flags, PROG)
     if not config.dry_run or config.address is not None:
         import_ray()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ import experiments
 from experiments.cli import UsageError, parse
 from experiments.config import TrainConfig, Variant
 from experiments.runs import CHECKPOINT_FILE, CONFIG_FILE, EVALUATION_FILE, PREVIOUS_FILE
-
-MOST_SEEDS = 10_000
 
 # Flags of a run that are not a sweep's to pass on, and why.
 _KEPT = "a sweep continues its runs and skips finished ones; for others give another --results-dir"
@@ -69,28 +66,6 @@ class PlannedRun:
     def is_begun(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return any((self.folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
-
-
-def parse_seeds(words: Sequence[str]) -> list[int]:
-    """The seeds that `0 3 7-9` stands for, each once, in the order given.
-
-    Raises:
-        ValueError: a word is neither a number nor a range, or there are none, or more than 10,000.
-    """
-    seeds: dict[int, None] = {}
-    for word in words:
-        if not (match := re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", word)):
-            raise ValueError(f"seeds: {word!r} is neither a seed such as 3 nor a range such as 0-9")
-        first = int(match[1])
-        last = int(match[2] or first)
-        if last < first:
-            raise ValueError(f"seeds: {word!r} counts down; did you mean {last}-{first}?")
-        if last - first >= MOST_SEEDS or len(seeds) + last - first >= MOST_SEEDS:
-            raise ValueError(f"seeds: {' '.join(words)} are more than {MOST_SEEDS:,}")
-        seeds.update(dict.fromkeys(range(first, last + 1)))
-    if not seeds:
-        raise ValueError("seeds: there are none; give some, such as 0-9")
-    return list(seeds)
 
 
 def methods() -> dict[str, Mapping[str, TrainConfig]]:

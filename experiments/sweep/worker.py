@@ -70,6 +70,9 @@ def train(package: str, flags: Sequence[str], folder: Path, log: Path) -> Outcom
     words = [f"experiments.{package}.train", *flags]
     root = os.pathsep.join(Path(folder).parent.as_posix() for folder in experiments.__path__)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    # Ray cancels by an interrupt, which a sweep that a shell has put into the background hands down as ignored.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "r+b", opener=_appending) as output:
         output.write(f"-- {time.strftime('%F %T')}, {platform.node()}: python -m {shlex.join(words)}\n".encode())
         output.flush()

@@ -255,6 +255,30 @@ def test_another_baseline(methods):
     assert analyse(list(methods.values()), baseline="none").comparisons == 0
 
 
+def test_a_difference_beyond_all_doubt_is_told(methods):
+    """With p = 0: every seed is better by as much."""
+    rgb = methods["rgb"]
+    better = tuple(dataclasses.replace(run, evaluation=json.loads(json.dumps(run.evaluation))) for run in rgb.runs)
+    for run in better:
+        for result in run.evaluation["tasks"].values():
+            result["mean"] = round(result["mean"]) + 64.0
+    same = tuple(dataclasses.replace(run, evaluation=json.loads(json.dumps(run.evaluation))) for run in rgb.runs)
+    for run in same:
+        for result in run.evaluation["tasks"].values():
+            result["mean"] = float(round(result["mean"]))
+    found = analyse(
+        [dataclasses.replace(rgb, runs=better)], {"shared_dqn": dataclasses.replace(rgb, name="shared_dqn", runs=same)}
+    ).results[0]
+    assert found.comparison.p_holm == 0
+    assert told_apart(found)
+
+
+def test_a_method_without_a_baseline_is_named(methods):
+    found = analyse([methods["rgb"], methods["rgb_blind"], methods["shared_dqn_blind"]])
+    (warning,) = [text for text in found.warnings if "no finished runs" in text]
+    assert warning == "There are no finished runs of shared_dqn on the same tasks to compare rgb with."
+
+
 def test_nothing_is_compared_across_tasks_or_without_common_seeds(tmp_path):
     make_run(tmp_path, "shared_dqn", 0)
     make_run(tmp_path, "gradnorm", 1)
@@ -289,13 +313,13 @@ def test_steps_to_a_return(analysis):
 def test_settings_that_differ_are_named(tmp_path):
     make_run(tmp_path, "gradnorm", 0, gamma=0.9, results_dir="a")
     make_run(tmp_path, "gradnorm", 1, gamma=0.8, results_dir="b")
-    make_run(tmp_path, "pcgrad", 0, gamma=0.9)
+    make_run(tmp_path, "shared_dqn", 0, gamma=0.9)
     assert analyse(list(as_methods(load_runs(tmp_path)[0]).values())).warnings == (
         "The seeds of gradnorm differ in gamma.",
     )
     make_run(tmp_path, "rgb", 0, total_steps=7)
     warnings = analyse(list(as_methods(load_runs(tmp_path)[0]).values())).warnings
-    assert warnings[1] == "The methods differ in total_steps: 60000 for gradnorm, pcgrad; 7 for rgb."
+    assert warnings[1] == "The methods differ in total_steps: 60000 for gradnorm, shared_dqn; 7 for rgb."
 
 
 def test_parameters_are_those_that_the_networks_state():
@@ -443,12 +467,13 @@ def test_the_command_writes_every_file_and_takes_away_what_has_no_data_any_more(
     assert all(f"| {name} |" in printed.out for name in ("rgb", "aim_blind"))
 
     (output / "mine.png").write_text("mine")
-    assert analyze_results.main(arguments) == 0
+    (output / "report.html").write_text("of an earlier analysis")
+    assert analyze_results.main([*arguments, "--method", "all"]) == 0
     assert all((output / name).read_bytes() == content for name, content in first.items())  # as before, bit by bit
 
     assert analyze_results.main([*arguments, "--method", "rgb"]) == 0
     left = {path.name for path in output.iterdir()}
-    assert left == {"mine.png", *first} - {"aim_thresholds.png", "aim_thresholds.svg"}
+    assert left == {"mine.png", *first} - {"aim_thresholds.png", "aim_thresholds.svg"}  # nor the report of before
     assert "Against shared_dqn" in (output / "table.md").read_text()  # which is not reported on itself
     assert "aim" not in (output / "table.csv").read_text()
 
@@ -457,6 +482,7 @@ def test_the_command_writes_every_file_and_takes_away_what_has_no_data_any_more(
     ("arguments", "message"),
     [
         (["--method", "rgb", "rgbb"], "'rgbb'"),
+        (["--method"], "method: there are none"),
         (["--baseline", "rgbb"], "no finished runs of baseline 'rgbb'"),
         (["--output-dir", "taken"], "'taken/conflicts.svg' is a folder"),
         (["--output-dir", "file"], "'file' is a file"),

@@ -3,6 +3,7 @@
 The undisturbed runs are made one after the other in this process, without Ray.
 """
 
+import _thread
 import importlib
 import io
 import json
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 from rich.console import Console
 
 import experiments
+from experiments.cli import parse_seeds
 from experiments.shared_dqn import train as shared_train
 from experiments.sweep import __main__ as program
 from experiments.sweep import grid, worker
@@ -95,9 +98,9 @@ def test_every_method_can_be_swept():
 
 
 def test_seeds_are_numbers_and_ranges():
-    assert grid.parse_seeds(["0-9"]) == list(range(10))
-    assert grid.parse_seeds(["0", "3", "7-9", "8"]) == [0, 3, 7, 8, 9]
-    assert len(grid.parse_seeds(["0-9999"])) == 10_000
+    assert parse_seeds(["0-9"]) == list(range(10))
+    assert parse_seeds(["0", "3", "7-9", "8"]) == [0, 3, 7, 8, 9]
+    assert len(parse_seeds(["0-9999"])) == 10_000
 
 
 @pytest.mark.parametrize(
@@ -247,6 +250,28 @@ def test_a_program_ends_when_its_parent_is_killed(tmp_path):
     process.kill()
     process.wait()
     wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+@needs_proc
+def test_a_run_can_be_cancelled_below_a_shell_that_ignores_interrupts(tmp_path):
+    (run,) = plan("shared_dqn", variants=("aware",), results=tmp_path, flags=SMALL)
+    run.log.parent.mkdir()
+    run.log.touch()
+
+    def cancel():  # as Ray does
+        wait_for(lambda: processes(str(tmp_path)))
+        _thread.interrupt_main()
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    thread = threading.Thread(target=cancel)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.train(run.package, run.flags, run.folder, run.log)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        thread.join()
+    assert not processes(str(tmp_path))
 
 
 def test_a_node_that_does_not_see_the_results_trains_nothing(tmp_path):
