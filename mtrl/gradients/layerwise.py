@@ -135,7 +135,8 @@ class LayerwiseGradients(TaskGradients):
 
         def add(parameter: Tensor, rows: Tensor) -> None:
             with without_autocast(rows):
-                products.add_((rows.reshape(len(rows), -1) @ vector[self._layout.columns(parameter)].to(rows)).to(products))
+                part = vector[self._layout.columns(parameter)].to(rows)
+                products.add_((rows.reshape(len(rows), -1) @ part).to(products))
 
         self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], add)
         return self.ranks.mean_(products)
