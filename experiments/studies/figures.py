@@ -1,0 +1,197 @@
+"""Figures of the studies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from experiments.methods import over_seeds
+from experiments.plots.style import COLOURS, DIVERGING, RC, TASK_COLOURS, draw_curve, grid_of_panels
+from experiments.statistics import means
+from experiments.studies.fitting import ALONE, CLEAN, SAME_ROWS, Fit
+from experiments.studies.problems import valley
+
+Array = NDArray[np.float64]
+
+BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # of two tasks beside arrows of methods, none of which is blue
+
+STYLES: dict[str, dict[str, Any]] = {
+    "naive": {"color": COLOURS["shared_dqn"], "linestyle": "-"},
+    "static": {"color": COLOURS["pcgrad"], "linestyle": "-"},
+    "AIM": {"color": COLOURS["aim"], "linestyle": "-"},
+    "GradNorm": {"color": COLOURS["gradnorm"], "linestyle": "-"},
+    "RGB": {"color": COLOURS["rgb"], "linestyle": "-"},
+    ALONE: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
+    SAME_ROWS: {"color": COLOURS["shared_dqn"], "linestyle": ":"},
+    CLEAN: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
+}
+
+
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Mapping[int, Fit]]], tasks: int, unit: str, *, change: int | None = None
+) -> Figure:
+    """Validation error against updates, a panel per setting: mean of the first `tasks` tasks, mean over seeds.
+
+    `change` is the update from which on tasks relate differently.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(2.0 + 3.8 * len(panels), 3.2), layout="constrained")
+        for axes, (title, fits) in zip(grid_of_panels(figure, len(panels), 3), panels.items(), strict=True):
+            shown = {}
+            for method, by_seed in fits.items():
+                shown[method] = over_seeds([(fit.steps, fit.errors[:, :tasks].mean(1)) for fit in by_seed.values()])
+                draw_curve(axes, shown[method], method, **STYLES[method])
+            means_shown = np.concatenate([curve.mean for curve in shown.values() if curve is not None])
+            # By the means: Student's intervals of errors may reach below 0, which has no place on this axis.
+            axes.set(yscale="log", ylim=(0.7 * means_shown.min(), 1.3 * means_shown.max()))
+            axes.yaxis.set_major_formatter(_plain_number)
+            axes.yaxis.set_minor_formatter(_plain_number)
+            axes.set_title(title)
+            axes.set_xlabel("updates")
+            if change is not None and title == list(panels)[-1]:
+                axes.axvline(change, color="0.6", linewidth=0.8, linestyle=":")
+        figure.axes[0].set_ylabel(unit)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -> Figure:
+    """Matrices (T, T) of ordered pairs of tasks, each with colours of its own around 0; the diagonal is left out."""
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(0.6 + (1.6 + 0.55 * len(names)) * len(matrices), 1.5 + 0.5 * len(names)))
+        figure.set_layout_engine("constrained")
+        for axes, (label, matrix) in zip(grid_of_panels(figure, len(matrices), 3), matrices.items(), strict=True):
+            values = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
+            limit = max(float(np.nanmax(np.abs(values))), 0.01)
+            axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(names)), names)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            for (i, j), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    shade = "white" if abs(value) > 0.6 * limit else "black"
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=shade, fontsize="small")
+            axes.set_title(label)
+            axes.set_xlabel("... along this one's")
+        figure.axes[0].set_ylabel("gives up its component ...")
+        figure.suptitle(title)
+    return figure
+
+
+def gradient_arrows(
+    cases: Mapping[str, tuple[Array, Array, Mapping[str, Array]]],
+) -> Figure:
+    """Descent directions at one point of two bowls.
+
+    Args:
+        cases: for each title the minima of the two bowls (2, 2) and their steepness (2,), with the update's direction
+            (2,) of each method; all are seen from the origin.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(1.9 + 4.0 * len(cases), 3.4), layout="constrained")
+        for axes, (title, (minima, steepness, updates)) in zip(
+            grid_of_panels(figure, len(cases), 3), cases.items(), strict=True
+        ):
+            gradients = steepness[:, None] * minima  # downhill, at the origin
+            arrows = {f"task {task + 1} alone": (g, BLUES[task]) for task, g in enumerate(gradients)}
+            arrows |= {method: (update, str(STYLES[method]["color"])) for method, update in updates.items()}
+            reach = 1.25 * max(float(np.abs(arrow).max()) for arrow, _ in arrows.values())
+            grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
+            for task, minimum in enumerate(minima):
+                bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
+                axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.3, linewidths=0.8)
+            for width, (arrow, colour) in zip(np.linspace(0.016, 0.006, len(arrows)), arrows.values(), strict=True):
+                axes.quiver(
+                    *(0, 0), *arrow, color=colour, angles="xy", scale_units="xy", scale=1, width=width, zorder=3
+                )
+            axes.set(xlim=(-reach, reach), ylim=(-0.4 * reach, reach), aspect="equal", title=title, xlabel="θ₁")
+            handles = [Line2D([], [], color=colour, label=name, linewidth=2) for name, (_, colour) in arrows.items()]
+        figure.axes[0].set_ylabel("θ₂")
+        figure.legend(handles=handles, loc="outside right upper")
+        figure.suptitle("Where two tasks want to go, and where each method goes (downhill arrows)")
+    return figure
+
+
+def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> Figure:
+    """Error of the shared model minus that of a model per task, against how related the tasks are.
+
+    Args:
+        relatedness: (R,).
+        gains: (R, seeds).
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        mean, half = means(np.transpose(np.asarray(gains, float)))
+        axes.errorbar(relatedness, mean, yerr=half, fmt="o-", color=COLOURS["shared_dqn"], capsize=3)
+        axes.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(xlabel="relatedness of the tasks", ylabel="error, naive minus alone", xticks=list(relatedness))
+        axes.set_title("Above 0: negative transfer (mean, 95 % interval)")
+    return figure
+
+
+def valley_paths(paths: Mapping[str, Array], seed: int) -> Figure:
+    """The way of each method, (P, 2), over the sum of the valley's losses."""
+    with mpl.rc_context(RC):
+        columns = min(3, len(paths))
+        rows = -(-len(paths) // columns)
+        figure = Figure(figsize=(0.9 + 3.1 * columns, 0.6 + 2.5 * rows), layout="constrained")
+        every = np.concatenate(list(paths.values()))
+        low, high = every.min(0) - 0.7, every.max(0) + 0.7
+        grid = np.stack(np.meshgrid(np.linspace(low[0], high[0], 160), np.linspace(low[1], high[1], 160)))
+        height = valley(torch.from_numpy(grid).float(), torch.zeros(1, 2)).sum(0).numpy()
+        panels = grid_of_panels(figure, len(paths), 3, sharex=True, sharey=True)
+        for axes, (method, path) in zip(panels, paths.items(), strict=True):
+            axes.contourf(*grid, height, levels=20, cmap="Greys", alpha=0.6)
+            axes.plot(*path.T, color="#0072B2", linewidth=1.0)
+            axes.plot(*path[0], "o", color="#0072B2", markersize=5)
+            axes.plot(*path[-1], "*", color="#D55E00", markersize=10)
+            axes.set_title(method)
+            _plane(axes)
+        figure.suptitle(f"From the dot to the star, seed {seed}; lighter is lower")
+    return figure
+
+
+def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[str]) -> Figure:
+    """How much of each task's use of words falls on its own words, a bar per method.
+
+    Args:
+        own: by method, (seeds, T), shares between 0 and 1.
+        tasks: (T,) names.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(1.2 + 3.2 * len(tasks), 0.8 + 0.35 * len(own)), layout="constrained")
+        panels = grid_of_panels(figure, len(tasks), len(tasks), sharey=True)
+        for task, axes in enumerate(panels):
+            for row, (method, shares) in enumerate(own.items()):
+                mean, half = means(np.asarray(shares, float))
+                colour = STYLES[method]["color"]
+                hatch = "//" if STYLES[method]["linestyle"] != "-" else None
+                axes.barh(row, mean[task], color=colour, alpha=0.75, hatch=hatch, edgecolor="white")
+                error = None if half is None else half[task]
+                axes.errorbar(mean[task], row, xerr=error, color="0.3", capsize=2, linewidth=1)
+            axes.set_yticks(range(len(own)), list(own))
+            axes.set(xlim=(0, 1), xlabel=f"share of {tasks[task]}'s word use on its own words")
+        panels[0].invert_yaxis()
+    return figure
+
+
+def _plain_number(value: float, position: float) -> str:
+    """0.2 where the default writes powers of ten; nothing at ticks that would crowd the axis."""
+    text = f"{value:g}"
+    return text if text.strip("0.")[:1] in ("1", "2", "5") else ""
+
+
+def _plane(axes: Axes) -> None:
+    axes.set(xlabel="θ₁", ylabel="θ₂")
+    axes.label_outer()
