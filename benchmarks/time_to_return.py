@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import json
 import math
-import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -40,15 +38,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 import agents
-import experiments
 from agents import MultiTaskDQN
 from benchmarks.common import check_json, write_json
 from envs import make_task_vec_env
 from experiments.cli import UsageError, run
 from experiments.config import TrainConfig, Variant
 from experiments.evaluation import CURVE_SEED, evaluate
+from experiments.sweep.grid import methods
 
-METHODS = tuple(module.name for module in pkgutil.iter_modules(experiments.__path__) if module.ispkg)
+METHODS = methods()
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class BenchmarkConfig:
 
     def training(self, seed: int) -> TrainConfig:
         """The settings of one run: the method's defaults."""
-        defaults: TrainConfig = import_module(f"experiments.{self.method}.config").PRESETS["default"]
+        defaults = METHODS[self.method]["default"]
         total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
         return replace(defaults, variant=self.variant, seed=seed, total_steps=total_steps)
 
