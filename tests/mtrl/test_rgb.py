@@ -353,3 +353,19 @@ def test_three_lines_in_any_loop() -> None:
 def test_it_refuses_values_out_of_range(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         RGB(2, **kwargs)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+def test_plain_numbers_and_arrays_turn_alike(num_tasks, monkeypatch):
+    rng = np.random.default_rng(num_tasks)
+    rows = rng.standard_normal((num_tasks, 20))
+    d = rng.standard_normal(20)
+    rows, d = rows / np.linalg.norm(rows, axis=1, keepdims=True), d / np.linalg.norm(d)
+    C, c, angles = rows @ rows.T, rows @ d, rng.uniform(0, 1, num_tasks)
+    inverse_s = 1 / np.sqrt(1 - c * c)
+    inverse_s[0] = 0  # a task without a plane to turn in
+    balancer = RGB(num_tasks, alpha_steps=7, lr_inner=0.5)
+    few = balancer.rotate(angles, C, c, inverse_s, num_tasks)
+    monkeypatch.setattr("mtrl.balancers.rgb.FEW", 0)
+    np.testing.assert_allclose(few, balancer.rotate(angles, C, c, inverse_s, num_tasks), rtol=1e-12, atol=1e-14)
+    assert not np.allclose(few, angles)
