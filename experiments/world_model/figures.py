@@ -1,0 +1,181 @@
+"""Pictures and films of what a model makes of held-out video, beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from experiments.film import captioned, film, side_by_side
+from experiments.plots.style import COLOURS, RC, TASK_COLOURS, save, title
+from experiments.world_model.evaluation import Seen, Windows
+
+SHOWN = 3  # windows in a picture
+FILMED = 8  # windows in a film
+FILM_SCALE = 8  # pixels of a film, each way, for one of the video
+MAP_COLOURS = "magma"
+LINES = {
+    "reconstruction": (TASK_COLOURS[2], "-"),
+    "next_frame": (TASK_COLOURS[0], "-"),
+    "tokenised": (TASK_COLOURS[1], "-"),
+    "copy_last": (COLOURS["shared_dqn"], "--"),
+    "mean_frame": (COLOURS["independent_dqn"], ":"),
+    "model": (TASK_COLOURS[0], "-"),
+}
+
+
+def spread(windows: Windows, count: int) -> Tensor:
+    """At most `count` windows (rows), the tasks by turns."""
+    by_task = [torch.nonzero(windows.tasks == task).flatten().tolist() for task in sorted(set(windows.tasks.tolist()))]
+    turns = [rows[place] for place in range(max(map(len, by_task))) for rows in by_task if place < len(rows)]
+    return torch.tensor(turns[:count])
+
+
+def frames_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path: Path) -> None:
+    """Truth, reconstruction, prediction of the next frame, and tokens, frame by frame, of a window per task."""
+    context = windows.context
+    strips: list[tuple[str, Tensor]] = []
+    for row in spread(windows, SHOWN).tolist():
+        name = task_names[int(windows.tasks[row])]
+        strips += [
+            (f"{name}: truth", windows.frames[row, context:]),
+            ("reconstruction", seen.reconstruction[row, context:]),
+            ("predicted", seen.next_frame[row, context:]),
+            ("from tokens", seen.tokenised[row, context:]),
+        ]
+    _strips(strips, "Held-out frames, each rebuilt, predicted from those before, and rebuilt from its tokens", path)
+
+
+def roll_outs_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path: Path) -> None:
+    """What happened and what the model saw coming, given the first frames and the actions; a window per task."""
+    context = windows.context
+    strips: list[tuple[str, Tensor]] = []
+    for row in spread(windows, SHOWN).tolist():
+        name = task_names[int(windows.tasks[row])]
+        frames = windows.frames[row]
+        strips += [(f"{name}: truth", frames), ("roll-out", torch.cat([frames[:context], seen.roll_out[row]]))]
+    text = f"Roll-outs of {len(seen.roll_out[0])} frames beyond the {context} that were given, on held-out episodes"
+    _strips(strips, text, path, mark=context)
+
+
+def attention_figure(windows: Windows, seen: Seen, path: Path) -> None:
+    """Where each slot looks, over the first window."""
+    row = int(spread(windows, 1)[0])
+    maps = seen.attention[row]  # (T, S, h, w)
+    grey = maps / maps.amax((-2, -1), keepdim=True)
+    coloured = torch.from_numpy(mpl.colormaps[MAP_COLOURS](grey.numpy())[..., :3]).movedim(-1, 2)  # (T, S, C, h, w)
+    strips = [("truth", windows.frames[row])]
+    strips += [(f"slot {slot + 1}", coloured[:, slot]) for slot in range(coloured.shape[1])]
+    _strips(strips, "Attention maps of the slots, each from 0 (dark) to its largest value (bright)", path)
+
+
+def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str, Any], path: Path) -> None:
+    """Errors on held-out video: in the course of training, of what changes at its end, and by frames ahead.
+
+    Args:
+        curves: steps and values by key of metrics.jsonl.
+        evaluation: as in evaluation.json.
+        path: where it goes.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(12.5, 3.6), layout="constrained")
+        course, end, ahead = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+        for name, (colour, dashes) in LINES.items():
+            if (key := f"eval/{name}") in curves:
+                steps, values = curves[key]
+                mark = "." if len(steps) == 1 else ""
+                course.plot(steps, values, color=colour, linestyle=dashes, marker=mark, label=name.replace("_", " "))
+        changed = evaluation["changed_pixels"]
+        names = list(changed)
+        end.barh(names, [changed[name] for name in names], color=[LINES[name][0] for name in names])
+        end.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        end.invert_yaxis()
+        for name, values in evaluation["roll_out"].items():
+            colour, dashes = LINES[name]
+            ahead.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, label=name.replace("_", " "))
+        for axes, heading, label in (
+            (course, "all pixels, in training", "updates"),
+            (end, "pixels that change, at the end", "squared error"),
+            (ahead, "roll-outs, all pixels", "frames ahead"),
+        ):
+            axes.set_title(heading)
+            axes.set_xlabel(label)
+        for axes in (course, ahead):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.set_ylabel("mean squared error (pixels from 0 to 1)")
+            axes.legend()
+        figure.suptitle(f"Errors on {evaluation['windows']} held-out sequences")
+        save(figure, path)
+
+
+def reconstructions_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps: int, path: Path) -> None:
+    """Truth, reconstruction, predicted next frame and tokens side by side."""
+    shown = {
+        "truth": windows.frames,
+        "reconstruction": seen.reconstruction,
+        "predicted": seen.next_frame,
+        "from tokens": seen.tokenised,
+    }
+    _film(shown, windows, task_names, fps, path, first=windows.context)
+
+
+def roll_outs_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps: int, path: Path) -> None:
+    """Truth and roll-out side by side."""
+    given = windows.frames[:, : windows.context]
+    shown = {"truth": windows.frames, "roll-out": torch.cat([given, seen.roll_out], 1)}
+    _film(shown, windows, task_names, fps, path)
+
+
+def _film(
+    shown: Mapping[str, Tensor], windows: Windows, task_names: Sequence[str], fps: int, path: Path, first: int = 0
+) -> None:
+    with film(path, fps) as add:
+        for row in spread(windows, FILMED).tolist():
+            task = task_names[int(windows.tasks[row])]
+            for step in range(first, windows.frames.shape[1]):
+                frames = []
+                for name, video in shown.items():
+                    given = name == "roll-out" and step < windows.context
+                    texts = (f"{task}: {name}", "given" if given else f"frame {step + 1}")
+                    frames.append(captioned(_large(video[row, step]), texts))
+                add(side_by_side(frames))
+
+
+def _large(frame: Tensor) -> NDArray[np.uint8]:
+    """A frame (C, H, W) from 0 to 1 as (8 H, 8 W, C) from 0 to 255."""
+    small = (frame.movedim(0, -1) * 255).round().byte().numpy()
+    large: NDArray[np.uint8] = small.repeat(FILM_SCALE, 0).repeat(FILM_SCALE, 1)
+    return large
+
+
+def _strips(strips: Sequence[tuple[str, Tensor]], text: str, path: Path, mark: int | None = None) -> None:
+    """Rows of frames (T, C, H, W) with a name each; a line before the frame `mark`."""
+    count = len(strips[0][1])
+    with mpl.rc_context(RC):
+        figure = Figure(
+            figsize=(1.2 + 1.05 * count, 0.5 + 0.72 * len(strips)),
+            layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
+        )
+        panels = figure.subplots(len(strips), count, squeeze=False)
+        for row, (name, frames) in zip(panels, strips, strict=True):
+            for place, (axes, frame) in enumerate(zip(row, frames, strict=True)):
+                axes.imshow(frame.movedim(0, -1).numpy(), interpolation="nearest", vmin=0, vmax=1, aspect="auto")
+                axes.set_xticks([])
+                axes.set_yticks([])
+                given = mark is not None and place < mark
+                axes.spines[:].set(visible=True, color="#D55E00" if given else "0.6", linewidth=1.2 if given else 0.6)
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        note = "; orange: given" if mark is not None else ""
+        title(figure, f"{text}{note}")
+        save(figure, path)

@@ -1,0 +1,215 @@
+"""Video of the landers with actions, recorded once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium.envs.box2d.lunar_lander import LunarLander, heuristic
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from envs import get_tasks, make_task_env
+from envs.lunar_lander import TaskEnv
+from experiments.cli import UsageError
+from mtrl import checkpoint
+
+KIND = "video"
+POOL = 10  # pixels of the game, each way, that make one of the video
+HEIGHT, WIDTH, CHANNELS = 400 // POOL, 600 // POOL, 3
+ACTIONS = 4
+LONGEST = 80  # frames of an episode: a lander that hovers for ever shows nothing new
+HELD_OUT_EVERY = 5  # the fifth episode of a task, the tenth and so on are not trained on
+CARELESSNESS = (0.1, 0.3, 0.6, 1.0)  # shares of random actions, by turns: from fair landings to falls
+PARTICLE_AGE = 0.15  # what the game takes from a particle's life each time it draws it
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """What is recorded. The same settings give the same video."""
+
+    tasks: tuple[str, ...]
+    frames: int  # over all tasks
+    frame_skip: int  # steps of the environment from frame to frame, all with the frame's action
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Where it is kept, within a folder."""
+        return f"{'-'.join(self.tasks)}_{self.frames}x{self.frame_skip}_seed_{self.seed}.zip"
+
+
+@dataclass(frozen=True)
+class Video:
+    """Episodes, frame after frame.
+
+    Attributes:
+        frames: (N, H, W, C), uint8.
+        actions: (N,), uint8: what leads from a frame to the next; without meaning at an episode's last.
+        starts: (E,), int64, of the episodes' first frames.
+        episode_tasks: (E,), int64: which task each is of.
+        settings: how it was made.
+    """
+
+    frames: NDArray[np.uint8]
+    actions: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    episode_tasks: NDArray[np.int64]
+    settings: VideoSettings
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit.
+
+        Raises:
+            ValueError: they do not.
+        """
+        frames, episodes = len(self.frames), len(self.starts)
+        expected: list[tuple[NDArray[Any], type, tuple[int, ...]]] = [
+            (self.frames, np.uint8, (frames, HEIGHT, WIDTH, CHANNELS)),
+            (self.actions, np.uint8, (frames,)),
+            (self.starts, np.int64, (episodes,)),
+            (self.episode_tasks, np.int64, (episodes,)),
+        ]
+        if any(array.dtype != dtype or array.shape != shape for array, dtype, shape in expected):
+            raise ValueError("its arrays do not fit each other")
+        bounds = np.append(self.starts, len(self.frames))
+        if not len(self.starts) or bounds[0] != 0 or (np.diff(bounds) < 1).any():
+            raise ValueError("its episodes do not follow each other")
+        if self.actions.max() >= ACTIONS or not np.isin(self.episode_tasks, range(len(self.settings.tasks))).all():
+            raise ValueError("an action or task is out of range")
+
+    def episodes(self, held_out: bool) -> list[tuple[int, slice]]:
+        """Task and frames of each episode that is trained on, or of those that are held out."""
+        ends = np.append(self.starts[1:], len(self.frames))
+        found, counts = [], [0] * len(self.settings.tasks)
+        for task, start, end in zip(self.episode_tasks.tolist(), self.starts.tolist(), ends.tolist(), strict=True):
+            counts[task] += 1
+            if (counts[task] % HELD_OUT_EVERY == 0) == held_out:
+                found.append((task, slice(start, end)))
+        return found
+
+    def windows(self, length: int, held_out: bool) -> NDArray[np.int64]:
+        """The frames (P,) at which `length` frames of one episode begin.
+
+        Raises:
+            UsageError: no episode is that long.
+        """
+        spans = [range(part.start, part.stop - length + 1) for _, part in self.episodes(held_out)]
+        starts = np.array([start for span in spans for start in span], np.int64)
+        if not len(starts):
+            which = "held-out" if held_out else "training"
+            raise UsageError(f"no {which} episode has {length} frames; record more with --frames")
+        return starts
+
+    def sequences(self, starts: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, C, H, W) from 0 to 1 and one-hot actions (B, T, 4) that begin at `starts` (B,)."""
+        index = starts[:, None] + np.arange(length)  # (B, T)
+        frames = torch.from_numpy(self.frames[index]).movedim(-1, 2).float().div_(255)
+        actions = torch.nn.functional.one_hot(torch.from_numpy(self.actions[index]).long(), ACTIONS).float()
+        return frames, actions
+
+    def mean_frame(self) -> Tensor:
+        """(C, H, W), mean of the frames that are trained on, from 0 to 1."""
+        parts = [self.frames[part] for _, part in self.episodes(held_out=False)]
+        mean = sum(part.sum(0, dtype=np.float64) for part in parts) / sum(map(len, parts))
+        return torch.from_numpy(mean / 255).movedim(-1, 0).float()
+
+
+def load_or_record(
+    folder: Path, settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None
+) -> Video:
+    """The recording of these settings in `folder`, made if it is not there.
+
+    Args:
+        folder: where recordings are kept.
+        settings: what to record.
+        shortest: frames an episode has at least; shorter ones are left out.
+        progress: called with the number of frames that have been added.
+
+    Raises:
+        UsageError: the file is damaged or something else; it is left as it is.
+    """
+    path = folder / settings.file_name
+    if path.exists():
+        return read(path, settings)
+    recording = record(settings, shortest, progress)
+    state = {name: getattr(recording, name) for name in ("frames", "actions", "starts", "episode_tasks")}
+    checkpoint.save(path, {"kind": KIND, "settings": asdict(settings), **state})
+    return recording
+
+
+def read(path: Path, settings: VideoSettings) -> Video:
+    """The recording in `path`.
+
+    Raises:
+        UsageError: it is not one of these settings, or is damaged.
+    """
+    try:
+        state = checkpoint.load(path)
+        if state.pop("kind", None) != KIND or state.pop("settings", None) != asdict(settings):
+            raise ValueError("it is no recording of these settings")
+        return Video(**state, settings=settings)
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = checkpoint.one_line(error)
+        raise UsageError(f"cannot use recording '{path}': {problem}; delete it to record anew") from None
+
+
+def record(settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None) -> Video:
+    """Fly all tasks in turn, each for its share of the frames."""
+    frames: list[NDArray[np.uint8]] = []
+    actions: list[int] = []
+    starts, episode_tasks = [], []
+    tasks = get_tasks(settings.tasks)
+    for index, task in enumerate(tasks):
+        env = make_task_env(task, render_mode="rgb_array")
+        # Seeds of a task do not depend on the others.
+        rng = np.random.default_rng((settings.seed, index))
+        last = settings.frames * (index + 1) // len(tasks)
+        try:
+            for number in range(settings.frames):  # more episodes than can be needed
+                if last - len(frames) < shortest:
+                    break
+                carelessness = CARELESSNESS[number % len(CARELESSNESS)]
+                episode = list(fly(env, rng, settings.frame_skip, carelessness, min(LONGEST, last - len(frames))))
+                if len(episode) >= shortest:
+                    starts.append(len(frames))
+                    episode_tasks.append(index)
+                    frames += [frame for frame, _ in episode]
+                    actions += [action for _, action in episode]
+                    progress(len(episode))
+        finally:
+            env.close()
+    return Video(np.stack(frames), np.array(actions, np.uint8), np.array(starts), np.array(episode_tasks), settings)
+
+
+def fly(
+    env: TaskEnv, rng: np.random.Generator, frame_skip: int, carelessness: float, longest: int
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Frames (H, W, C) of an episode, and the action that leads on from each.
+
+    Gymnasium's own pilot chooses it, or chance, in a share `carelessness` of the frames.
+    """
+    game = cast(LunarLander, env.unwrapped)
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    for _ in range(longest):
+        advised: int = heuristic(game, observation)  # type: ignore[no-untyped-call]
+        action = int(rng.integers(ACTIONS)) if rng.random() < carelessness else advised
+        yield pooled(env.render()), action
+        for step in range(frame_skip):
+            observation, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                return
+            if step < frame_skip - 1:
+                # Sparks age as they are drawn; they are to live as long as in a game that is drawn at every step.
+                for particle in game.particles:
+                    particle.ttl -= PARTICLE_AGE
+
+
+def pooled(picture: Any) -> NDArray[np.uint8]:
+    """The game's picture (400, 600, 3), with the mean of every 10 x 10 pixels as one."""
+    return np.asarray(Image.fromarray(picture).reduce(POOL))

@@ -1,0 +1,169 @@
+"""A world model in training: what an update is, and the state between two of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.cli import UsageError
+from experiments.world_model.config import WorldModelConfig
+from experiments.world_model.discriminator import PatchDiscriminator, judged
+from experiments.world_model.frames import ModelSettings
+from experiments.world_model.model import WorldModel
+from experiments.world_model.recording import ACTIONS, CHANNELS, HEIGHT, WIDTH, Video
+from mtrl import Balancer, checkpoint, make_balancer
+from mtrl.losses import (
+    TASKS,
+    Cosine,
+    ELBOLoss,
+    Linear,
+    LossAggregator,
+    ModelOutputs,
+    PerceiverLoss,
+    parameter_groups,
+)
+
+KIND = "world_model"
+DISCRIMINATOR_RATE = 0.25  # times the model's learning rate: a discriminator that is always right teaches nothing
+LAST_RATE = 0.05  # of the first, at the end
+
+
+class Trainer:
+    """Model, discriminator and balancer, each with what its updates need.
+
+    Everything random comes from `config.seed`, and nothing but the balancer depends on the balancer.
+
+    Args:
+        config: what to train.
+        video: the video.
+
+    Attributes:
+        steps: updates so far.
+
+    Raises:
+        UsageError: the balancer is unknown, or the video too short.
+    """
+
+    def __init__(self, config: WorldModelConfig, video: Video) -> None:
+        self.config = config
+        self.video = video
+        self.balancer = find_balancer(config.balancer)
+        self.steps = 0
+        with torch.random.fork_rng(devices=[]):  # PyTorch's own generator is left as it was
+            torch.manual_seed(config.seed)
+            self.model = WorldModel(ModelSettings(HEIGHT, WIDTH, CHANNELS, ACTIONS), video.mean_frame())
+            self.discriminator = PatchDiscriminator(CHANNELS, features=32)
+        self.aggregator = LossAggregator(ELBOLoss(config.observation_std), PerceiverLoss(config.observation_std))
+        groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate)
+        self._optimizer = torch.optim.Adam(groups)
+        self._judge_optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), DISCRIMINATOR_RATE * config.learning_rate
+        )
+        self._beta = Linear(0.0, config.beta, max(1, round(config.annealing * config.steps)))
+        rate = Cosine(1.0, LAST_RATE, config.steps)
+        self._rates = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in self._optimizers]
+        self._starts = video.windows(config.length, held_out=False)
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    @property
+    def _optimizers(self) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        return self._optimizer, self._judge_optimizer
+
+    def update(self) -> dict[str, Tensor]:
+        """One step of the model and one of the discriminator; all losses before them, each ()."""
+        config, generator = self.config, self._generator
+        chosen = torch.randint(len(self._starts), (config.sequences,), generator=generator).numpy()
+        observations, actions = self.video.sequences(self._starts[chosen], config.length)
+        hidden = torch.rand(observations.shape[:2], generator=generator) < config.hidden_share
+        hidden[:, 0] = False  # nothing could be known of it
+        outputs = self.model.forward_sequence(observations, actions, hidden, generator)
+        losses = self.update_model(outputs, observations)
+        self.model.tokenizer.revive(outputs["token_encoding"], outputs["token_index"], generator)
+        losses["discriminator_loss"] = self.update_discriminator(observations, outputs["reconstruction"])
+        for rate in self._rates:
+            rate.step()
+        self.steps += 1
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def update_model(self, outputs: ModelOutputs, observations: Tensor) -> dict[str, Tensor]:
+        """A step of the model alone, on the balanced gradient; its losses."""
+        outputs = judged(outputs, self.discriminator, observations)
+        losses, task_losses = self.aggregator.compute_losses(
+            outputs, observations, beta=self._beta(self.steps), lambda_gan=self.config.lambda_gan
+        )
+        self._optimizer.zero_grad()
+        self.balancer.backward(task_losses, self.model.shared)  # decoders and dynamics get their ordinary gradients
+        self._optimizer.step()
+        return losses
+
+    def update_discriminator(self, observations: Tensor, reconstruction: Tensor) -> Tensor:
+        """A step of the discriminator alone; its loss ()."""
+        real, _ = self.discriminator(observations)
+        fake, _ = self.discriminator(reconstruction.detach())
+        loss = self.aggregator.adversarial.discriminator(real, fake)
+        self._judge_optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._judge_optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "steps": self.steps,
+            "model": self.model.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.steps = state["steps"]
+        self.model.load_state_dict(state["model"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.balancer.load_state_dict(state["balancer"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for rate in self._rates:
+            rate.last_epoch = self.steps
+        self._generator.set_state(state["generator"])
+
+    def save(self, path: Path) -> None:
+        """Write the model, as `load_model` reads it."""
+        checkpoint.save(path, {"kind": KIND, "model": asdict(self.model.settings), "weights": self.model.state_dict()})
+
+
+def load_model(path: Path) -> WorldModel:
+    """The model that `Trainer.save` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind.
+    """
+    state = checkpoint.load(path)
+    if state.get("kind") != KIND:
+        raise checkpoint.CheckpointError(f"cannot load model '{path}': it is no world model")
+    try:
+        settings = ModelSettings(**state["model"])
+        model = WorldModel(settings, torch.zeros(settings.channels, settings.height, settings.width))
+        model.load_state_dict(state["weights"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        problem = checkpoint.one_line(f"{type(error).__name__}: {error}")
+        raise checkpoint.CheckpointError(f"cannot load model '{path}': {problem}") from None
+    return model
+
+
+def find_balancer(name: str) -> Balancer:
+    """The balancer of that name for the four objectives.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return make_balancer(name, len(TASKS))
+    except ValueError as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,433 @@
+"""The world model: its video, its outputs, its two optimizers, its runs."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.cli import UsageError
+from experiments.world_model.config import QUICK, WorldModelConfig
+from experiments.world_model.evaluation import evaluate, held_out_windows, look
+from experiments.world_model.frames import ModelSettings
+from experiments.world_model.layers import MapDynamics, SlotAttention, Tokenizer
+from experiments.world_model.model import WorldModel
+from experiments.world_model.recording import HEIGHT, WIDTH, VideoSettings, load_or_record, read, record
+from experiments.world_model.runner import PICTURES
+from experiments.world_model.train import main
+from experiments.world_model.training import Trainer, load_model
+from mtrl import checkpoint
+from mtrl.losses import TASKS, LossAggregator, expected_log_weights
+
+SETTINGS = VideoSettings(("Standard", "Windy"), frames=360, frame_skip=5, seed=3)
+FLAGS = ("--quick", "--tasks", "Standard", "Windy", "--recording-seed", "3", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder of results that holds the recording already."""
+    folder = tmp_path_factory.mktemp("world_model")
+    load_or_record(folder / "recordings", SETTINGS, QUICK["context"] + QUICK["horizon"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(results):
+    return read(results / "recordings" / SETTINGS.file_name, SETTINGS)
+
+
+@pytest.fixture
+def trainer(video):
+    return Trainer(WorldModelConfig(sequences=2, length=4, steps=50), video)
+
+
+def shown(model, seed=0, sequences=2, frames=4):
+    """A model's outputs on noise."""
+    generator = torch.Generator().manual_seed(seed)
+    settings = model.settings
+    observations = torch.rand(
+        sequences, frames, settings.channels, settings.height, settings.width, generator=generator
+    )
+    actions = torch.eye(settings.actions)[torch.randint(settings.actions, (sequences, frames), generator=generator)]
+    return observations, actions, model.forward_sequence(observations, actions, generator=generator)
+
+
+def small_model(seed=0, **sizes):
+    torch.manual_seed(seed)
+    settings = ModelSettings(height=16, width=24, channels=2, actions=3, features=8, latent=4, state=16, **sizes)
+    model = WorldModel(settings, torch.rand(2, 16, 24))
+    torch.nn.init.normal_(model.decoder.change[-1].weight)  # so that latents matter
+    return model
+
+
+# The video
+
+
+def test_video_is_the_game_and_its_seed_makes_it(video):
+    again = record(SETTINGS, QUICK["context"] + QUICK["horizon"])
+    assert np.array_equal(video.frames, again.frames)
+    assert np.array_equal(video.actions, again.actions)
+    other = record(replace(SETTINGS, frames=100, seed=4), 6)
+    assert not np.array_equal(other.frames[:50], video.frames[:50])
+
+    assert video.frames.shape[1:] == (HEIGHT, WIDTH, 3)
+    assert set(video.actions.tolist()) == {0, 1, 2, 3}
+    assert set(video.episode_tasks.tolist()) == {0, 1}
+    frames = video.frames.astype(float) / 255
+    assert frames[:, -1].mean() > 0.5  # the ground is white
+    assert frames[:, HEIGHT // 4].mean() < 0.1  # the sky is black
+    moves = np.abs(np.diff(frames, axis=0)).max(-1) > 0.05
+    inside = np.ones(len(moves), bool)
+    inside[video.starts[1:] - 1] = False
+    assert (moves[inside].any((1, 2))).mean() > 0.8  # something moves in nearly every frame
+    assert moves[inside].mean() < 0.1  # and most stands still
+
+
+def test_sequences_stay_within_an_episode_and_held_out_ones_apart(video):
+    length = 6
+    starts = {held_out: video.windows(length, held_out) for held_out in (False, True)}
+    ends = np.append(video.starts[1:], len(video.frames))
+    for held_out, at in starts.items():
+        episode = np.searchsorted(video.starts, at, side="right") - 1
+        assert (at + length <= ends[episode]).all()
+        spans = video.episodes(held_out)
+        assert sum(max(0, part.stop - part.start - length + 1) for _, part in spans) == len(at)
+    assert not {part.start for _, part in video.episodes(True)} & {part.start for _, part in video.episodes(False)}
+    assert len(video.episodes(True)) + len(video.episodes(False)) == len(video.starts)
+
+    frames, actions = video.sequences(starts[False][:3], length)
+    assert frames.shape == (3, length, 3, HEIGHT, WIDTH)
+    assert actions.shape == (3, length, 4)
+    assert (actions.sum(-1) == 1).all()
+    place = int(starts[False][2]) + 4
+    assert torch.equal((frames[2, 4] * 255).round().byte(), torch.from_numpy(video.frames[place]).movedim(-1, 0))
+    assert actions[2, 4].argmax() == video.actions[place]
+
+
+def test_a_recording_of_other_settings_or_damaged_is_refused(results, tmp_path, video):
+    path = results / "recordings" / SETTINGS.file_name
+    with pytest.raises(UsageError, match="no recording of these settings"):
+        read(path, replace(SETTINGS, seed=5))
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UsageError, match="delete it to record anew"):
+        read(torn, SETTINGS)
+    state = checkpoint.load(path)
+    checkpoint.save(tmp_path / "short.zip", {**state, "actions": state["actions"][:-1]})
+    with pytest.raises(UsageError, match="do not fit"):
+        read(tmp_path / "short.zip", SETTINGS)
+    with pytest.raises(UsageError, match="no held-out episode has 500 frames"):
+        video.windows(500, held_out=True)
+
+
+# The model
+
+
+def test_outputs_fit_the_contract_and_the_past_is_all_that_the_prior_knows():
+    model = small_model()
+    observations, actions, outputs = shown(model)
+    losses, task_losses = LossAggregator().compute_losses(outputs, observations)
+    assert len(task_losses) == 3
+    assert all(loss.isfinite() for loss in losses.values())
+    assert torch.allclose(outputs["responsibilities"].sum(-1), torch.ones(2, 4))
+
+    changed = observations.clone()
+    changed[:, 2] += 0.5
+    turned = actions.clone()
+    turned[:, 2] = actions[:, 2].roll(1, -1)
+    by_frame = model.forward_sequence(changed, actions, generator=torch.Generator().manual_seed(1))
+    by_action = model.forward_sequence(observations, turned, generator=torch.Generator().manual_seed(1))
+    for other in (by_frame, by_action):
+        same = (other["prior_mean"] == outputs["prior_mean"]).flatten(2).all(-1)
+        assert same[:, :3].all()  # of frames 0, 1 and 2
+        assert not same[:, 3].any()  # of frame 3, after the change
+    assert not torch.equal(by_frame["latent_mean"][:, 2], outputs["latent_mean"][:, 2])
+    assert torch.equal(by_action["latent_mean"][:, 2], outputs["latent_mean"][:, 2])
+    assert not torch.equal(by_action["predicted_attention"][:, 2], outputs["predicted_attention"][:, 2])
+
+
+def test_a_hidden_frame_is_expected_not_seen():
+    model = small_model()
+    observations, actions, _ = shown(model)
+    hidden = torch.zeros(2, 4, dtype=torch.bool)
+    hidden[:, 3] = True
+
+    def outputs(frames, hidden):
+        return model.forward_sequence(frames, actions, hidden, torch.Generator().manual_seed(1))
+
+    there = outputs(observations, hidden)
+    weights = expected_log_weights(there["stick_a"], there["stick_b"]).softmax(-1)
+    expected = (weights.unsqueeze(-1) * there["prior_mean"]).sum(-2)
+    assert torch.allclose(there["latent_mean"][:, 3], expected[:, 3], atol=1e-6)
+    assert not torch.allclose(there["latent_mean"][:, 2], expected[:, 2], atol=1e-3)
+    changed = observations.clone()
+    changed[:, 3] += 0.5
+    assert torch.equal(there["reconstruction"][:, 3], outputs(changed, hidden)["reconstruction"][:, 3])
+    assert not torch.equal(
+        outputs(changed, None)["latent_mean"][:, 3], outputs(observations, None)["latent_mean"][:, 3]
+    )
+
+
+def test_a_roll_out_is_prediction_after_prediction():
+    model = small_model()
+    observations, actions, _ = shown(model, frames=7)
+    rolled = model.roll_out(observations[:, :4], actions[:, :6])
+    frames = observations[:, :4]
+    for length in (4, 5, 6):
+        frames = torch.cat([frames, model.next_frames(frames, actions[:, :length])[:, -1:]], 1)
+    assert torch.allclose(rolled, frames[:, 4:], atol=1e-5)
+    assert not torch.allclose(rolled[:, 2], model.roll_out(observations[:, :4], actions[:, :6].roll(1, -1))[:, 2])
+
+
+def test_an_untrained_model_that_moves_nothing_copies_the_frame_before(video):
+    model = WorldModel(ModelSettings(HEIGHT, WIDTH, 3, 4), video.mean_frame())
+    torch.nn.init.zeros_(model.decoder.displacement.weight)
+    errors = evaluate(model, held_out_windows(video, 3, 3, 4), SETTINGS.tasks)
+    for pixels in ("all_pixels", "changed_pixels"):
+        assert errors[pixels]["next_frame"] == pytest.approx(errors[pixels]["copy_last"], rel=1e-5)
+        assert errors[pixels]["reconstruction"] == pytest.approx(errors[pixels]["copy_last"], rel=1e-5)
+    assert errors["roll_out"]["model"] == pytest.approx(errors["roll_out"]["copy_last"], rel=1e-5)
+
+
+def test_slots_share_positions_and_maps_move():
+    torch.manual_seed(0)
+    slots, maps = SlotAttention(4, 8)(torch.randn(3, 30, 8))
+    assert slots.shape == (3, 4, 8)
+    assert torch.allclose(maps.sum(-1), torch.ones(3, 4))
+
+    dynamics = MapDynamics(state=5, slots=2)
+    with torch.no_grad():
+        dynamics.displacement.weight.zero_()
+        dynamics.displacement.bias.view(2, 5, 5)[0, 2, 1] = 100.0  # takes what is one position to the left
+        dynamics.displacement.bias.view(2, 5, 5)[1, 0, 2] = 100.0  # and what is two above
+    maps = torch.rand(3, 2, 6, 7)
+    moved = dynamics(torch.randn(3, 5), maps)
+    assert torch.allclose(moved.sum((-2, -1)), torch.ones(3, 2))
+    for slot, (down, right) in enumerate(((0, 1), (2, 0))):
+        expected = maps[:, slot, : 6 - down, : 7 - right]
+        inside = moved[:, slot, down:, right:]
+        assert torch.allclose(
+            inside / inside.sum((-2, -1), keepdim=True), expected / expected.sum((-2, -1), keepdim=True)
+        )
+
+
+def test_idle_codes_come_back_into_use():
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(features=8, grid=(2, 3), tokens=4, codes=32, size=6, channels=1)
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(64, 6, 8)
+    encoding, _, before, frames = tokenizer(patches)
+    assert frames.shape == (64, 1, 8, 12)
+    assert torch.allclose(encoding.norm(dim=-1), torch.ones(64, 4))
+    index = before
+    for _ in range(20):
+        tokenizer.revive(encoding, index, generator)
+        index = tokenizer(patches)[2]
+    assert len(index.unique()) > len(before.unique())
+    used = before.flatten().bincount(minlength=32) > 20
+    fresh = Tokenizer(features=8, grid=(2, 3), tokens=4, codes=32, size=6, channels=1)
+    fresh.load_state_dict(tokenizer.state_dict())
+    fresh.usage.fill_(1.0)
+    fresh.revive(encoding, before, generator)
+    assert torch.equal(fresh.codebook[used], tokenizer.codebook[used])  # those in use stay
+
+
+# Training
+
+
+def parameters(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def gradients(module):
+    return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
+
+
+def same(before, after):
+    return all(
+        (old is None and after[name] is None) or (old is not None and torch.equal(old, after[name]))
+        for name, old in before.items()
+    )
+
+
+def test_each_step_leaves_the_other_network_alone(trainer):
+    trainer.update()  # both have gradients and optimizer states now
+    observations, actions = trainer.video.sequences(trainer.video.windows(4, False)[:2], 4)
+    outputs = trainer.model.forward_sequence(observations, actions)
+    model, discriminator = trainer.model, trainer.discriminator
+
+    before = parameters(discriminator), gradients(discriminator), parameters(model)
+    losses = trainer.update_model(outputs, observations)
+    assert same(before[0], parameters(discriminator))
+    assert same(before[1], gradients(discriminator))
+    assert not same(before[2], parameters(model))
+    assert all(parameter.requires_grad for parameter in discriminator.parameters())
+    assert {"generator_loss", "feature_matching_loss", "adversarial_loss"} <= losses.keys()
+
+    before = parameters(model), gradients(model), parameters(discriminator)
+    loss = trainer.update_discriminator(observations, outputs["reconstruction"])
+    assert loss > 0
+    assert same(before[0], parameters(model))
+    assert same(before[1], gradients(model))
+    assert not same(before[2], parameters(discriminator))
+
+
+def test_all_four_objectives_reach_the_trunk_and_the_balancer_combines_them(trainer, video):
+    trainer.update()
+    observations, actions = video.sequences(video.windows(4, False)[:2], 4)
+    from experiments.world_model.discriminator import judged  # noqa: PLC0415
+
+    outputs = judged(trainer.model.forward_sequence(observations, actions), trainer.discriminator, observations)
+    _, task_losses = trainer.aggregator.compute_losses(outputs, observations)
+    assert len(task_losses) == len(TASKS)
+    trunk = list(trainer.model.trunk.parameters())
+    for loss in task_losses:
+        assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, trunk, retain_graph=True))
+
+
+@pytest.mark.parametrize("balancer", ["equal", "gradnorm", "pcgrad", "aim", "random"])
+def test_any_balancer_by_name(video, balancer):
+    trainer = Trainer(WorldModelConfig(balancer=balancer, sequences=2, length=3), video)
+    before = parameters(trainer.model)
+    losses = trainer.update()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert not same(before, parameters(trainer.model))
+
+
+@pytest.mark.slow
+def test_training_learns_to_predict_the_next_frame(video):
+    config = WorldModelConfig(sequences=8, length=5, steps=100, learning_rate=2e-3)
+    trainer = Trainer(config, video)
+    for _ in range(config.steps):
+        trainer.update()
+    windows = held_out_windows(video, 3, 3, 100)
+    errors = evaluate(trainer.model, windows, SETTINGS.tasks)["changed_pixels"]
+    assert errors["next_frame"] < 0.8 * errors["copy_last"]
+    turned = replace(windows, actions=windows.actions.flip(0))
+    assert not torch.equal(look(trainer.model, windows).next_frame, look(trainer.model, turned).next_frame)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def finished(results):
+    """The folder of a finished run."""
+    assert main([*FLAGS, "--results-dir", str(results), "--checkpoint-interval", "0"]) == 0
+    return results / "rgb" / "seed_0"
+
+
+def test_a_run_leaves_its_files(finished):
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert evaluation["steps"] == QUICK["steps"]
+    assert set(evaluation["tasks"]) <= {"Standard", "Windy"}
+    assert len(evaluation["roll_out"]["model"]) == QUICK["horizon"]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["settings"]["balancer"] == "rgb"
+    assert config["objectives"] == list(TASKS)
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    keys = {key for line in lines for key in line}
+    pairs = {f"balancer/cosine/{a}_{b}" for i, a in enumerate(TASKS) for b in TASKS[i + 1 :]}
+    assert pairs <= keys
+    assert {f"train/{task}/loss" for task in TASKS} <= keys
+    assert {"loss/discriminator_loss", "loss/kl_z", "eval/next_frame", "eval/changed_next_frame"} <= keys
+    for name in (*PICTURES, "losses.png", "cosines.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("reconstructions.mp4", "roll_outs.mp4"):
+        assert (finished / name).read_bytes()[4:8] == b"ftyp"
+    assert not list(finished.glob("checkpoint*"))
+    model = load_model(finished / "model.zip")
+    windows = held_out_windows(read_video(finished), QUICK["context"], QUICK["horizon"], QUICK["eval_windows"])
+    assert evaluate(model, windows, ("Standard", "Windy"))["all_pixels"] == evaluation["all_pixels"]
+
+
+def read_video(folder):
+    return read(folder.parents[1] / "recordings" / SETTINGS.file_name, SETTINGS)
+
+
+def test_a_finished_run_is_kept(finished, capsys):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        main([*FLAGS, "--results-dir", str(finished.parents[1])])
+    assert stop.value.code == 2
+    assert "holds a finished run; give --overwrite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recordings").symlink_to(finished.parents[1] / "recordings")
+    flags = [*FLAGS, "--results-dir", str(tmp_path), "--checkpoint-interval", "0.0001"]
+    update, count = Trainer.update, 0
+
+    def stopping(self):
+        nonlocal count
+        count += 1
+        if count == 13:
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "update", stopping)
+        with pytest.raises(SystemExit):
+            main(flags)
+    folder = tmp_path / "rgb" / "seed_0"
+    assert (folder / "checkpoint.zip").exists()
+    assert not (folder / "evaluation.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, "--learning-rate", "0.5"])
+    assert stop.value.code == 2
+    assert "learning_rate was 0.002 and is 0.5" in capsys.readouterr().err
+
+    assert main(flags) == 0
+    one, other = load_model(finished / "model.zip").state_dict(), load_model(folder / "model.zip").state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def numbers(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+    assert numbers(folder) == numbers(finished)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--balancer", "rgbb"], "unknown balancer 'rgbb'; balancers are equal"),
+        (["--tasks", "Standard", "Windey"], "unknown task 'Windey'; tasks are Standard"),
+        (["--steps", "0"], "steps is 0; it must be between 1 and"),
+        (["--hidden-share", "2"], "hidden_share is 2.0; it must be between 0 and 1"),
+        (["--observation-std", "nan"], "observation_std is nan; it must be above 0"),
+        (["--frames", "12"], "frames is 12; it must be between 100 and"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["--quick", "--results-dir", str(tmp_path / "new"), *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_is_fast_to_load():
+    code = (
+        "import sys\nfrom experiments.world_model.train import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    for flag in WorldModelConfig.__dataclass_fields__:
+        assert f"--{flag.replace('_', '-')}" in done.stdout
+
+
+def test_the_model_file_is_checked(tmp_path):
+    checkpoint.save(tmp_path / "other.zip", {"kind": "supervised"})
+    with pytest.raises(checkpoint.CheckpointError, match="it is no world model"):
+        load_model(tmp_path / "other.zip")
+    with pytest.raises(checkpoint.CheckpointError):
+        load_model(Path(tmp_path / "none.zip"))
