@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments.film import captioned, film, side_by_side
-from experiments.plots.style import COLOURS, RC, TASK_COLOURS, save, title
+from experiments.plots.style import COLOURS, RC, TASK_COLOURS, handles_of, legend_beside, save, title
 from experiments.world_model.evaluation import Seen, Windows
 
 SHOWN = 3  # windows in a picture
@@ -29,7 +29,7 @@ LINES = {
     "tokenised": (TASK_COLOURS[1], "-"),
     "copy_last": (COLOURS["shared_dqn"], "--"),
     "mean_frame": (COLOURS["independent_dqn"], ":"),
-    "model": (TASK_COLOURS[0], "-"),
+    "model": (TASK_COLOURS[3], "-"),
 }
 
 
@@ -87,7 +87,7 @@ def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str
         path: where it goes.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(12.5, 3.6), layout="constrained")
+        figure = Figure(figsize=(13.5, 3.6), layout="constrained")
         course, end, ahead = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
         for name, (colour, dashes) in LINES.items():
             if (key := f"eval/{name}") in curves:
@@ -101,20 +101,21 @@ def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str
         end.invert_yaxis()
         for name, values in evaluation["roll_out"].items():
             colour, dashes = LINES[name]
-            ahead.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, label=name.replace("_", " "))
-        for axes, heading, label in (
+            label = "roll-out" if name == "model" else name.replace("_", " ")
+            ahead.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, label=label)
+        for axes, heading, abscissa in (
             (course, "all pixels, in training", "updates"),
             (end, "pixels that change, at the end", "squared error"),
             (ahead, "roll-outs, all pixels", "frames ahead"),
         ):
             axes.set_title(heading)
-            axes.set_xlabel(label)
+            axes.set_xlabel(abscissa)
         for axes in (course, ahead):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_ylabel("mean squared error (pixels from 0 to 1)")
-            axes.legend()
+        legend_beside(ahead, handles_of([course, ahead]))
         figure.suptitle(f"Errors on {evaluation['windows']} held-out sequences")
         save(figure, path)
 
