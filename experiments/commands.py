@@ -1,13 +1,16 @@
-"""The two programs that every method has."""
+"""The two programs that every method has, and how programs end."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from experiments.cli import run
 from experiments.config import EvaluateConfig, TrainConfig
 from experiments.stopping import StoppedError
+
+Config = TypeVar("Config")
 
 
 def train_command(
@@ -20,17 +23,12 @@ def train_command(
     """
     prog = f"experiments.{config_type.method}.train"
 
-    def main(config: TrainConfig) -> int:
+    def main(config: TrainConfig) -> None:
         from experiments.runner import train  # noqa: PLC0415 - torch loads only when there is something to train
 
-        try:
-            train(config)
-        except StoppedError as stop:
-            print(f"{prog}: {stop}", file=sys.stderr)
-            return stop.status
-        return 0
+        train(config)
 
-    return run(main, config_type, argv, prog=prog, presets=presets)
+    return stoppable(main, config_type, argv, prog=prog, presets=presets)
 
 
 def evaluate_command(
@@ -45,3 +43,24 @@ def evaluate_command(
 
     prog = f"experiments.{method}.evaluate"
     return run(main, config_type, argv, prog=prog)
+
+
+def stoppable(
+    main: Callable[[Config], object],
+    config_type: type[Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    presets: Mapping[str, Config] | None = None,
+) -> int:
+    """Parse the flags, call `main`, return the exit status, which is also that of a `StoppedError`; see `parse`."""
+
+    def guarded(config: Config) -> int:
+        try:
+            main(config)
+        except StoppedError as stop:
+            print(f"{prog}: {stop}", file=sys.stderr)
+            return stop.status
+        return 0
+
+    return run(guarded, config_type, argv, prog=prog, presets=presets)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from experiments.progress import progress
 from experiments.supervised.data import Samples
-from experiments.supervised.output import progress
 from mtrl import AIM, Balance, Balancer, LookaheadGuidance, make_balancer
 from mtrl.gradients import TaskGradients
 from mtrl.models import MultiTaskModel, task_losses

@@ -9,6 +9,7 @@ import torch
 
 from experiments.cli import UsageError, parse_seeds
 from experiments.markdown import cell, count, table
+from experiments.progress import progress
 from experiments.runs import write_json
 from experiments.statistics import Comparison
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
@@ -16,7 +17,7 @@ from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
 from experiments.supervised.data import load_data
 from experiments.supervised.loading import load_settings
-from experiments.supervised.output import describe, progress
+from experiments.supervised.output import describe
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settings
 from experiments.supervised.training import Epoch, Learner, find_balancer, find_device, num_held_out

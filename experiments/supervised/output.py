@@ -10,12 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from experiments.runs import write_json
 from experiments.supervised.settings import Settings
-
-__all__ = ["describe", "log_to", "progress", "write_json"]
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -28,12 +23,6 @@ def describe(settings: Settings) -> dict[str, Any]:
             **{package: importlib.metadata.version(package) for package in packages},
         },
     }
-
-
-def progress(quiet: bool) -> Progress:
-    """A live bar with the columns done, to do and time left; nothing if `quiet`."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, disable=quiet)
 
 
 @contextmanager

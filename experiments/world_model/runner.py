@@ -15,6 +15,7 @@ from rich.table import Table
 from envs import BASE_ID, get_tasks
 from experiments.cli import UsageError
 from experiments.plots import recording as plots
+from experiments.progress import progress
 from experiments.resume import locked
 from experiments.runs import (
     CHECKPOINT_FILE,
@@ -23,9 +24,9 @@ from experiments.runs import (
     METRICS_FILE,
     MODEL_FILE,
     PREVIOUS_FILE,
+    write_json,
 )
 from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
-from experiments.supervised.output import progress, write_json
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import Checkpoints, find_run
 from experiments.world_model.config import WorldModelConfig
