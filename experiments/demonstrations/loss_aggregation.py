@@ -77,9 +77,9 @@ def demonstrate(config: AggregationConfig) -> None:
     from experiments.demonstrations.tiny_model import (  # noqa: PLC0415
         PatchDiscriminator,
         TinyWorldModel,
-        judged,
         moving_squares,
     )
+    from experiments.world_model.discriminator import judged  # noqa: PLC0415
     from mtrl.losses import TASKS, TOTALS, LossAggregator, loss_metrics  # noqa: PLC0415
 
     torch.manual_seed(config.seed)

@@ -55,9 +55,9 @@ def demonstrate(config: FlowConfig) -> None:
     from experiments.demonstrations.tiny_model import (  # noqa: PLC0415
         PatchDiscriminator,
         TinyWorldModel,
-        judged,
         moving_squares,
     )
+    from experiments.world_model.discriminator import judged  # noqa: PLC0415
     from mtrl import make_balancer  # noqa: PLC0415
     from mtrl.losses import TASKS, ELBOLoss, Linear, LossAggregator, loss_metrics, parameter_groups  # noqa: PLC0415
 

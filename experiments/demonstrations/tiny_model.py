@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -163,21 +160,3 @@ class PatchDiscriminator(nn.Module):
         first = torch.nn.functional.leaky_relu(self.first(frames.flatten(0, 1)), 0.2)
         second = torch.nn.functional.leaky_relu(self.second(first), 0.2)
         return self.judge(second).view(*frames.shape[:2], 1, MAP, MAP), [first, second]
-
-
-def judged(outputs: ModelOutputs, discriminator: PatchDiscriminator, observations: Tensor) -> ModelOutputs:
-    """`outputs` with what the adversarial task needs, none of which reaches the discriminator's own parameters."""
-    with frozen(discriminator):
-        fake_logits, fake_features = discriminator(outputs["reconstruction"])
-        _, real_features = discriminator(observations)
-    return {**outputs, "fake_logits": fake_logits, "real_features": real_features, "fake_features": fake_features}
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside gives `module`'s parameters no gradient."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)

@@ -32,7 +32,7 @@ class PatchDiscriminator(nn.Module):
         return self.judge(second).unflatten(0, frames.shape[:2]), [first, second]
 
 
-def judged(outputs: ModelOutputs, discriminator: PatchDiscriminator, observations: Tensor) -> ModelOutputs:
+def judged(outputs: ModelOutputs, discriminator: nn.Module, observations: Tensor) -> ModelOutputs:
     """`outputs` with what the adversarial task needs, none of which reaches the discriminator's own parameters."""
     with frozen(discriminator):
         fake_logits, fake_features = discriminator(outputs["reconstruction"])
