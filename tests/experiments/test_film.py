@@ -123,7 +123,8 @@ def test_an_encoder_that_gives_up_is_one_line_and_leaves_no_film(
 ) -> None:
     script = tmp_path / "ffmpeg"
     # It answers what it is asked for before the film, but encodes nothing.
-    script.write_text(f'#!/bin/sh\ncase "$*" in *rawvideo*) {kills};; *) echo " V..... libx264 "; exit 1;; esac\n')
+    answer = "Encoders: ------\\n V..... libx264 H.264"
+    script.write_text(f"#!/bin/sh\ncase \"$*\" in *rawvideo*) {kills};; *) printf '{answer}'; exit 1;; esac\n")
     script.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))
 
