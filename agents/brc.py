@@ -271,8 +271,8 @@ class BRC(MultiTaskDQN):
         super().set_training_state(state)
         self.return_scale.unfinished = state["episode_rewards"]
 
-    def _make_optimizer(self) -> FlatAdam:
-        return FlatAdam(self._weights, self.lr_schedule(1), self.weight_decay)
+    def _make_optimizer(self, vector: nn.Parameter) -> FlatAdam:
+        return FlatAdam(vector, self.lr_schedule(1), self.weight_decay)
 
     def _store_transition(
         self,
@@ -287,7 +287,6 @@ class BRC(MultiTaskDQN):
         cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         self.return_scale.add(reward, dones, dones & ~cut)
 
-    @torch.no_grad()
     def _targets(self, batch: TaskBatch) -> Tensor:
         """Distributions of the bootstrapped, normalised returns, (T * B, bins)."""
         network: Any = self.policy.q_net_target

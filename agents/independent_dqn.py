@@ -59,7 +59,9 @@ class IndependentDQN(MultiTaskDQN):
         self._parameters = list(self.policy.q_net.parameters())
 
     def _balanced_gradient(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        losses = self._losses(batch, self._targets(batch))
+        with torch.no_grad():
+            targets = self._targets(batch)
+        losses = self._losses(batch, targets)
         self._guard.check("the loss", losses.tolist())
         gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), self._parameters)  # each (T, ...)
         gradient = torch.cat([stack.flatten() for stack in gradients])

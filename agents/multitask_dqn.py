@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import get_device, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.bounds import LARGEST_REPLAY, at_most, check_integer
 from agents.n_step import NStepReturns, Step
@@ -41,6 +41,7 @@ from mtrl.gradients import (
     ParameterLayout,
     TaskGradients,
     TaskMajorEngine,
+    inference,
 )
 from mtrl.guidance import LookaheadGuidance
 from mtrl.recorder import named
@@ -245,9 +246,10 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
         # One vector holds all weights and one their gradient: the optimizer takes one fused step over both, and the
         # target network follows in one operation.
-        self._weights = ParameterLayout(self.policy.q_net.parameters()).flatten_()
+        vector = ParameterLayout(self.policy.q_net.parameters()).flatten_()
+        self._weights = vector.detach()  # the same memory
         self._target_weights = ParameterLayout(self.policy.q_net_target.parameters()).flatten_().detach()
-        self._optimizer = self._make_optimizer()
+        self._optimizer = self._make_optimizer(vector)
         self.policy.optimizer = self._optimizer
         self._online_values: Callable[[Tensor], Tensor] = self.policy.q_net
         self._target_values: Callable[[Tensor], Tensor] = self.policy.q_net_target
@@ -256,7 +258,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
         self._loss_sum = torch.zeros(num_tasks, device=self.device)
         self._loss_count = 0
-        self._diagnostics: dict[str, Tensor] = {}
+        self._conflict: dict[str, Tensor] = {}  # metrics, when last measured
+        self._diagnostics: Mapping[str, Tensor] = {}  # the balancer's, of the last update
 
     def _make_replay(self, seed: int, share: float) -> TaskReplayBuffer:
         """A replay for `share` of all transitions, so that several reach equally far back."""
@@ -265,8 +268,8 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         capacity = max(round(self.buffer_size // num_tasks * share), 1)
         return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)
 
-    def _make_optimizer(self) -> FlatAdam:
-        return FlatAdam(self._weights, self.lr_schedule(1))
+    def _make_optimizer(self, vector: nn.Parameter) -> FlatAdam:
+        return FlatAdam(vector, self.lr_schedule(1))
 
     def _make_engine(self) -> None:
         network, num_tasks = self.policy.q_net, len(self.task_names)
@@ -414,21 +417,22 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             balance = self.balancer(gradients, losses)
             self._guard.check("the balancer's weight", balance.coefficients.tolist())
             gradient = balance.update(gradients)
-            self._diagnostics |= balance.diagnostics
+            self._diagnostics = balance.diagnostics
             if self._n_updates % self.conflict_interval == 0:
-                self._diagnostics |= conflict_metrics(gradients.gramian)
+                self._conflict = conflict_metrics(gradients.gramian)
         return gradient, losses
 
     def _task_gradients(self, batch: TaskBatch) -> TaskGradients:
         """Each task's gradient of its temporal-difference loss; the losses come with them."""
         if self._chain is not None and not self._chain.chain.hooked:
             return self._chain_gradients(self._chain, batch)
-        targets = self._targets(batch)
+        with torch.no_grad():
+            targets = self._targets(batch)
         with self._engine.record():
             losses = self._losses(batch, targets)
         return self._engine.backward(losses)
 
-    @torch.inference_mode()
+    @inference
     def _chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
         """`_task_gradients` without autograd, by an engine of the online network's layers."""
         targets = self._targets(batch)
@@ -438,7 +442,9 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def _clip(self, gradient: Tensor, max_norm: float) -> None:
         """Scale `gradient` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
-        gradient.mul_((max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_(max=1.0))
+        scale = max_norm / (torch.linalg.vector_norm(gradient).item() + 1e-6)
+        if scale < 1:
+            gradient.mul_(scale)
 
     def _set_guidance(self) -> None:
         """Let the balancer look one step of plain gradient descent ahead, at the present learning rate."""
@@ -451,14 +457,15 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         """Temporal-difference loss of all tasks on transitions that are held out from training."""
         assert self.guidance_buffer is not None
         batch = self.guidance_buffer.sample(self.batch_size)
-        return self._losses(batch, self._targets(batch)).sum()
+        with torch.no_grad():
+            targets = self._targets(batch)
+        return self._losses(batch, targets).sum()
 
-    @torch.no_grad()
     def _lookahead_gradient(self, step: Tensor) -> Tensor:
         """What `LookaheadGuidance` makes of `_guidance_loss`, without autograd: its gradient (D,) at theta - step."""
         assert self.guidance_buffer is not None
         batch = self.guidance_buffer.sample(self.batch_size)
-        theta = self._weights.detach()
+        theta = self._weights
         here = theta.clone()
         theta.sub_(step)
         try:
@@ -466,7 +473,6 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         finally:
             theta.copy_(here)
 
-    @torch.no_grad()
     def _targets(self, batch: TaskBatch) -> Tensor:
         """Bootstrapped returns (T * B,): rewards + discount * Q_target(s', a*), the discount 0 after an end."""
         values = self._target_values(batch.next_observations)  # (T * B, A)
@@ -483,7 +489,6 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         values = self.policy.q_net(batch.observations)
         return self._td_error.losses(values, batch.actions, targets)
 
-    @torch.no_grad()
     def _update_target(self) -> None:
         self._target_weights.lerp_(self._weights, self.tau)
 
@@ -602,7 +607,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     @property
     def diagnostics(self) -> dict[str, float]:
         """The balancer's diagnostics at the last update, by their logged names (`balancer/<task>/weight`, ...)."""
-        return dict(named(self._diagnostics, self.task_names))
+        return dict(named({**self._conflict, **self._diagnostics}, self.task_names))
 
     def dump_logs(self) -> None:
         """Record per-task returns, losses and the balancer's diagnostics, then write one line of logs."""
@@ -746,7 +751,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
             "episode_successes": list(self.ep_success_buffer),
             "loss_sum": self._loss_sum,
             "loss_count": self._loss_count,
-            "diagnostics": self._diagnostics,
+            "diagnostics": {**self._conflict, **self._diagnostics},
             "skipped": dict(self._guard.skipped),
             "elapsed_ns": time.time_ns() - self.start_time,
         }
@@ -773,7 +778,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.ep_success_buffer = deque(state["episode_successes"], self._stats_window_size)
         self._loss_sum = state["loss_sum"].to(self.device)
         self._loss_count = state["loss_count"]
-        self._diagnostics = dict(state["diagnostics"])
+        self._conflict, self._diagnostics = {}, dict(state["diagnostics"])
         self._guard.skipped.clear()
         self._guard.skipped.update(state["skipped"])
         self.start_time = time.time_ns() - state["elapsed_ns"]

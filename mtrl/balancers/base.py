@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -15,6 +16,30 @@ from torch import Tensor, nn
 from mtrl.gradients import AutogradEngine, Group, LayerwiseEngine, MaskedLosses, TaskGradients, accumulate
 
 Scale = Literal["sum", "mean"]
+
+
+class Deferred(Mapping[str, Tensor]):
+    """Diagnostics that are worked out when somebody looks at them: most updates' nobody does.
+
+    Args:
+        make: gives them. What it refers to must not change after the update.
+    """
+
+    def __init__(self, make: Callable[[], dict[str, Tensor]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> dict[str, Tensor]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 @dataclass(frozen=True)
@@ -32,7 +57,7 @@ class Balance:
     coefficients: Tensor
     direction: Tensor | None = None
     direction_scale: float = 1.0
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def update(self, gradients: TaskGradients) -> Tensor:
         """The combined gradient (D,), which takes the place of the ordinary one."""
@@ -244,7 +269,7 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
         whole[_places(whole, there)] = part
         return whole
 
-    diagnostics = {name: spread(part, math.nan) for name, part in answer.diagnostics.items()}
+    diagnostics = Deferred(lambda: {name: spread(part, math.nan) for name, part in answer.diagnostics.items()})
     return replace(answer, coefficients=spread(answer.coefficients, 0.0), diagnostics=diagnostics)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, RandomBalancer
+from mtrl.balancers.base import Balance, Deferred, RandomBalancer
+from mtrl.conflict import cosines
 from mtrl.gradients import TaskGradients
-
-Array = NDArray[np.float64]
 
 SMALLEST = float(np.finfo(np.float64).tiny)  # its inverse is finite
 FEW = 8  # tasks, up to which plain numbers are faster than arrays
@@ -38,43 +36,52 @@ class PCGrad(RandomBalancer):
 
     needs_gramian = True
 
-    def draw_order(self, num_tasks: int) -> NDArray[np.intp]:
-        """The other tasks in random order for each task, (T, T - 1)."""
+    def draw_order(self, num_tasks: int) -> list[list[int]]:
+        """The other tasks in random order for each task, T x (T - 1)."""
         keys = self.generator.random((num_tasks, num_tasks))
+        if num_tasks <= FEW:
+            others = [[j for j in range(num_tasks) if j != i] for i in range(num_tasks)]
+            return [sorted(row, key=own.__getitem__) for row, own in zip(others, keys.tolist(), strict=True)]
         keys.flat[:: num_tasks + 1] = 2.0  # the diagonal, above all others: the task itself comes last, and is cut off
-        return keys.argsort(axis=1)[:, :-1]
+        order: list[list[int]] = keys.argsort(axis=1)[:, :-1].tolist()
+        return order
 
     def balance_gramian(self, gramian: Tensor) -> Balance:
         """The answer for rows of this Gramian (T, T), which is all that the method asks of them."""
-        G = gramian.numpy(force=True)
-        inverse = np.array([1 / square if square > SMALLEST else 0.0 for square in G.diagonal().tolist()])
-        ratios = G * inverse  # <g_i, g_j> / |g_j|^2
-        project = project_few if len(G) <= FEW else project_many
-        coefficients, conflicts = project(ratios, self.draw_order(len(G)))
-        weight = torch.from_numpy(coefficients).to(gramian.device)
-        norms = np.sqrt(inverse)
-        cosine = torch.from_numpy(G * norms * norms[:, None])
-        diagnostics = {"weight": weight, "conflicts": torch.from_numpy(conflicts), "cosine": cosine}
-        return Balance(weight, diagnostics=diagnostics)
+        project = project_few if len(gramian) <= FEW else project_many
+        coefficients, conflicts = project(gramian.tolist(), self.draw_order(len(gramian)))
+        weight = torch.tensor(coefficients, dtype=torch.float64, device=gramian.device)
+        return Balance(
+            weight,
+            diagnostics=Deferred(
+                lambda: {
+                    "weight": weight,
+                    "conflicts": torch.tensor(conflicts, dtype=torch.float64),
+                    "cosine": cosines(gramian),
+                }
+            ),
+        )
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """Project on the Gramian; where the random order goes on is all that the next call remembers."""
         return self.balance_gramian(gradients.gramian)
 
 
-def project_few(ratios: Array, partners: NDArray[np.intp]) -> tuple[Array, Array]:
+def project_few(gramian: list[list[float]], partners: list[list[int]]) -> tuple[list[float], list[int]]:
     """Algorithm 1 on the Gramian, task by task.
 
     Args:
-        ratios: <g_i, g_j> / |g_j|^2, (T, T); 0 in the columns of zero gradients.
-        partners: the order in which each task meets the others, (T, T - 1).
+        gramian: G, T x T.
+        partners: the order in which each task meets the others, T x (T - 1).
 
     Returns:
-        The coefficients sum_i P_ik (T,), and each task's number of projections (T,).
+        The coefficients sum_i P_ik, and each task's number of projections.
     """
-    rows = ratios.tolist()
-    coefficients, conflicts = [1.0] * len(rows), [0.0] * len(rows)
-    for i, order in enumerate(partners.tolist()):
+    squares = [row[i] for i, row in enumerate(gramian)]
+    inverse = [1 / square if square > SMALLEST else 0.0 for square in squares]  # a zero gradient conflicts with nobody
+    rows = [[product * own for product, own in zip(row, inverse, strict=True)] for row in gramian]
+    coefficients, conflicts = [1.0] * len(rows), [0] * len(rows)
+    for i, order in enumerate(partners):
         products = rows[i]  # of g_i^pc with g_j, over |g_j|^2
         for j in order:
             step = products[j]
@@ -82,15 +89,17 @@ def project_few(ratios: Array, partners: NDArray[np.intp]) -> tuple[Array, Array
                 coefficients[j] -= step
                 conflicts[i] += 1
                 products = [product - step * other for product, other in zip(products, rows[j], strict=True)]
-    return np.array(coefficients), np.array(conflicts)
+    return coefficients, conflicts
 
 
-def project_many(ratios: Array, partners: NDArray[np.intp]) -> tuple[Array, Array]:
+def project_many(gramian: list[list[float]], partners: list[list[int]]) -> tuple[list[float], list[int]]:
     """`project_few` for all tasks at once: step k treats the k-th partner of each, as they do not see each other's."""
-    num_tasks = len(ratios)
+    G, order = np.array(gramian), np.array(partners, dtype=np.intp).T  # (T, T), (T - 1, T)
+    squares, num_tasks = G.diagonal(), len(G)
+    ratios = G * np.divide(1.0, squares, out=np.zeros(num_tasks), where=squares > SMALLEST)
     projected, steps = ratios.copy(), np.zeros((num_tasks - 1, num_tasks))
-    for step, j in zip(steps, partners.T, strict=True):
+    for step, j in zip(steps, order, strict=True):
         np.minimum(projected[np.arange(num_tasks), j], 0.0, out=step)  # below 0 in conflict; -P_ij
         projected -= step[:, None] * ratios[j]
-    coefficients = 1.0 - np.bincount(partners.T.ravel(), steps.ravel(), num_tasks)
-    return coefficients.astype(np.float64, copy=False), (steps < 0).sum(axis=0, dtype=np.float64)
+    coefficients = 1.0 - np.bincount(order.ravel(), steps.ravel(), num_tasks)
+    return coefficients.tolist(), (steps < 0).sum(axis=0).tolist()

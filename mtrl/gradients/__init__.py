@@ -16,7 +16,7 @@ average over the processes of a data-parallel run (`Ranks`).
 """
 
 from mtrl.gradients.any_graph import AutogradEngine, graph_leaves
-from mtrl.gradients.chain import Chain, ChainEngine, Step, register_step
+from mtrl.gradients.chain import Chain, ChainEngine, Step, inference, register_step
 from mtrl.gradients.core import (
     GradientEngine,
     Losses,
@@ -56,6 +56,7 @@ __all__ = [
     "UnsupportedLayerError",
     "accumulate",
     "graph_leaves",
+    "inference",
     "register_rule",
     "register_step",
 ]

@@ -39,7 +39,7 @@ def test_it_is_algorithm_1_with_the_same_order(num_tasks: int) -> None:
     balancer = PCGrad(num_tasks, seed=3)
     for seed in range(20):
         jacobian = conflicting(num_tasks, seed)
-        order = copy.deepcopy(balancer).draw_order(num_tasks).tolist()
+        order = copy.deepcopy(balancer).draw_order(num_tasks)
         assert all(sorted([*others, i]) == list(range(num_tasks)) for i, others in enumerate(order))
         expected, counts = algorithm_1(jacobian, order)
         gradients = TaskGradients(jacobian)
@@ -52,7 +52,7 @@ def test_it_is_algorithm_1_with_the_same_order(num_tasks: int) -> None:
 
 def test_the_order_is_drawn_anew_for_each_task_and_call_and_all_orders_are_equally_likely() -> None:
     balancer = PCGrad(4)
-    draws = [balancer.draw_order(4).tolist() for _ in range(3000)]
+    draws = [balancer.draw_order(4) for _ in range(3000)]
     for i in range(4):
         seen = [tuple(order[i]) for order in draws]
         for others in permutations(j for j in range(4) if j != i):
@@ -98,8 +98,7 @@ def test_a_zero_row_and_a_row_whose_square_underflows_conflict_with_none() -> No
 
 def test_the_seed_decides_the_order() -> None:
     same, other = PCGrad(5, seed=0).draw_order(5), PCGrad(5, seed=1).draw_order(5)
-    assert (PCGrad(5).draw_order(5) == same).all()
-    assert (same != other).any()
+    assert PCGrad(5).draw_order(5) == same != other
     with pytest.raises(ValueError, match=r"^seed is -1; it must be at least 0$"):
         PCGrad(3, seed=-1)
 
