@@ -365,6 +365,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         torch.set_flush_denormal(True)
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)
+        self._last_rates = self._final_rates()
         if self._last_obs is not before:  # the environments have been reset
             self._forget_unfinished()
         return prepared
@@ -527,7 +528,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         else:
             # Not `predict`, whose checks and conversions for every kind of input cost more than the network.
             observations = torch.as_tensor(self._last_obs, device=self.device)
-            with torch.no_grad():
+            with torch.inference_mode():
                 greedy = self._online_values(observations).argmax(1)
             actions = self._explore(greedy.numpy(force=True))
         return actions, actions
@@ -576,7 +577,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         return np.tile(rates, len(self.task_names))
 
     def _on_step(self) -> None:
-        final, initial = self._final_rates(), self.exploration_initial_eps
+        final, initial = self._last_rates, self.exploration_initial_eps
         if self.exploration_decay is None:
             done = (1 - self._current_progress_remaining) / max(self.exploration_fraction, 1e-12)
             self.exploration_rates = initial + (final - initial) * min(done, 1.0)

@@ -53,6 +53,12 @@ class NStepReturns:
         if len(self._steps) < self.n:
             return None
         first, *others = self._steps
+        if not any(step.dones.any() for step in self._steps):  # as most of the time: what follows, in fewer steps
+            rewards = first.rewards
+            for later, further in enumerate(others, 1):
+                rewards = rewards + np.float32(self.gamma**later) * further.rewards
+            discounts = np.full(len(rewards), self.gamma**self.n, np.float32)
+            return Transitions(first.observations, self._steps[-1].next_observations, first.actions, rewards, discounts)
         rewards, following = first.rewards, first.next_observations
         discounts = np.float32(self.gamma) * ~first.terminals
         going = ~first.dones

@@ -162,6 +162,9 @@ class TaskVecEnv(DummyVecEnv):
         self._reset_seeds()
         return self._obs_from_buf()
 
+    def _obs_from_buf(self) -> VecEnvObs:
+        return self.buf_obs[None].copy()  # one array: the base class copies the dictionary around it, too
+
     def _keep(self, column: int, observation: Any) -> None:
         """Put `observation` among those that are returned; NumPy would stretch one of a wrong shape."""
         if np.shape(observation) != self.observation_space.shape:

@@ -292,7 +292,7 @@ def test_metrics_come_from_the_engines_jacobian():
     jacobian = agent._engine.backward(losses).jacobian.double()
     agent.train(1, 8)
     for name, value in conflict_metrics(jacobian @ jacobian.T).items():
-        torch.testing.assert_close(agent._diagnostics[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(agent._conflict[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_one_task_has_no_pairs():
