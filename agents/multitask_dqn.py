@@ -439,7 +439,10 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         targets = self._targets(batch)
         values = chain.forward(batch.observations)
         losses, slope = self._td_error.losses_and_slope(values, batch.actions, targets)
-        return chain.backward(slope, losses)
+        gradients = chain.backward(slope, losses)
+        if self.balancer.needs_gramian:
+            _ = gradients.jacobian  # now, rather than enter inference mode again for it
+        return gradients
 
     def _clip(self, gradient: Tensor, max_norm: float) -> None:
         """Scale `gradient` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""

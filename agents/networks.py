@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -69,20 +70,17 @@ class _TaskEmbeddingStep(Step):
         self.y = x.new_empty(len(x), self.state.shape[1] + dim)
         self.y_state, self.y_embedded = self.y[:, :-dim], self.y[:, -dim:]
 
-    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
-        assert not needs_input, "observations have no gradient: the embedding comes first"
-        dim = self.weight.shape[1]
-        self.weight_rows = rows.of(self.layer.weight)
-        self.one_hot_t = self.one_hot.view(rows.num_tasks, -1, self.layer.num_tasks).mT  # (T, tasks, B)
-        self.grad_embedded = grad.view(rows.num_tasks, -1, grad.shape[1])[..., -dim:]  # (T, B, dim)
-        return None
-
     def forward(self) -> None:
         self.y_state.copy_(self.state)
         torch.mm(self.one_hot, self.weight, out=self.y_embedded)
 
-    def backward(self) -> None:
-        torch.bmm(self.one_hot_t, self.grad_embedded, out=self.weight_rows)
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+        assert not needs_input, "observations have no gradient: the embedding comes first"
+        dim = self.weight.shape[1]
+        weight_rows = rows.of(self.layer.weight)
+        one_hot_t = self.one_hot.view(rows.num_tasks, -1, self.layer.num_tasks).mT  # (T, tasks, B)
+        grad_embedded = grad.view(rows.num_tasks, -1, grad.shape[1])[..., -dim:]  # (T, B, dim)
+        return None, partial(torch.bmm, one_hot_t, grad_embedded, out=weight_rows)
 
 
 register_rule(TaskEmbedding, _TaskEmbeddingRule())

@@ -7,14 +7,15 @@ once, and an update is a fixed list of matrix products into them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients.core import ParameterLayout, TaskGradients
+from mtrl.gradients.core import RANGES, ParameterLayout, TaskGradients
 from mtrl.gradients.ranks import Group, Ranks
 from mtrl.gradients.rules import TaskRows, hooks_of
 from mtrl.gradients.task_major import UnsupportedLayerError, last_layer_columns
@@ -40,9 +41,8 @@ def inference(function: Callable[P, R]) -> Callable[P, R]:
 class Step:
     """One layer of a chain, for a fixed number of rows N: what `register_step` takes.
 
-    The constructor makes `y`, the buffer (N, ...) of the output. Where gradients are wanted, `prepare_backward` is then
-    called once. `forward` fills `y` from `x`; `backward` reads `grad` and fills the rows of the layer's parameters and
-    the gradient of `x`. Neither should allocate.
+    The constructor makes `y`, the buffer (N, ...) of the output, and `forward` fills it from `x`. It should not
+    allocate.
 
     Args:
         layer: the layer. Its parameters must stay where they are in memory.
@@ -54,8 +54,12 @@ class Step:
     def __init__(self, layer: Any, x: Tensor) -> None:
         raise NotImplementedError
 
-    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
-        """Make what `backward` needs.
+    def forward(self) -> None:
+        """Fill `y`."""
+        raise NotImplementedError
+
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+        """Prepare to go back through the layer, once for all updates.
 
         Args:
             grad: the buffer of the gradient of `y`.
@@ -63,16 +67,9 @@ class Step:
             needs_input: whether the gradient of `x` is wanted.
 
         Returns:
-            The buffer of the gradient of `x`; None where it is not wanted.
+            The buffer of the gradient of `x`, None where it is not wanted; and what is called at each update to fill
+            that and the rows of the layer's parameters, which should not allocate.
         """
-        raise NotImplementedError
-
-    def forward(self) -> None:
-        """Fill `y`."""
-        raise NotImplementedError
-
-    def backward(self) -> None:
-        """Fill the rows of the parameters, and the gradient of `x`."""
         raise NotImplementedError
 
 
@@ -83,39 +80,36 @@ class _LinearStep(Step):
         self.bias = self.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
         self.y = x.new_empty(len(x), layer.out_features)
 
-    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
-        self.grad, self.grad_x = grad, torch.empty_like(self.x) if needs_input else None
-        self.x_by_task = self.x.view(rows.num_tasks, -1, self.x.shape[1])  # (T, B, in)
-        self.grad_by_task = grad.view(rows.num_tasks, -1, grad.shape[1])  # (T, B, out)
-        self.grad_by_task_t = self.grad_by_task.mT
-        self.weight_rows = rows.of(self.layer.weight)  # (T, out, in)
-        self.bias_rows = None if self.layer.bias is None else rows.of(self.layer.bias)  # (T, out)
-        return self.grad_x
-
     def forward(self) -> None:
         torch.addmm(self.bias, self.x, self.weight_t, out=self.y)
 
-    def backward(self) -> None:
-        torch.bmm(self.grad_by_task_t, self.x_by_task, out=self.weight_rows)
-        if self.bias_rows is not None:
-            torch.sum(self.grad_by_task, 1, out=self.bias_rows)
-        if self.grad_x is not None:
-            torch.mm(self.grad, self.weight, out=self.grad_x)
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+        grad_x = torch.empty_like(self.x) if needs_input else None
+        x_by_task = self.x.view(rows.num_tasks, -1, self.x.shape[1])  # (T, B, in)
+        grad_by_task = grad.view(rows.num_tasks, -1, grad.shape[1])  # (T, B, out)
+        grad_by_task_t = grad_by_task.mT
+        weight_rows = rows.of(self.layer.weight)  # (T, out, in)
+        bias_rows = None if self.layer.bias is None else rows.of(self.layer.bias)  # (T, out)
+
+        def run() -> None:
+            torch.bmm(grad_by_task_t, x_by_task, out=weight_rows)
+            if bias_rows is not None:
+                torch.sum(grad_by_task, 1, out=bias_rows)
+            if grad_x is not None:
+                torch.mm(grad, self.weight, out=grad_x)
+
+        return grad_x, run
 
 
 class _ReLUStep(Step):
     def __init__(self, layer: nn.ReLU, x: Tensor) -> None:
         self.y = x  # in place, and so is its gradient
 
-    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
-        self.grad = grad
-        return grad
-
     def forward(self) -> None:
         self.y.relu_()
 
-    def backward(self) -> None:
-        torch.ops.aten.threshold_backward.grad_input(self.grad, self.y, 0, grad_input=self.grad)
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+        return grad, lambda: torch.ops.aten.threshold_backward.grad_input(grad, self.y, 0, grad_input=grad)
 
 
 class _LayerNormStep(Step):
@@ -125,13 +119,6 @@ class _LayerNormStep(Step):
         self.weight = x.new_ones(layer.normalized_shape) if layer.weight is None else layer.weight.detach()
         self.bias = x.new_zeros(layer.normalized_shape) if layer.bias is None else layer.bias.detach()
 
-    def prepare_backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
-        self.grad, self.grad_x = grad, torch.empty_like(grad) if needs_input else None
-        self.grad_by_task = grad.view(rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
-        self.weight_rows = None if self.layer.weight is None else rows.of(self.layer.weight)
-        self.bias_rows = None if self.layer.bias is None else rows.of(self.layer.bias)
-        return self.grad_x
-
     def forward(self) -> None:
         # A copy of its result costs less than its variant that fills a buffer.
         y, self.mean, self.rstd = torch.native_layer_norm(
@@ -139,18 +126,26 @@ class _LayerNormStep(Step):
         )
         self.y.copy_(y)
 
-    def backward(self) -> None:
-        if self.weight_rows is not None:
-            normalised = (self.x - self.mean) * self.rstd
-            torch.sum((self.grad * normalised).view_as(self.grad_by_task), 1, out=self.weight_rows)
-        if self.bias_rows is not None:
-            torch.sum(self.grad_by_task, 1, out=self.bias_rows)
-        if self.grad_x is not None:
-            gradient = torch.ops.aten.native_layer_norm_backward(
-                self.grad, self.x, self.layer.normalized_shape, self.mean, self.rstd,
-                self.weight, self.bias, [True, False, False],
-            )[0]  # fmt: skip
-            self.grad_x.copy_(gradient)  # it has no variant that fills a buffer with this alone
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+        grad_x = torch.empty_like(grad) if needs_input else None
+        grad_by_task = grad.view(rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
+        weight_rows = None if self.layer.weight is None else rows.of(self.layer.weight)
+        bias_rows = None if self.layer.bias is None else rows.of(self.layer.bias)
+
+        def run() -> None:
+            if weight_rows is not None:
+                normalised = (self.x - self.mean) * self.rstd
+                torch.sum((grad * normalised).view_as(grad_by_task), 1, out=weight_rows)
+            if bias_rows is not None:
+                torch.sum(grad_by_task, 1, out=bias_rows)
+            if grad_x is not None:
+                gradient = torch.ops.aten.native_layer_norm_backward(
+                    grad, self.x, self.layer.normalized_shape, self.mean, self.rstd,
+                    self.weight, self.bias, [True, False, False],
+                )[0]  # fmt: skip
+                grad_x.copy_(gradient)  # it has no variant that fills a buffer with this alone
+
+        return grad_x, run
 
 
 STEPS: dict[type[nn.Module], type[Step]] = {
@@ -172,13 +167,15 @@ class Chain:
 
     Args:
         layers: layers of the kinds in `STEPS`; the parameters of each are its own.
-        rows: where `backward` puts the gradients. Default None: no backward pass.
+
+    Attributes:
+        runs: how often `forward` has been called.
 
     Raises:
         UnsupportedLayerError: names the first layer that cannot be treated.
     """
 
-    def __init__(self, layers: nn.Sequential, rows: TaskRows | None = None) -> None:
+    def __init__(self, layers: nn.Sequential) -> None:
         seen: set[nn.Module] = set()
         for index, layer in enumerate(layers):
             # Exact types: a subclass may compute something else with the same parameters.
@@ -189,10 +186,11 @@ class Chain:
                     f"supported, once each: {kinds}"
                 )
             seen.add(layer)
-        self._layers, self._rows = layers, rows
+        self._layers = layers
         self._hooks = [hooks for layer in layers.modules() for hooks in hooks_of(layer)]
-        self._runs: dict[tuple[int, ...], _Run] = {}  # by the input's shape
+        self._by_shape: dict[tuple[int, ...], _Run] = {}  # of the input
         self._last: _Run | None = None
+        self.runs = 0
 
     @property
     def hooked(self) -> bool:
@@ -202,29 +200,34 @@ class Chain:
     @inference
     def forward(self, x: Tensor) -> Tensor:
         """What the chain makes of `x` (N, ...); valid until the next call."""
-        run = self._runs.get(x.shape)
+        run = self._by_shape.get(x.shape)
         if run is None:
-            run = self._runs[x.shape] = _Run(self._layers, x, self._rows)
+            run = self._by_shape[x.shape] = _Run(self._layers, x)
         self._last = run
+        self.runs += 1
         return run.forward(x)
 
     @inference
-    def backward(self, slope: Tensor) -> None:
-        """Go back through the last `forward`, of whose output `slope` is the gradient.
+    def backward(self, slope: Tensor, rows: TaskRows, weights: Sequence[float] | None = None) -> None:
+        """Go back through the last `forward`, as often as need be.
+
+        Args:
+            slope: the gradient of its output.
+            rows: where to put the gradients.
+            weights: one factor for each of T equal parts of the rows of `slope`. Default: 1.
 
         Raises:
-            RuntimeError: there was no `forward` since the last call.
+            RuntimeError: there was no `forward`.
         """
         if self._last is None:
             raise RuntimeError("nothing to go back through: call `forward` first")
-        self._last.backward(slope)
-        self._last = None
+        self._last.backward(slope, rows, weights)
 
 
 class _Run:
     """A chain for one shape of input."""
 
-    def __init__(self, layers: nn.Sequential, like: Tensor, rows: TaskRows | None) -> None:
+    def __init__(self, layers: nn.Sequential, like: Tensor) -> None:
         self.x = torch.empty_like(like, memory_format=torch.contiguous_format)
         self.steps: list[Step] = []
         y = self.x
@@ -232,12 +235,7 @@ class _Run:
             self.steps.append(STEPS[type(layer)](layer, y))
             y = self.steps[-1].y
         self.y = y
-        self.slope = torch.empty_like(y)
-        gradient: Tensor | None = self.slope
-        if rows is not None:
-            for index in reversed(range(len(self.steps))):
-                assert gradient is not None  # only the first step may return None
-                gradient = self.steps[index].prepare_backward(gradient, rows, index > 0)
+        self._ways_back: dict[TaskRows, tuple[Tensor, list[Callable[[], None]]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         self.x.copy_(x.detach())
@@ -245,10 +243,29 @@ class _Run:
             step.forward()
         return self.y
 
-    def backward(self, slope: Tensor) -> None:
-        self.slope.copy_(slope.detach())
-        for step in reversed(self.steps):
-            step.backward()
+    def backward(self, slope: Tensor, rows: TaskRows, weights: Sequence[float] | None) -> None:
+        if rows not in self._ways_back:
+            self._ways_back[rows] = self._way_back(rows)
+        buffer, calls = self._ways_back[rows]
+        if weights is None or all(weight == 1 for weight in weights):
+            buffer.copy_(slope.detach())
+        else:
+            parts = (len(weights), len(slope) // len(weights), *slope.shape[1:])
+            factors = slope.new_tensor(weights).view(-1, *(1,) * slope.ndim)
+            torch.mul(slope.detach().view(parts), factors, out=buffer.view(parts))
+        for call in calls:
+            call()
+
+    def _way_back(self, rows: TaskRows) -> tuple[Tensor, list[Callable[[], None]]]:
+        """The buffer of the output's gradient, and what then has to be called."""
+        slope = torch.empty_like(self.y)
+        gradient: Tensor | None = slope
+        calls = []
+        for index in reversed(range(len(self.steps))):
+            assert gradient is not None  # only the first step may return None
+            gradient, call = self.steps[index].backward(gradient, rows, index > 0)
+            calls.append(call)
+        return slope, calls
 
 
 class ChainEngine:
@@ -257,8 +274,8 @@ class ChainEngine:
         values = engine.forward(inputs)  # (T * B, ...), task 0's rows first
         gradients = engine.backward(slope, losses)  # slope: d losses[t] / d values, in the rows of task t
 
-    The Jacobian is one buffer that the next `backward` overwrites. All parameters are shared ones. `TaskMajorEngine`
-    gives the same rows for any network and loss, and is what this is tested against.
+    All parameters are shared ones. `TaskMajorEngine` gives the same rows for any network and loss, and is what this is
+    tested against.
 
     Args:
         layers: see `Chain`.
@@ -282,9 +299,10 @@ class ChainEngine:
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
         self.layout = ParameterLayout(layers.parameters())
+        self.chain = Chain(layers)
         self._ranks = Ranks(group)
         self._rows = TaskRows(self.layout, num_tasks)
-        self.chain = Chain(layers, self._rows)
+        self._sum = TaskRows(self.layout, 1)
         self._last_layer = last_layer_columns(self.layout, last_shared_layer)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -300,16 +318,79 @@ class ChainEngine:
     def backward(self, slope: Tensor, losses: Tensor | None = None) -> TaskGradients:
         """The gradients of T losses of the last `forward`'s output.
 
+        They are computed when they are asked for, at the latest before the next `forward`, and into buffers that the
+        next gradients overwrite. A method that combines them without a look at them, as equal weights do, never needs
+        the rows: then the combination alone is computed.
+
         Args:
-            slope: of the output's shape; the rows of task t hold the gradient of loss t.
+            slope: of the output's shape; the rows of task t hold the gradient of loss t. To be left alone until the
+                gradients have been computed.
             losses: the losses (T,) themselves, which the result carries. Default: it carries none.
 
         Raises:
-            RuntimeError: there was no `forward` since the last call.
+            RuntimeError: there was no `forward`.
         """
-        self.chain.backward(slope)
-        jacobian = self._rows.jacobian
-        if self._ranks.count() > 1:
-            losses = None if losses is None else losses.clone()
-            self._ranks.mean_all_([jacobian] if losses is None else [jacobian, losses])
-        return TaskGradients(jacobian, self._last_layer, losses=losses, ranks=self._ranks)
+        if self.chain.runs == 0:
+            raise RuntimeError("nothing to go back through: call `forward` first")
+        if losses is not None and self._ranks.count() > 1:
+            losses = self._ranks.mean_(losses.clone())
+        return _ChainGradients(self.chain, slope, self._rows, self._sum, self._last_layer, losses, self._ranks)
+
+
+class _ChainGradients(TaskGradients):
+    """Gradients that are computed when they are asked for; see `ChainEngine.backward`."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        slope: Tensor,
+        rows: TaskRows,
+        sum_of_rows: TaskRows,
+        layer: slice,
+        losses: Tensor | None,
+        ranks: Ranks,
+    ) -> None:
+        super().__init__(rows.jacobian, layer, losses=losses, ranks=ranks)
+        self._chain, self._run, self._slope = chain, chain.runs, slope
+        self._rows, self._sum = rows, sum_of_rows
+        self._known = False
+
+    @property
+    def jacobian(self) -> Tensor:
+        """The rows, (T, D).
+
+        Raises:
+            RuntimeError: the chain has gone forward again before they were asked for.
+        """
+        if not self._known:
+            self._go_back(self._rows)
+            self._known = True
+        return self._jacobian
+
+    def check_finite(self) -> None:
+        """As `TaskGradients.check_finite`; rows that have not been asked for are looked at by `combine`."""
+        if self._known:
+            super().check_finite()
+
+    def combine(self, coefficients: Tensor, vector: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """As `TaskGradients.combine`; where nobody has asked for the rows, without them.
+
+        Raises:
+            NonFiniteGradientError: nobody has asked for the rows, and one of them holds NaN or infinity.
+        """
+        weights = coefficients.tolist()
+        if not self._known and max(map(abs, weights)) <= RANGES[self.dtype][1]:
+            self._go_back(self._sum, weights)
+            combined = self._sum.jacobian[0]
+            if math.isfinite(combined.sum().item()):
+                return combined if vector is None else torch.add(combined, vector, alpha=factor)
+            _ = self.jacobian
+            self.check_finite()
+        return super().combine(coefficients, vector, factor)
+
+    def _go_back(self, rows: TaskRows, weights: Sequence[float] | None = None) -> None:
+        if self._run != self._chain.runs:
+            raise RuntimeError("these gradients were asked for after the next `forward`, which overwrote what they need")
+        self._chain.backward(self._slope, rows, weights)
+        if self.ranks.count() > 1:
+            self.ranks.mean_(rows.jacobian)
