@@ -99,6 +99,8 @@ class TaskReplayBuffer:
         rows = self._flat.index_select(0, (index + self._first_rows).flatten()).to(self.device)
         size = self.observation_size
         parts = (rows[:, :size], rows[:, size : 2 * size], rows[:, -3].long(), rows[:, -2], rows[:, -1])
+        if count == 1:
+            return [TaskBatch(*parts)]
         return [TaskBatch(*batch) for batch in zip(*(part.chunk(count) for part in parts), strict=True)]
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, Balancer, Scale
-from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients
+from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
+from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, norms_of_rows
 from mtrl.guidance import LookaheadGuidance
 
 Array = NDArray[np.float64]
@@ -190,14 +190,7 @@ class AIM(Balancer):
         along = C @ b  # u_i.g / N
         norm = math.sqrt(max(float(b @ along), 0.0))
         alpha = self._shares(losses)
-        diagnostics = {
-            "weight": beta,
-            "tau": torch.from_numpy(tau.copy()),
-            "intervention": torch.from_numpy(w),
-            "cosine": torch.from_numpy(C),
-            "magnitude": torch.from_numpy(np.array((norm - 1.0) ** 2 if N > 0 else 0.0)),
-            "progress": torch.from_numpy(np.array(alpha @ (m * along))),
-        }
+        used = tau.copy()
         if int(updates) % self.policy_interval == 0:
             # Each |u_i.g| <= |g|: the bounds only matter where g is so near 0 that rounding errors are all there is.
             unit = clip(along / norm) if norm > 0 else np.zeros_like(along)
@@ -207,7 +200,18 @@ class AIM(Balancer):
                 by_b -= self.guidance_weight * alignment
             self._step(-self.k * (1.0 - w) * removed * by_b)
         updates += 1
-        diagnostics["alignment"] = torch.from_numpy(alignment.copy())
+        aligned = alignment.copy()
+        diagnostics = Deferred(
+            lambda: {
+                "weight": beta,
+                "tau": torch.from_numpy(used),
+                "intervention": torch.from_numpy(w),
+                "cosine": torch.from_numpy(C),
+                "magnitude": torch.tensor((norm - 1.0) ** 2 if N > 0 else 0.0, dtype=torch.float64),
+                "progress": torch.tensor(alpha @ (m * along), dtype=torch.float64),
+                "alignment": torch.from_numpy(aligned),
+            }
+        )
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)
 
     def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
@@ -249,8 +253,8 @@ class AIM(Balancer):
             )
         if gradients.ranks.count() > 1:  # each process has its own held-out data
             h = gradients.ranks.mean_(h.clone())
-        norm = torch.linalg.vector_norm(h, dtype=torch.float64)
-        if not math.isfinite(norm.item()):
+        norm = norms_of_rows(h[None]).item()
+        if not math.isfinite(norm):
             raise NonFiniteGradientError("the gradient of the guidance loss is not finite")
         direction = h if norm == 0 else h / norm
         products: Array = gradients.dot(direction.to(gradients.device, gradients.dtype)).cpu().numpy()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, Balancer, Scale
+from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
 
 Array = NDArray[np.float64]
@@ -198,11 +198,14 @@ class GradNorm(Balancer):
             total = None if len(weights) == self.num_tasks else float(weights.sum())
             own[:] = project_weights(weights * np.exp(step), self.weight_floor, total)
         coefficients = torch.from_numpy(weights).to(gradients.device)
-        diagnostics = {
-            "weight": coefficients,
-            "norm": gradients.layer_norms,
-            "target": torch.from_numpy(targets),
-            "rate": torch.from_numpy(rates),
-            "floor_active": torch.from_numpy((weights <= self.weight_floor * (1 + 1e-9)).astype(np.float64)),
-        }
+        norms = gradients.layer_norms
+        diagnostics = Deferred(
+            lambda: {
+                "weight": coefficients,
+                "norm": norms,
+                "target": torch.from_numpy(targets),
+                "rate": torch.from_numpy(rates),
+                "floor_active": torch.from_numpy((weights <= self.weight_floor * (1 + 1e-9)).astype(np.float64)),
+            }
+        )
         return Balance(coefficients, diagnostics=diagnostics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, Balancer, Scale
+from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.balancers.gradnorm import GradNorm, Progress
 from mtrl.balancers.pcgrad import PCGrad
 from mtrl.gradients import TaskGradients
@@ -82,4 +82,5 @@ class GradNormPCGrad(Balancer):
         directions = self.pcgrad.balance_gramian(torch.from_numpy(G * w * w[:, None]))
         coefficients = directions.coefficients.to(weights.device) * weights
         own = {"weight": coefficients, "gradnorm_weight": weights}
-        return Balance(coefficients, diagnostics={**magnitudes.diagnostics, **directions.diagnostics, **own})
+        diagnostics = Deferred(lambda: {**magnitudes.diagnostics, **directions.diagnostics, **own})
+        return Balance(coefficients, diagnostics=diagnostics)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, Balancer, Scale
+from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
 
 Array = NDArray[np.float64]
@@ -303,9 +303,11 @@ class RGB(Balancer):
             coefficients *= np.cos(angle) - sin * c * inverse_s
             direction, factor = self.consensus, float(scale * (inverse_s @ sin))
         weight = torch.from_numpy(coefficients).to(gramian.device)
-        diagnostics = {"weight": weight, "angle": torch.from_numpy(angle), "cosine": torch.from_numpy(C)}
-        if c is not None:
-            diagnostics["consensus_cosine"] = torch.from_numpy(c)
+        with_consensus = {} if c is None else {"consensus_cosine": c}
+        arrays = {"angle": angle, "cosine": C, **with_consensus}
+        diagnostics = Deferred(
+            lambda: {"weight": weight, **{name: torch.from_numpy(array) for name, array in arrays.items()}}
+        )
         return Balance(weight, direction, factor, diagnostics)
 
 

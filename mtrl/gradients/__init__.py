@@ -26,6 +26,7 @@ from mtrl.gradients.core import (
     Private,
     TaskGradients,
     accumulate,
+    norms_of_rows,
 )
 from mtrl.gradients.layerwise import JacobianNotHeldError, LayerwiseEngine
 from mtrl.gradients.ranks import Group, Ranks
@@ -57,6 +58,7 @@ __all__ = [
     "accumulate",
     "graph_leaves",
     "inference",
+    "norms_of_rows",
     "register_rule",
     "register_step",
 ]

@@ -200,11 +200,7 @@ class TaskGradients:
     @cached_property
     def layer_norms(self) -> Tensor:
         """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
-        rows = self.jacobian[:, self._layer]
-        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-        if not in_range([norm * norm for norm in norms.tolist()], rows.dtype):
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        return norms.double()
+        return norms_of_rows(self.jacobian[:, self._layer])
 
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
@@ -252,6 +248,14 @@ def products_of_rows(rows: Tensor) -> tuple[Tensor, list[float]]:
         return products.double(), squares
     products = rows.double() @ rows.double().T
     return products, products.diagonal().tolist()
+
+
+def norms_of_rows(rows: Tensor) -> Tensor:
+    """The Euclidean norms (T,), in float64, of `rows` (T, n)."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    if not in_range([norm * norm for norm in norms.tolist()], rows.dtype):
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.double()
 
 
 def in_range(squares: Sequence[float], dtype: torch.dtype) -> bool:
