@@ -20,7 +20,6 @@ from mtrl.gradients.ranks import Group, Ranks
 from mtrl.gradients.rules import TaskRows, hooks_of
 from mtrl.gradients.task_major import UnsupportedLayerError, last_layer_columns
 
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -390,7 +389,7 @@ class _ChainGradients(TaskGradients):
 
     def _go_back(self, rows: TaskRows, weights: Sequence[float] | None = None) -> None:
         if self._run != self._chain.runs:
-            raise RuntimeError("these gradients were asked for after the next `forward`, which overwrote what they need")
+            raise RuntimeError("these gradients were asked for too late: the next `forward` overwrote what they need")
         self._chain.backward(self._slope, rows, weights)
         if self.ranks.count() > 1:
             self.ranks.mean_(rows.jacobian)
