@@ -74,7 +74,7 @@ class _TaskEmbeddingStep(Step):
         self.y_state.copy_(self.state)
         torch.mm(self.one_hot, self.weight, out=self.y_embedded)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
         assert not needs_input, "observations have no gradient: the embedding comes first"
         dim = self.weight.shape[1]
         weight_rows = rows.of(self.layer.weight)

@@ -163,7 +163,8 @@ class TaskVecEnv(DummyVecEnv):
         return self._obs_from_buf()
 
     def _obs_from_buf(self) -> VecEnvObs:
-        return self.buf_obs[None].copy()  # one array: the base class copies the dictionary around it, too
+        # One array, under the key of no name: the base class copies the dictionary around it, too.
+        return self.buf_obs[None].copy()  # type: ignore[index]
 
     def _keep(self, column: int, observation: Any) -> None:
         """Put `observation` among those that are returned; NumPy would stretch one of a wrong shape."""

@@ -57,7 +57,7 @@ class Step:
         """Fill `y`."""
         raise NotImplementedError
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
         """Prepare to go back through the layer, once for all updates.
 
         Args:
@@ -82,7 +82,7 @@ class _LinearStep(Step):
     def forward(self) -> None:
         torch.addmm(self.bias, self.x, self.weight_t, out=self.y)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
         grad_x = torch.empty_like(self.x) if needs_input else None
         x_by_task = self.x.view(rows.num_tasks, -1, self.x.shape[1])  # (T, B, in)
         grad_by_task = grad.view(rows.num_tasks, -1, grad.shape[1])  # (T, B, out)
@@ -107,7 +107,7 @@ class _ReLUStep(Step):
     def forward(self) -> None:
         self.y.relu_()
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
         return grad, lambda: torch.ops.aten.threshold_backward.grad_input(grad, self.y, 0, grad_input=grad)
 
 
@@ -125,7 +125,7 @@ class _LayerNormStep(Step):
         )
         self.y.copy_(y)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], None]]:
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
         grad_x = torch.empty_like(grad) if needs_input else None
         grad_by_task = grad.view(rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
         weight_rows = None if self.layer.weight is None else rows.of(self.layer.weight)
@@ -234,7 +234,7 @@ class _Run:
             self.steps.append(STEPS[type(layer)](layer, y))
             y = self.steps[-1].y
         self.y = y
-        self._ways_back: dict[TaskRows, tuple[Tensor, list[Callable[[], None]]]] = {}
+        self._ways_back: dict[TaskRows, tuple[Tensor, list[Callable[[], object]]]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         self.x.copy_(x.detach())
@@ -255,7 +255,7 @@ class _Run:
         for call in calls:
             call()
 
-    def _way_back(self, rows: TaskRows) -> tuple[Tensor, list[Callable[[], None]]]:
+    def _way_back(self, rows: TaskRows) -> tuple[Tensor, list[Callable[[], object]]]:
         """The buffer of the output's gradient, and what then has to be called."""
         slope = torch.empty_like(self.y)
         gradient: Tensor | None = slope
