@@ -15,6 +15,7 @@ from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
 
 Array = NDArray[np.float64]
+Numbers = list[float]  # one per task
 Magnitude = Literal["unit", "mean_norm", "sum_norm"]
 LARGEST_ANGLE = math.pi / 2 - 1e-6
 FEW = 8  # tasks, up to which plain numbers are faster than arrays
@@ -56,8 +57,15 @@ def angle_gradient(angles: Array, products: Array, lambd: float, num_tasks: int)
 
 
 def rotate_few(
-    angles: Sequence[float], C: Array, c: Array, inverse_s: Array, lambd: float, num_tasks: int, rate: float, steps: int
-) -> list[float]:
+    angles: Numbers,
+    C: list[Numbers],
+    c: Numbers,
+    inverse_s: Numbers,
+    lambd: float,
+    num_tasks: int,
+    rate: float,
+    steps: int,
+) -> Numbers:
     """The angles (T,) after `steps` steps along `angle_gradient`, in plain numbers: for few tasks faster than arrays.
 
     Args:
@@ -70,11 +78,10 @@ def rotate_few(
         rate: of the steps.
         steps: their number.
     """
-    tasks, uu = range(len(angles)), C.tolist()
-    along, scale = c.tolist(), inverse_s.tolist()
-    uw = [[(along[i] - along[j] * uu[i][j]) * scale[j] for j in tasks] for i in tasks]  # u_i.w_j
+    tasks, along, scale = range(len(angles)), c, inverse_s
+    uw = [[(along[i] - along[j] * C[i][j]) * scale[j] for j in tasks] for i in tasks]  # u_i.w_j
     ww = [
-        [(1 - along[j] ** 2 - along[i] * (along[i] - along[j] * uu[i][j])) * scale[i] * scale[j] for j in tasks]
+        [(1 - along[j] ** 2 - along[i] * (along[i] - along[j] * C[i][j])) * scale[i] * scale[j] for j in tasks]
         for i in tasks
     ]
     proximity, agreement = lambd / (2 * num_tasks), 1 / (num_tasks * (num_tasks - 1))
@@ -82,7 +89,7 @@ def rotate_few(
     for _ in range(steps):
         cos, sin = [math.cos(angle) for angle in after], [math.sin(angle) for angle in after]
         for i in tasks:
-            s_u = sum(cos[j] * uu[i][j] + sin[j] * uw[i][j] for j in tasks)  # S.u_i
+            s_u = sum(cos[j] * C[i][j] + sin[j] * uw[i][j] for j in tasks)  # S.u_i
             s_w = sum(cos[j] * uw[j][i] + sin[j] * ww[i][j] for j in tasks)  # S.w_i
             gradient = proximity * sin[i] - agreement * (cos[i] * s_w - sin[i] * s_u)
             after[i] = min(max(after[i] - rate * gradient, 0.0), LARGEST_ANGLE)
@@ -221,7 +228,7 @@ class RGB(Balancer):
             self.consensus = None if consensus is None else torch.empty_like(consensus)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def follow(self, gradients: TaskGradients, inverse: Array, C: Array, count: int) -> Array | None:
+    def follow(self, gradients: TaskGradients, inverse: Numbers, C: list[Numbers], count: int) -> Numbers | None:
         """Move the consensus, and give its inner products with the unit gradients, c (T,); None without a consensus.
 
         Args:
@@ -230,7 +237,7 @@ class RGB(Balancer):
             C: inner products of the unit gradients, (T, T).
             count: how many of the gradients are not zero.
         """
-        c: Array | None = None
+        c: Numbers | None = None
         d = self.consensus
         if d is not None:
             if d.numel() != gradients.size:
@@ -238,39 +245,39 @@ class RGB(Balancer):
                 raise ValueError(f"RGB's consensus has {sizes}: call reset() for another model")
             if d.dtype != gradients.dtype:
                 d = self.consensus = d.to(gradients.dtype)
-            c = gradients.dot(d).numpy(force=True) * inverse
-        sums: Array = C.sum(axis=0)
-        length = math.sqrt(max(sums.sum(), 0)) / count  # of the mean of the unit gradients
+            c = [product * own for product, own in zip(gradients.dot(d).tolist(), inverse, strict=True)]
+        sums = [sum(row) for row in C]
+        length = math.sqrt(max(sum(sums), 0)) / count  # of the mean of the unit gradients
         tolerance = rounding(gradients.dtype)
         if length <= tolerance:
             return c
         to_y = 1 / (count * length)  # times the sum of the unit gradients is y
         if d is None or c is None:
-            self.consensus = gradients.combine(torch.from_numpy(inverse * to_y))
-            c = sums * to_y
-            return c
+            self.consensus = gradients.combine(vector([own * to_y for own in inverse]))
+            return [each * to_y for each in sums]
         mu = self.mu
-        norm = math.sqrt(max(mu**2 + (1 - mu) ** 2 + 2 * mu * (1 - mu) * to_y * c.sum(), 0))
+        norm = math.sqrt(max(mu**2 + (1 - mu) ** 2 + 2 * mu * (1 - mu) * to_y * sum(c), 0))
         if norm <= tolerance:  # mu = 1/2 and y = -d
             return c
         old, new = mu / norm, (1 - mu) / norm * to_y
-        d = self.consensus = gradients.combine(torch.from_numpy(inverse * new), d, old)
+        d = self.consensus = gradients.combine(vector([own * new for own in inverse]), d, old)
         if old > 1:  # otherwise rounding errors in |d| = 1, each time multiplied by old^2, die out
             d.div_(torch.linalg.vector_norm(d))
-        c = old * c + new * sums
-        return c
+        return [old * along + new * each for along, each in zip(c, sums, strict=True)]
 
-    def rotate(self, angles: Array, C: Array, c: Array, inverse_s: Array, count: int) -> Array:
+    def rotate(self, angles: Numbers, C: list[Numbers], c: Numbers, inverse_s: Numbers, count: int) -> Numbers:
         """The angles (T,) after their steps."""
         invariant = len(C) > 3 if self.invariant_steps is None else self.invariant_steps
         rate = self.lr_inner * (count - 1 if invariant else 1)
         if len(C) <= FEW:
-            return np.array(rotate_few(angles.tolist(), C, c, inverse_s, self.lambd, count, rate, self.alpha_steps))
-        products = plane_products(C, c, inverse_s)
+            return rotate_few(angles, C, c, inverse_s, self.lambd, count, rate, self.alpha_steps)
+        products = plane_products(np.array(C), np.array(c), np.array(inverse_s))
+        after = np.array(angles)
         for _ in range(self.alpha_steps):
-            angles = angles - rate * angle_gradient(angles, products, self.lambd, count)
-            angles = np.minimum(np.maximum(angles, 0.0), LARGEST_ANGLE)
-        return angles
+            after = after - rate * angle_gradient(after, products, self.lambd, count)
+            after = np.minimum(np.maximum(after, 0.0), LARGEST_ANGLE)
+        turned: Numbers = after.tolist()
+        return turned
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """Move the consensus, turn the tasks towards it."""
@@ -279,36 +286,43 @@ class RGB(Balancer):
             self.angles = np.zeros(num_tasks)
         if len(self.angles) != num_tasks:
             raise ValueError(f"this balancer was made for {len(self.angles)} tasks and got {num_tasks}")
-        G = gramian.numpy(force=True)
+        # In plain numbers: there are T of them, and for few an array takes longer.
         n = [math.sqrt(square) for square in gradients.squares]
-        inverse = np.array([1 / norm if norm > 0 else 0.0 for norm in n])
-        C = G * inverse * inverse[:, None]
+        inverse = [1 / norm if norm > 0 else 0.0 for norm in n]
+        C = [
+            [product * own * other for product, other in zip(row, inverse, strict=True)]
+            for row, own in zip(gramian.tolist(), inverse, strict=True)
+        ]
         count = max(sum(norm > 0 for norm in n), 1)
         c = self.follow(gradients, inverse, C, count)
         self.steps += 1
 
         total = sum(n)
         scale = {"unit": 1.0, "mean_norm": total / count, "sum_norm": total}[self.magnitude] / count
-        angle, coefficients, direction, factor = np.zeros(num_tasks), scale * inverse, None, 0.0
+        angles, coefficients, direction, factor = [0.0] * num_tasks, [scale * own for own in inverse], None, 0.0
         if c is not None and count > 1 and self.steps % self.update_interval == 0:
-            assert self.consensus is not None
-            tolerance, s = rounding(gradients.dtype), np.sqrt(np.maximum(1 - c * c, 0.0)).tolist()
-            inverse_s = np.array(
-                [1 / s_i if s_i > tolerance and n_i > 0 else 0.0 for s_i, n_i in zip(s, n, strict=True)]
-            )
-            turns = inverse_s > 0
-            angle = self.rotate(self.angles * turns, C, c, inverse_s, count)
-            np.copyto(self.angles, angle, where=turns)
-            sin = np.sin(angle)
-            coefficients *= np.cos(angle) - sin * c * inverse_s
-            direction, factor = self.consensus, float(scale * (inverse_s @ sin))
-        weight = torch.from_numpy(coefficients).to(gramian.device)
-        with_consensus = {} if c is None else {"consensus_cosine": c}
-        arrays = {"angle": angle, "cosine": C, **with_consensus}
-        diagnostics = Deferred(
-            lambda: {"weight": weight, **{name: torch.from_numpy(array) for name, array in arrays.items()}}
-        )
+            tolerance, s = rounding(gradients.dtype), [math.sqrt(max(1 - along**2, 0.0)) for along in c]
+            turns = [s_i > tolerance and norm > 0 for s_i, norm in zip(s, n, strict=True)]
+            inverse_s = [1 / s_i if turning else 0.0 for s_i, turning in zip(s, turns, strict=True)]
+            before = self.angles.tolist()
+            begin = [angle if turning else 0.0 for angle, turning in zip(before, turns, strict=True)]
+            angles = self.rotate(begin, C, c, inverse_s, count)
+            self.angles[turns] = np.array(angles)[turns]
+            sin_over_s = [math.sin(angle) * each for angle, each in zip(angles, inverse_s, strict=True)]
+            coefficients = [
+                each * (math.cos(angle) - along * sine)
+                for each, angle, along, sine in zip(coefficients, angles, c, sin_over_s, strict=True)
+            ]
+            direction, factor = self.consensus, scale * sum(sin_over_s)
+        weight = vector(coefficients).to(gramian.device)
+        told: dict[str, Any] = {"angle": angles, "cosine": C} | ({} if c is None else {"consensus_cosine": c})
+        diagnostics = Deferred(lambda: {"weight": weight, **{name: vector(numbers) for name, numbers in told.items()}})
         return Balance(weight, direction, factor, diagnostics)
+
+
+def vector(numbers: Sequence[Any]) -> Tensor:
+    """Numbers, or rows of them, as a tensor in float64."""
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def rounding(dtype: torch.dtype) -> float:
