@@ -24,13 +24,15 @@ class FlatAdam(torch.optim.Adam):
 
     def __init__(self, vector: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__([vector], lr, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True)
-        self._vector, self._values = vector, vector.detach()  # the same memory
+        self._vector = vector
         self._begin()
 
     def _begin(self) -> None:
-        zeros = torch.zeros_like
-        step = torch.zeros((), device=self._vector.device)
-        self.state[self._vector] = {"step": step, "exp_avg": zeros(self._values), "exp_avg_sq": zeros(self._values)}
+        """As before the first step."""
+        vector = self._vector.detach()
+        step = torch.zeros((), device=vector.device)
+        moments = {"exp_avg": torch.zeros_like(vector), "exp_avg_sq": torch.zeros_like(vector)}
+        self.state[self._vector] = {"step": step, **moments}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the base class, for the state of such an optimizer over as many parameters.
@@ -55,7 +57,7 @@ class FlatAdam(torch.optim.Adam):
         beta1, beta2 = group["betas"]
         state["step"].add_(1)
         torch._fused_adamw_(
-            [self._values],
+            [self._vector.detach()],
             [gradient],
             [state["exp_avg"]],
             [state["exp_avg_sq"]],

@@ -11,7 +11,7 @@ import inspect
 from typing import Any
 
 from mtrl.balancers.aim import AIM
-from mtrl.balancers.base import Balance, Balancer, RandomBalancer
+from mtrl.balancers.base import Balance, Balancer, Deferred, RandomBalancer
 from mtrl.balancers.equal import EqualWeights
 from mtrl.balancers.gradnorm import GradNorm
 from mtrl.balancers.gradnorm_pcgrad import GradNormPCGrad
@@ -25,6 +25,7 @@ __all__ = [
     "RGB",
     "Balance",
     "Balancer",
+    "Deferred",
     "EqualWeights",
     "GradNorm",
     "GradNormPCGrad",

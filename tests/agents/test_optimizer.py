@@ -33,6 +33,19 @@ def test_updates_are_steps_of_adamw(weight_decay):
         torch.testing.assert_close(same, other, rtol=0, atol=0)
 
 
+def test_a_state_without_a_step_begins_anew():
+    flat = FlatAdam(mine := torch.nn.Parameter(torch.ones(4)), 0.1)
+    other = torch.optim.Adam([theirs := torch.nn.Parameter(torch.ones(4))], 0.1, fused=True)
+    flat.update(torch.arange(4.0))
+    flat.load_state_dict({"state": {}, "param_groups": flat.state_dict()["param_groups"]})
+    with torch.no_grad():
+        mine.fill_(1.0)
+    flat.update(torch.arange(4.0))
+    theirs.grad = torch.arange(4.0)
+    other.step()
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
 def test_its_state_goes_on_where_it_was():
     one = FlatAdam(first := torch.nn.Parameter(torch.ones(4)), 0.1)
     one.update(torch.arange(4.0))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtrl import checkpoint
-from mtrl.balancers import Balance, Balancer, GradNorm, make_balancer, names, register_balancer
+from mtrl.balancers import Balance, Balancer, Deferred, GradNorm, make_balancer, names, register_balancer
 from mtrl.balancers.gradnorm import project_weights
 from mtrl.balancers.pcgrad import project_few, project_many
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, graph_leaves
@@ -626,6 +626,35 @@ def test_rows_that_are_not_finite_are_told_from_rows_whose_squares_overflow(name
     jacobian[2, 3] = bad
     with pytest.raises(NonFiniteGradientError, match="task 2"):
         balancer.combine(jacobian, losses)
+
+
+def test_diagnostics_are_worked_out_once_and_only_when_somebody_looks():
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"weight": torch.ones(2)}
+
+    diagnostics = Balance(torch.ones(2), diagnostics=Deferred(make)).diagnostics
+    assert not calls
+    assert list(diagnostics) == ["weight"]
+    assert len(diagnostics) == 1
+    assert diagnostics["weight"].tolist() == [1, 1]
+    assert calls == [1]
+
+
+@every_balancer
+def test_diagnostics_looked_at_late_are_those_of_their_call(name: str) -> None:
+    early, late = eager(name, 3), eager(name, 3)
+    answers, seen = [], []
+    for seed in range(4):
+        rows = torch.randn(3, 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        losses = torch.tensor([1.0, 2.0, 3.0]) + seed
+        seen.append({key: tensor.clone() for key, tensor in early(TaskGradients(rows), losses).diagnostics.items()})
+        answers.append(late(TaskGradients(rows.clone()), losses))
+    for answer, at_once in zip(answers, seen, strict=True):
+        assert answer.diagnostics.keys() == at_once.keys()
+        assert_same(list(answer.diagnostics.values()), list(at_once.values()))
 
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 20])

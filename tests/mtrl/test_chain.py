@@ -1,10 +1,21 @@
 """The engine without autograd: the rows of `TaskMajorEngine`, which autograd's own are compared with elsewhere."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from mtrl.gradients import Chain, ChainEngine, Step, TaskMajorEngine, UnsupportedLayerError, register_step
+from mtrl.balancers import EqualWeights
+from mtrl.gradients import (
+    Chain,
+    ChainEngine,
+    NonFiniteGradientError,
+    Step,
+    TaskMajorEngine,
+    UnsupportedLayerError,
+    register_step,
+)
 from mtrl.gradients.chain import STEPS
 
 CHAINS = {
@@ -104,6 +115,53 @@ def test_hooks_are_noticed():
     assert chain.hooked
     handle.remove()
     assert not chain.hooked
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 1.0, 1.0), (2.0, -0.5, 0.0), (1e60, 0.0, 1.0)])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_combined_without_the_rows_they_are_what_the_rows_combine_to(kind, coefficients):
+    engine = ChainEngine(CHAINS[kind]().double(), 3)
+    inputs, wanted = example(12)
+    vector = torch.randn(engine.layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    c = torch.tensor(coefficients, dtype=torch.float64)
+    engine._rows.jacobian.fill_(math.nan)
+    _, gradients = by_chain(engine, 3, inputs, wanted)
+    plain, moved = gradients.combine(c).clone(), gradients.combine(c, vector, 3.0).clone()
+    assert engine._rows.jacobian.isnan().all()  # nobody has asked for them
+    rows = gradients.jacobian  # but one still may
+    torch.testing.assert_close(plain, c @ rows)
+    torch.testing.assert_close(moved, c @ rows + 3 * vector)
+    torch.testing.assert_close(gradients.combine(c, vector, 3.0), moved)
+
+
+def test_coefficients_beyond_the_rows_dtype_need_the_rows():
+    engine = ChainEngine(CHAINS["two hidden"](), 2)
+    values = engine.forward(example(4, torch.float32)[0])
+    gradients = engine.backward(1e-30 * torch.ones_like(values))
+    c = torch.tensor([1e45, 2e45], dtype=torch.float64)
+    combined = gradients.combine(c)
+    torch.testing.assert_close(combined, (c @ gradients.jacobian.double()).float())
+    assert combined.isfinite().all()
+
+
+def test_a_row_that_is_not_finite_is_named_though_nobody_asked_for_it():
+    engine = ChainEngine(CHAINS["two hidden"](), 3)
+    values = engine.forward(example(6, torch.float32)[0])
+    slope = torch.ones_like(values)
+    slope[3] = math.inf  # of task 1
+    with pytest.raises(NonFiniteGradientError, match=r"^the gradient of task 1 is not finite$"):
+        EqualWeights().forward(gradients := engine.backward(slope, torch.ones(3))).update(gradients)
+
+
+def test_gradients_asked_for_too_late_are_refused():
+    engine = ChainEngine(CHAINS["two hidden"](), 2)
+    inputs, slope = example(4, torch.float32)
+    engine.forward(inputs)
+    gradients = engine.backward(slope)
+    engine.forward(inputs)
+    for ask in (lambda: gradients.jacobian, lambda: gradients.combine(torch.ones(2)), lambda: gradients.gramian):
+        with pytest.raises(RuntimeError, match="asked for too late"):
+            ask()
 
 
 class Doubling(nn.Module):

@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from mtrl.balancers import Balancer, make_balancer, names
-from mtrl.gradients import AutogradEngine, GradientEngine, NonFiniteGradientError, Ranks, TaskMajorEngine
+from mtrl.gradients import AutogradEngine, ChainEngine, NonFiniteGradientError, Ranks, TaskMajorEngine
 from mtrl.guidance import LookaheadGuidance
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 TASKS, ROWS, STEPS, WORLD = 3, 8, 4, 2
 EAGER: dict[str, dict[str, Any]] = {"gradnorm": {"warmup_steps": 1, "lr": 0.1}, "aim": {"lr": 0.1}}
 EAGER["gradnorm_pcgrad"] = EAGER["gradnorm"]
-MODES = ("ordinary", "low-memory", "gathered", "task-major")
+MODES = ("ordinary", "low-memory", "gathered", "task-major", "chain")
 Answer = dict[str, Any]
 
 
@@ -37,7 +37,11 @@ class Model(nn.Module):
 
     def losses(self, x: Tensor) -> list[Tensor]:
         """Mean losses for `x` (T, B, 3)."""
-        z = self.encoder(x.flatten(0, 1)).view(TASKS, -1, 6)
+        return self.losses_of(self.encoder(x.flatten(0, 1)))
+
+    def losses_of(self, codes: Tensor) -> list[Tensor]:
+        """Mean losses for what the encoder made of x, (T * B, 6)."""
+        z = codes.view(TASKS, -1, 6)
         return [(head(part) - task).pow(2).mean() for task, (head, part) in enumerate(zip(self.heads, z, strict=True))]
 
 
@@ -47,7 +51,7 @@ def share(step: int, rank: int, world: int) -> Tensor:
     return whole.chunk(world, 1)[rank]
 
 
-def backward(mode: str, balancer: Balancer, model: Model, x: Tensor, engine: GradientEngine | None) -> Tensor:
+def backward(mode: str, balancer: Balancer, model: Model, x: Tensor, engine: Any) -> Tensor:
     parameters = list(model.encoder.parameters())
     if mode == "ordinary":
         return balancer.backward(model.losses(x), parameters)
@@ -58,10 +62,15 @@ def backward(mode: str, balancer: Balancer, model: Model, x: Tensor, engine: Gra
         first, last = ([loss / 2 for loss in model.losses(part)] for part in x.chunk(2, 1))
         gathering.gather(first)
         return balancer.backward(last, engine=gathering)
-    assert engine is not None
-    with engine.record():
-        losses = model.losses(x)
-    gradients = engine.backward(losses)
+    if mode == "chain":  # the encoder alone
+        codes = engine.forward(x.flatten(0, 1)).clone().requires_grad_()
+        losses = model.losses_of(codes)
+        (slope,) = torch.autograd.grad(sum(losses), codes)  # type: ignore[arg-type]
+        gradients = engine.backward(slope, torch.stack(losses).detach())
+    else:
+        with engine.record():
+            losses = model.losses(x)
+        gradients = engine.backward(losses)
     with torch.no_grad():
         answer = balancer(gradients)
         engine.layout.accumulate_grad(answer.update(gradients))
@@ -77,7 +86,8 @@ def train(name: str, mode: str, rank: int, world: int) -> Answer:
         held_out = share(100, rank, world)
         guide = LookaheadGuidance(lambda: sum(model.losses(held_out)), model.encoder.parameters())  # type: ignore[arg-type, return-value]
         balancer.set_guidance(guide, eta=0.1)
-    engine = TaskMajorEngine(model.encoder, TASKS) if mode == "task-major" else None
+    kind: Any = {"task-major": TaskMajorEngine, "chain": ChainEngine}.get(mode)
+    engine = None if kind is None else kind(model.encoder, TASKS)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     coefficients = []
     for step in range(STEPS):
