@@ -38,7 +38,7 @@ def inference(function: Callable[P, R]) -> Callable[P, R]:
 
 
 NARROW = 24
-"""Inputs up to which a matrix product gives a layer's gradient faster turned round, by up to four times: as (in, out)."""
+"""Inputs up to which a layer's gradient is faster turned round, as (in, out), by up to four times, and then copied."""
 
 
 class Step:
