@@ -85,6 +85,8 @@ class Balancer(nn.Module):
     Attributes:
         needs_positive_losses: whether the method divides by losses or takes their logarithm. TD losses are positive,
             actor losses are not.
+        needs_rows: whether the method looks at the gradients at all. Where it doesn't, engines may leave them out and
+            compute their combination alone. Default True.
         needs_gramian: whether the method always asks for the Gramian, which then shows that the rows are finite, too.
         task_state: names of the attributes, tensors or NumPy arrays, that hold a number for each task (T,) or pair of
             tasks (T, T). While tasks are missing, `balance` finds the rest of them there.
@@ -94,6 +96,7 @@ class Balancer(nn.Module):
     """
 
     needs_positive_losses = False
+    needs_rows = True
     needs_gramian = False
     task_state: ClassVar[tuple[str, ...]] = ()
 
@@ -144,7 +147,8 @@ class Balancer(nn.Module):
                     raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
         if self.needs_gramian:
             _ = gradients.gramian  # before the check, which then need not look at the rows
-        gradients.check_finite()
+        if self.needs_rows or not gradients.checked_when_combined:
+            gradients.check_finite()
         if mask is None:
             answer = self.balance(gradients, losses)
         else:

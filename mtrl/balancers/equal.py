@@ -16,6 +16,8 @@ class EqualWeights(Balancer):
     Learning" (2022), https://arxiv.org/abs/2201.04122. Stateless; losses may have any sign.
     """
 
+    needs_rows = False
+
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """One for every task."""
         coefficients = torch.ones(gradients.num_tasks, dtype=gradients.dtype, device=gradients.device)

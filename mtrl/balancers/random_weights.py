@@ -19,6 +19,8 @@ class RandomLossWeighting(RandomBalancer):
     Diagnostics, per task: `weight`, the coefficients.
     """
 
+    needs_rows = False
+
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """Weights that depend on nothing but the generator."""
         draws = torch.from_numpy(self.generator.standard_normal(gradients.num_tasks))

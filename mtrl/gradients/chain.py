@@ -327,9 +327,9 @@ class ChainEngine:
     def backward(self, slope: Tensor, losses: Tensor | None = None) -> TaskGradients:
         """The gradients of T losses of the last `forward`'s output.
 
-        They are computed when they are asked for, at the latest before the next `forward`, and into buffers that the
-        next gradients overwrite. A method that combines them without a look at them, as equal weights do, never needs
-        the rows: then the combination alone is computed.
+        They are computed when they are asked for, which has to be before the next `forward` and before a parameter
+        changes. The rows are in a buffer that the next gradients overwrite. A method that combines them without a look
+        at them, as equal weights do, never needs the rows: then the combination alone is computed.
 
         Args:
             slope: of the output's shape; the rows of task t hold the gradient of loss t. To be left alone until the
@@ -349,6 +349,8 @@ class ChainEngine:
 class _ChainGradients(TaskGradients):
     """Gradients that are computed when they are asked for; see `ChainEngine.backward`."""
 
+    checked_when_combined = True
+
     def __init__(
         self,
         chain: Chain,
@@ -362,7 +364,7 @@ class _ChainGradients(TaskGradients):
         super().__init__(rows.jacobian, layer, losses=losses, ranks=ranks)
         self._chain, self._run, self._slope = chain, chain.runs, slope
         self._rows, self._sum = rows, sum_of_rows
-        self._known = False
+        self._known = self._checked = False
 
     @property
     def jacobian(self) -> Tensor:
@@ -377,23 +379,23 @@ class _ChainGradients(TaskGradients):
         return self._jacobian
 
     def check_finite(self) -> None:
-        """As `TaskGradients.check_finite`; rows that have not been asked for are looked at by `combine`."""
-        if self._known:
-            super().check_finite()
+        """See `TaskGradients.check_finite`."""
+        super().check_finite()
+        self._checked = True
 
     def combine(self, coefficients: Tensor, vector: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """As `TaskGradients.combine`; where nobody has asked for the rows, without them.
 
         Raises:
-            NonFiniteGradientError: nobody has asked for the rows, and one of them holds NaN or infinity.
+            NonFiniteGradientError: a row holds NaN or infinity.
         """
         weights = coefficients.tolist()
         if not self._known and max(map(abs, weights)) <= RANGES[self.dtype][1]:
             self._go_back(self._sum, weights)
             combined = self._sum.jacobian[0]
             if math.isfinite(combined.sum().item()):
-                return combined if vector is None else torch.add(combined, vector, alpha=factor)
-            _ = self.jacobian
+                return combined.clone() if vector is None else torch.add(combined, vector, alpha=factor)
+        if not self._checked:
             self.check_finite()
         return super().combine(coefficients, vector, factor)
 

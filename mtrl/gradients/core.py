@@ -136,7 +136,13 @@ class TaskGradients:
         mask: which of all tasks the rows belong to, bools; default: every task has its row.
         losses: the losses (T,) themselves, detached.
         ranks: the processes over which rows and losses have been averaged; default this one alone.
+
+    Attributes:
+        checked_when_combined: whether `combine` raises `NonFiniteGradientError` itself, so that a method that does
+            nothing else with the rows need not have them checked before.
     """
+
+    checked_when_combined = False
 
     def __init__(
         self,

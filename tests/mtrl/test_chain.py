@@ -1,12 +1,13 @@
 """The engine without autograd: the rows of `TaskMajorEngine`, which autograd's own are compared with elsewhere."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from mtrl.balancers import EqualWeights
+from mtrl.balancers import make_balancer, names
 from mtrl.gradients import (
     Chain,
     ChainEngine,
@@ -144,13 +145,36 @@ def test_coefficients_beyond_the_rows_dtype_need_the_rows():
     assert combined.isfinite().all()
 
 
-def test_a_row_that_is_not_finite_is_named_though_nobody_asked_for_it():
-    engine = ChainEngine(CHAINS["two hidden"](), 3)
+@pytest.mark.parametrize("look_between", [False, True])
+@pytest.mark.parametrize("name", names())
+def test_a_row_that_is_not_finite_is_named_whoever_asks_for_it_and_when(name, look_between):
+    engine, balancer = ChainEngine(CHAINS["two hidden"](), 3), make_balancer(name, 3)
     values = engine.forward(example(6, torch.float32)[0])
     slope = torch.ones_like(values)
     slope[3] = math.inf  # of task 1
+    state = copy.deepcopy(balancer.state_dict())
+    gradients = engine.backward(slope, torch.ones(3))
+
+    def update():
+        answer = balancer(gradients)
+        if look_between:
+            _ = gradients.jacobian
+        answer.update(gradients)
+
     with pytest.raises(NonFiniteGradientError, match=r"^the gradient of task 1 is not finite$"):
-        EqualWeights().forward(gradients := engine.backward(slope, torch.ones(3))).update(gradients)
+        update()
+    if balancer.needs_rows:  # or the answer was made before anybody knew
+        assert repr(balancer.state_dict()) == repr(state)
+
+
+def test_what_they_combine_to_is_the_callers_own():
+    engine = ChainEngine(CHAINS["two hidden"](), 2)
+    values = engine.forward(example(4, torch.float32)[0])
+    gradients = engine.backward(torch.ones_like(values))
+    first = gradients.combine(torch.tensor([1.0, 0.0]))
+    before = first.clone()
+    gradients.combine(torch.tensor([0.0, 1.0]))
+    assert torch.equal(first, before)
 
 
 def test_gradients_asked_for_too_late_are_refused():
