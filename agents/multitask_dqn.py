@@ -365,7 +365,6 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         torch.set_flush_denormal(True)
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)
-        self._last_rates = self._final_rates()
         if self._last_obs is not before:  # the environments have been reset
             self._forget_unfinished()
         return prepared
@@ -574,13 +573,13 @@ class MultiTaskDQN(OffPolicyAlgorithm):
 
     def _final_rates(self) -> NDArray[np.float64]:
         """The last epsilon of each column, (T * K,)."""
-        columns_per_task = self.n_envs // len(self.task_names)
-        place = np.linspace(0, 1, columns_per_task) if columns_per_task > 1 else np.array([0.5])
-        rates = self.exploration_final_eps ** (1 + self.exploration_diversity * place)
-        return np.tile(rates, len(self.task_names))
+        last = self.n_envs // len(self.task_names) - 1  # column of a task
+        places = [column / last for column in range(last + 1)] if last else [0.5]
+        rates = [self.exploration_final_eps ** (1 + self.exploration_diversity * place) for place in places]
+        return np.array(rates * len(self.task_names))
 
     def _on_step(self) -> None:
-        final, initial = self._last_rates, self.exploration_initial_eps
+        final, initial = self._final_rates(), self.exploration_initial_eps
         if self.exploration_decay is None:
             done = (1 - self._current_progress_remaining) / max(self.exploration_fraction, 1e-12)
             self.exploration_rates = initial + (final - initial) * min(done, 1.0)
@@ -782,7 +781,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         self.ep_success_buffer = deque(state["episode_successes"], self._stats_window_size)
         self._loss_sum = state["loss_sum"].to(self.device)
         self._loss_count = state["loss_count"]
-        self._conflict, self._diagnostics = {}, dict(state["diagnostics"])
+        self._conflict, self._diagnostics = dict(state["diagnostics"]), {}
         self._guard.skipped.clear()
         self._guard.skipped.update(state["skipped"])
         self.start_time = time.time_ns() - state["elapsed_ns"]

@@ -30,7 +30,12 @@ class Deferred(Mapping[str, Tensor]):
 
     @cached_property
     def _made(self) -> dict[str, Tensor]:
-        return self._make()
+        made = self._make()
+        del self._make  # and what it refers to
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # copied and pickled as what they are
 
     def __getitem__(self, name: str) -> Tensor:
         return self._made[name]
@@ -86,7 +91,8 @@ class Balancer(nn.Module):
         needs_positive_losses: whether the method divides by losses or takes their logarithm. TD losses are positive,
             actor losses are not.
         needs_rows: whether the method looks at the gradients at all. Where it doesn't, engines may leave them out and
-            compute their combination alone. Default True.
+            compute their combination alone; what is not finite in them is then found there, after the method's answer.
+            Default True.
         needs_gramian: whether the method always asks for the Gramian, which then shows that the rows are finite, too.
         task_state: names of the attributes, tensors or NumPy arrays, that hold a number for each task (T,) or pair of
             tasks (T, T). While tasks are missing, `balance` finds the rest of them there.
@@ -130,7 +136,7 @@ class Balancer(nn.Module):
         Raises:
             ValueError: the number of tasks is not the one the balancer was made for, or a loss that must be positive
                 is negative or not finite, or losses are neither given nor carried.
-            NonFiniteGradientError: a row holds NaN or infinity.
+            NonFiniteGradientError: a row holds NaN or infinity, unless it is found later; see `needs_rows`.
         """
         losses = gradients.losses if losses is None else losses
         if losses is None:
@@ -273,7 +279,8 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
         whole[_places(whole, there)] = part
         return whole
 
-    diagnostics = Deferred(lambda: {name: spread(part, math.nan) for name, part in answer.diagnostics.items()})
+    parts = answer.diagnostics
+    diagnostics = Deferred(lambda: {name: spread(part, math.nan) for name, part in parts.items()})
     return replace(answer, coefficients=spread(answer.coefficients, 0.0), diagnostics=diagnostics)
 
 

@@ -1,16 +1,17 @@
 """Per-task gradients of a chain of layers, without autograd.
 
 At the sizes of reinforcement learning, recording a graph, walking it back and allocating what it holds cost more than
-the arithmetic. A chain of layers needs none of it: for a given number of rows, every buffer and every view is made
-once, and an update is a fixed list of matrix products into them.
+the arithmetic. A chain of layers needs none of it: for a given number of rows, buffers and views are made once, and an
+update is a fixed list of operations into them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,8 @@ NARROW = 24
 class Step:
     """One layer of a chain, for a fixed number of rows N: what `register_step` takes.
 
-    The constructor makes `y`, the buffer (N, ...) of the output, and `forward` fills it from `x`. It should not
-    allocate.
+    The constructor makes `y`, the buffer (N, ...) of the output, and `forward` fills it from `x`. It should allocate as
+    little as it can.
 
     Args:
         layer: the layer. Its parameters must stay where they are in memory.
@@ -71,7 +72,7 @@ class Step:
 
         Returns:
             The buffer of the gradient of `x`, None where it is not wanted; and what is called at each update to fill
-            that and the rows of the layer's parameters, which should not allocate.
+            that and the rows of the layer's parameters.
         """
         raise NotImplementedError
 
@@ -178,6 +179,7 @@ class Chain:
         layers: layers of the kinds in `STEPS`; the parameters of each are its own.
 
     Attributes:
+        layers: the layers.
         runs: how often `forward` has been called.
 
     Raises:
@@ -195,7 +197,7 @@ class Chain:
                     f"supported, once each: {kinds}"
                 )
             seen.add(layer)
-        self._layers = layers
+        self.layers = layers
         self._hooks = [hooks for layer in layers.modules() for hooks in hooks_of(layer)]
         self._by_shape: dict[tuple[int, ...], _Run] = {}  # of the input
         self._last: _Run | None = None
@@ -211,10 +213,14 @@ class Chain:
         """What the chain makes of `x` (N, ...); valid until the next call."""
         run = self._by_shape.get(x.shape)
         if run is None:
-            run = self._by_shape[x.shape] = _Run(self._layers, x)
+            run = self._by_shape[x.shape] = _Run(self.layers, x)
         self._last = run
         self.runs += 1
         return run.forward(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A chain of the copied layers, with buffers of its own."""
+        return type(self)(copy.deepcopy(self.layers, memo))
 
     @inference
     def backward(self, slope: Tensor, rows: TaskRows, weights: Sequence[float] | None = None) -> None:
@@ -343,7 +349,16 @@ class ChainEngine:
             raise RuntimeError("nothing to go back through: call `forward` first")
         if losses is not None and self._ranks.count() > 1:
             losses = self._ranks.mean_(losses.clone())
-        return _ChainGradients(self.chain, slope, self._rows, self._sum, self._last_layer, losses, self._ranks)
+        gradients = _ChainGradients(self.chain, slope, self._rows, self._sum, self._last_layer, losses, self._ranks)
+        if self._ranks.count() > 1:  # now, on every process: later one might ask for what another doesn't
+            _ = gradients.jacobian
+        return gradients
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """An engine of the copied layers, with buffers of its own."""
+        twin = type(self)(copy.deepcopy(self.chain.layers, memo), self._rows.num_tasks)
+        twin._ranks, twin._last_layer = self._ranks, self._last_layer
+        return twin
 
 
 class _ChainGradients(TaskGradients):
@@ -387,7 +402,7 @@ class _ChainGradients(TaskGradients):
         """As `TaskGradients.combine`; where nobody has asked for the rows, without them.
 
         Raises:
-            NonFiniteGradientError: a row holds NaN or infinity.
+            NonFiniteGradientError: the combination holds NaN or infinity, or rows that have been asked for do.
         """
         weights = coefficients.tolist()
         if not self._known and max(map(abs, weights)) <= RANGES[self.dtype][1]:
@@ -403,5 +418,4 @@ class _ChainGradients(TaskGradients):
         if self._run != self._chain.runs:
             raise RuntimeError("these gradients were asked for too late: the next `forward` overwrote what they need")
         self._chain.backward(self._slope, rows, weights)
-        if self.ranks.count() > 1:
-            self.ranks.mean_(rows.jacobian)
+        self.ranks.mean_(rows.jacobian)

@@ -281,6 +281,17 @@ def test_conflict_is_measured_every_interval_updates_and_changes_nothing():
     assert_same(often.policy.state_dict(), seldom.policy.state_dict())
 
 
+@pytest.mark.parametrize("balancer", ["equal", "rgb"])
+def test_what_is_logged_goes_on_after_a_resume_between_two_measurements(balancer):
+    one, two = (make(balancer=balancer, conflict_interval=1_000).learn(300) for _ in range(2))
+    two.set_training_state(one.training_state())
+    assert two.diagnostics == one.diagnostics
+    for agent in (one, two):
+        agent.train(1, 8)
+    assert two.diagnostics == one.diagnostics
+    assert one.diagnostics.keys() >= METRIC_KEYS
+
+
 def test_metrics_come_from_the_engines_jacobian():
     agent = make(balancer="equal", conflict_interval=1).learn(100)
     generator = agent.replay_buffer.generator.get_state()

@@ -113,8 +113,10 @@ def test_a_loss_is_named_within_one_update_and_nothing_has_changed(kind, balance
         torch.testing.assert_close(agent.balancer.state_dict()[name], before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_gradient_is_named(monkeypatch):
-    agent = make(balancer="pcgrad").learn(300)
+@pytest.mark.parametrize("balancer", ["pcgrad", "gradnorm", "equal"])
+def test_a_gradient_is_named(balancer, monkeypatch):
+    agent = make(balancer=balancer).learn(300)
+    state = repr(agent.balancer.state_dict())
     backward = agent._chain.backward
 
     def broken(slope, losses):
@@ -125,6 +127,8 @@ def test_a_gradient_is_named(monkeypatch):
     monkeypatch.setattr(agent._chain, "backward", broken)
     with pytest.raises(NonFiniteError, match=r"^the gradient of task Windy is not finite in update \d+, at step 300$"):
         agent.train(1, 8)
+    assert agent._weights.isfinite().all()
+    assert repr(agent.balancer.state_dict()) == state
 
 
 def test_a_balancers_answer_is_named():

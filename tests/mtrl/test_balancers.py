@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -641,6 +642,8 @@ def test_diagnostics_are_worked_out_once_and_only_when_somebody_looks():
     assert len(diagnostics) == 1
     assert diagnostics["weight"].tolist() == [1, 1]
     assert calls == [1]
+    for again in (copy.deepcopy(diagnostics), pickle.loads(pickle.dumps(Deferred(make)))):
+        assert torch.equal(again["weight"], torch.ones(2))
 
 
 @every_balancer

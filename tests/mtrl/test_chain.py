@@ -188,6 +188,21 @@ def test_gradients_asked_for_too_late_are_refused():
             ask()
 
 
+def test_a_copy_has_buffers_and_parameters_of_its_own():
+    engine = ChainEngine(CHAINS["two hidden"]().double(), 2)
+    inputs, wanted = example(8)
+    _, gradients = by_chain(engine, 2, inputs, wanted)
+    rows = gradients.jacobian.clone()
+    twin = copy.deepcopy(engine)
+    with torch.no_grad():
+        for parameter in twin.layout.parameters:
+            parameter.mul_(2.0)
+    _, others = by_chain(twin, 2, inputs, wanted)
+    torch.testing.assert_close(others.jacobian, reference(twin.chain.layers, 2, inputs, wanted)[2].jacobian)
+    torch.testing.assert_close(others.layer_norms, reference(twin.chain.layers, 2, inputs, wanted)[2].layer_norms)
+    assert torch.equal(gradients.jacobian, rows)
+
+
 class Doubling(nn.Module):
     """A layer that nobody knows."""
 

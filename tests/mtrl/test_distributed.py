@@ -133,6 +133,23 @@ def alone(rank: int) -> Answer:
     return {"group=None": by_itself, "masked": masked, "masked grad": shared[0].grad}
 
 
+def look(balancer: nn.Module, arguments: Any, answer: Any) -> None:
+    """A forward hook that asks for the rows."""
+    _ = arguments[0].gramian
+
+
+def watched(rank: int) -> Answer:
+    """Where one process alone looks at the rows, as a `Recorder` does."""
+    found = {}
+    for name in ("equal", "pcgrad"):
+        model, balancer = Model(), make_balancer(name, TASKS)
+        if rank == 0:
+            balancer.register_forward_hook(look)
+        backward("chain", balancer, model, share(0, rank, WORLD), ChainEngine(model.encoder, TASKS))
+        found[name] = [parameter.grad for parameter in model.encoder.parameters()]
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
@@ -140,7 +157,8 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=WORLD, timeout=timeout)
     try:
         answers = {(name, mode): train(name, mode, rank, WORLD) for name in names() for mode in MODES}
-        torch.save({"train": answers, "errors": errors(rank), "alone": alone(rank)}, f"{folder}/{rank}.pt")
+        others = {"errors": errors(rank), "alone": alone(rank), "watched": watched(rank)}
+        torch.save({"train": answers, **others}, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -176,6 +194,15 @@ def test_what_the_processes_cannot_average_is_refused_on_all_of_them(of_ranks: l
         assert "disagree about the number" in of_rank["errors"]["other sizes"]
         for low_memory in (False, True):
             assert of_rank["errors"][f"not finite {low_memory}"] == "the gradient of task 1 is not finite"
+
+
+def test_one_process_may_look_at_the_rows_alone(of_ranks: list[dict[str, Any]]) -> None:
+    for name in ("equal", "pcgrad"):
+        model = Model()
+        backward("chain", make_balancer(name, TASKS), model, share(0, 0, 1), ChainEngine(model.encoder, TASKS))
+        for of_rank in of_ranks:
+            for parameter, gradient in zip(model.encoder.parameters(), of_rank["watched"][name], strict=True):
+                torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_a_process_can_stay_alone(of_ranks: list[dict[str, Any]]) -> None:
