@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 
@@ -111,6 +112,43 @@ def bytes_of_update(sizes: Sequence[int], rows: int) -> int:
     written and read again, and so is its gradient. An update that fits into the caches can do with less.
     """
     return 4 * (3 * parameters_of(sizes) + 4 * rows * sum(sizes))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the updates of one environment step take at least: their matrix products, at the speed of a large one."""
+
+    flops_of_update: int
+    """Floating-point operations of one update, as PyTorch counts them."""
+
+    bytes_of_update: int
+    """Bytes that its gradient moves where no cache keeps anything."""
+
+    seconds_per_step: float
+    """Of one core, per environment step."""
+
+    ceilings: Ceilings
+
+    @classmethod
+    def of(cls, update: Callable[[], object], bytes_of_update: int, updates_per_step: float) -> Floor:
+        """Count the operations of `update`, and measure the machine."""
+        counts = []
+        for _ in range(2):  # in a row: now and then one does more, as measure how much the tasks conflict
+            with FlopCounterMode(display=False) as counter:
+                update()
+            counts.append(counter.get_total_flops())
+        flops, most = min(counts), ceilings()
+        return cls(flops, bytes_of_update, updates_per_step * flops / most.gflops / 1e9, most)
+
+    def __str__(self) -> str:
+        flops, most = self.flops_of_update / 1e6, self.ceilings
+        moving = 1e-3 * self.bytes_of_update / most.gbytes_per_second
+        return (
+            f"floor: {1e6 * self.seconds_per_step:.0f} microseconds per environment step for the matrix products of "
+            f"updates of {flops:.1f} million floating-point operations at {most.gflops:.0f} per nanosecond; moving "
+            f"{self.bytes_of_update / 1e6:.1f} MB in each at {most.gbytes_per_second:.0f} GB/s would take {moving:.0f} "
+            "microseconds, but they stay in the caches"
+        )
 
 
 class NoAnswerError(RuntimeError):

@@ -8,7 +8,8 @@ mean over the tasks is at least the target. Three clocks tell when that was:
 * CPU seconds: processor time of the training process, evaluations left out as well;
 * seconds with evaluation: wall-clock time up to and including the evaluation that found it.
 
-One torch thread. A median over seeds counts a seed that does not reach the target as infinitely long.
+One torch thread. A median over seeds counts a seed that does not reach the target as infinitely long. The floor is what
+the matrix products of the updates alone would take at the speed of a large product, measured at the end.
 
     python -m benchmarks.time_to_return --method pcgrad --variant blind --seeds 100 101 102 --json pcgrad.json
 
@@ -36,10 +37,11 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
 
 import agents
 from agents import MultiTaskDQN
-from benchmarks.common import check_json, write_json
+from benchmarks.common import Floor, check_json, write_json
 from envs import make_task_vec_env
 from experiments.cli import UsageError, run
 from experiments.config import TrainConfig, Variant
@@ -193,6 +195,27 @@ class LearningCurve(BaseCallback):
         return self._config.to_the_end or best < max(self._config.targets)
 
 
+def make_agent(settings: TrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
+    """The agent as the method's program makes it, silent, and its environment."""
+    env = make_task_vec_env(settings.tasks, settings.envs_per_task, settings.seed, settings.variant)
+    kind: type[MultiTaskDQN] = getattr(agents, settings.agent)
+    agent = kind("MlpPolicy", env, **settings.agent_kwargs)
+    agent.set_logger(Logger(None, []))
+    return agent, env
+
+
+def floor_of(settings: TrainConfig) -> Floor:
+    """The least that the updates of one environment step take."""
+    torch.set_num_threads(1)
+    agent, env = make_agent(replace(settings, learning_starts=10**9))
+    agent.learn(10 * env.num_envs)  # no update, but something to sample
+    updates_per_step = settings.gradient_steps / settings.train_freq / env.num_envs
+    env.close()
+    # Of the bytes, those of the parameters alone: read twice, and their gradient written.
+    parameters = sum(parameter.numel() for parameter in agent.policy.q_net.parameters())
+    return Floor.of(lambda: agent.train(1, settings.batch_size), 3 * 4 * parameters, updates_per_step)
+
+
 def train(config: BenchmarkConfig, seed: int) -> Run:
     """One run, with a line of progress at each evaluation."""
     torch.set_num_threads(1)  # two threads are slower at these sizes
@@ -208,10 +231,7 @@ def train(config: BenchmarkConfig, seed: int) -> Run:
             soft_wrap=True,
         )
 
-    env = make_task_vec_env(settings.tasks, settings.envs_per_task, settings.seed, settings.variant)
-    kind: type[MultiTaskDQN] = getattr(agents, settings.agent)
-    agent = kind("MlpPolicy", env, **settings.agent_kwargs)
-    agent.set_logger(Logger(None, []))
+    agent, env = make_agent(settings)
     curve = LearningCurve(config, settings.total_steps, show)
     agent.learn(settings.total_steps, curve, log_interval=settings.log_interval)
     env.close()
@@ -292,8 +312,8 @@ def table(config: BenchmarkConfig, runs: Sequence[Run], target: float) -> Table:
     return rows
 
 
-def write(config: BenchmarkConfig, runs: Sequence[Run]) -> None:
-    """The figures so far; null stands for a target that was not reached."""
+def write(config: BenchmarkConfig, runs: Sequence[Run], floor: Floor | None = None) -> None:
+    """The figures so far; null stands for a target that was not reached, or for a floor that is not measured yet."""
     if config.json is None:
         return
     reached: dict[str, Any] = {}
@@ -304,7 +324,12 @@ def write(config: BenchmarkConfig, runs: Sequence[Run]) -> None:
             "seeds": {seed: None if point is None else asdict(point) for seed, point in points.items()},
             "median": {name: value if math.isfinite(value) else None for name, value in middle.items()},
         }
-    figures = {"reached": reached, "shared": config.shared(), "runs": [asdict(found) for found in runs]}
+    figures = {
+        "reached": reached,
+        "floor": None if floor is None else asdict(floor),
+        "shared": config.shared(),
+        "runs": [asdict(found) for found in runs],
+    }
     write_json(config.json, config, figures)
 
 
@@ -323,6 +348,10 @@ def benchmark(config: BenchmarkConfig) -> None:
     for target in config.targets:
         console.print(table(config, runs, target))
     console.print("training s and CPU s leave evaluations out")
+    floor = floor_of(config.training(0))
+    over = [run.curve[-1].training_seconds / run.curve[-1].steps / floor.seconds_per_step for run in runs if run.curve]
+    console.print(f"{floor}; training took {median(over):.1f} times the floor" if over else str(floor))
+    write(config, runs, floor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

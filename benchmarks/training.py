@@ -13,7 +13,8 @@ and one target update per vector step. What differs is whose code does it:
   run's time is collection, everything but `train`.
 
 The cases take turns in rounds of equally many steps, so that a change in the machine's speed meets all of them; figures
-are medians over rounds, and a ratio is taken within each round. One torch thread.
+are medians over rounds, and a ratio is taken within each round. One torch thread. The floor is what the matrix products
+of the updates alone would take at the speed of a large product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from agents import MultiTaskDQN
-from benchmarks.common import NO_TORCHJD, check_json, has_torchjd, progress_bar, write_json
+from benchmarks.common import NO_TORCHJD, Floor, bytes_of_update, check_json, has_torchjd, progress_bar, write_json
 from envs import make_task_vec_env
 from experiments.cli import run
 
@@ -342,6 +343,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     figures = take_turns(cases, config.seconds, config.rounds)
     speed = {name: median(1 / seconds for seconds in values) for name, values in figures.items()}
     share = {name: case.collecting / case.seconds for name, case in cases.items()}
+    updates_per_step = {name: case.updates_per_step for name, case in cases.items()}
 
     updates = ALIKE["gradient_steps"]
     title = f"{updates} updates of {TASKS} x {BATCH} transitions per {ENVIRONMENTS} steps"
@@ -358,6 +360,10 @@ def benchmark(config: BenchmarkConfig) -> None:
     if to_torchjd is not None:
         console.print(f"{OURS_PCGRAD} is {to_torchjd:.2f} times as fast as {SB3_TORCHJD}")
     console.print(f"collection takes {share[DEFAULTS]:.0%} of the time at the default settings")
+    moved = bytes_of_update((8, *ALIKE["policy_kwargs"]["net_arch"], 4), TASKS * BATCH)
+    floor = Floor.of(lambda: cases[OURS].agent.train(1, BATCH), moved, updates / ENVIRONMENTS)
+    over = {name: median(values) / floor.seconds_per_step for name, values in figures.items() if name in compared}
+    console.print(f"{floor}; {', '.join(f'{name} takes {times:.1f} times the floor' for name, times in over.items())}")
     pair = side_by_side(config.seconds, config.rounds, config.seed) if config.side_by_side else None
     if pair is not None:
         console.print(
@@ -369,9 +375,11 @@ def benchmark(config: BenchmarkConfig) -> None:
             "steps_per_second": speed,
             "ratio_to_sb3": to_sb3,
             "ratio_to_sb3_torchjd": to_torchjd,
+            "floor": asdict(floor),
+            "times_floor": over,
             "collection_share": share[DEFAULTS],
             "collection_share_of_each": share,
-            "updates_per_step": {name: case.updates_per_step for name, case in cases.items()},
+            "updates_per_step": updates_per_step,
             "parameters": {name: case.parameters for name, case in cases.items()},
             "side_by_side": None if pair is None else asdict(pair),
         }

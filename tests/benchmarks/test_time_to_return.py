@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import time_to_return
+from benchmarks.common import flops_of_update
 from benchmarks.time_to_return import BenchmarkConfig, Point, Run, main, medians
 from experiments.shared_dqn.config import SharedDQNConfig
 
@@ -59,7 +60,11 @@ def test_the_command_writes_its_figures_and_goes_on_from_them(
         "seeds": {"3": None},
         "median": dict.fromkeys(("steps", "training_seconds", "cpu_seconds", "seconds_with_evaluation")),
     }
-    assert "not reached" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not reached" in printed
+    assert "times the floor" in printed
+    assert content["floor"]["flops_of_update"] == flops_of_update((8, 256, 128, 4), 192, double_q=True)
+    assert content["floor"]["seconds_per_step"] > 0
 
     trained = []
     monkeypatch.setattr(time_to_return, "train", lambda _, seed: trained.append(seed) or Run(seed, [point(12, 6.0)]))

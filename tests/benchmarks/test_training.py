@@ -8,6 +8,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from benchmarks import training
+from benchmarks.common import flops_of_update
 from benchmarks.training import BATCH, COLUMNS, ENVIRONMENTS, TASKS, TorchJDDQN, equal_work, main
 
 
@@ -112,6 +113,9 @@ def test_the_command_prints_and_writes_its_figures(tmp_path: Path, capsys: pytes
     assert content["ratio_to_sb3_torchjd"] > 0
     assert 0 < content["collection_share"] < 1
     assert content["side_by_side"] is None
+    assert content["floor"]["flops_of_update"] == flops_of_update((8, 256, 128, 4), TASKS * BATCH, double_q=False)
+    assert all(times > 1 for times in content["times_floor"].values())
+    assert "times the floor" in printed
     alike = {name: each for name, each in content["updates_per_step"].items() if name != training.DEFAULTS}
     assert set(alike.values()) == {4 / ENVIRONMENTS}
     assert "steps/s" in printed
