@@ -136,7 +136,6 @@ def benchmark(config: BenchmarkConfig) -> None:
     console = Console()
     names = [NOTHING, JSONL, TENSORBOARD, WANDB]
     if find_spec("wandb") is None:
-        console.print("W&B is not installed (extra `wandb`), so its row is left out")
         names.remove(WANDB)
     cases: dict[str, RecordedCase] = {}
     once: dict[str, float] = {}  # seconds
@@ -144,6 +143,8 @@ def benchmark(config: BenchmarkConfig) -> None:
         opened = {name: stack.enter_context(ExitStack()) for name in names}
         for number, name in enumerate(names):
             cases[name], once[name] = recorded_case(Path(folder) / str(number), config.seed, name, opened[name])
+        if WANDB not in names:  # only now, as settings that can't be carried out get one line alone
+            console.print("W&B is not installed (extra `wandb`), so its row is left out")
         figures = take_turns({**cases}, config.seconds, config.rounds)
         for name in names:
             start = time.perf_counter()

@@ -156,7 +156,7 @@ def sampling(interval: float) -> Iterator[list[Sample]]:
 
     def watch() -> None:
         samples.append(Sample.now())
-        while not enough.wait(interval):
+        while not enough.wait(min(interval, threading.TIMEOUT_MAX)):
             samples.append(Sample.now())
 
     thread = threading.Thread(target=watch, name="soak", daemon=True)

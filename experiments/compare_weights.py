@@ -80,7 +80,8 @@ def compare_weights(config: CompareWeightsConfig) -> int:
     from experiments.stopping import disk_errors  # noqa: PLC0415
     from experiments.tracking import check_wandb  # noqa: PLC0415
 
-    chosen = _choose(config)
+    runs, broken = load_runs(config.results_dir)
+    chosen = _choose(config, runs)
     if config.output_dir.exists() and not config.output_dir.is_dir():
         raise UsageError(f"'{config.output_dir}' is a file; pictures need a folder")
     for suffix in plots.SUFFIXES:
@@ -90,6 +91,8 @@ def compare_weights(config: CompareWeightsConfig) -> int:
 
     with disk_errors(config.output_dir, UsageError):
         config.output_dir.mkdir(parents=True, exist_ok=True)
+        for error in broken:  # only now, as a command that can't be carried out says nothing else
+            print(f"skipped {one_line(str(error))}", file=sys.stderr)
         written = plots.write(FIGURE, analyse(list(as_methods(chosen).values())), config.output_dir)
     print(f"{' and '.join(map(str, written))} written" if written else "no task weight ever changes: no picture")
     if config.wandb == "disabled":
@@ -137,9 +140,8 @@ def weight_lines(run_: Run) -> list[dict[str, float]]:
     return [{key: line[key] for key in (STEP, *keys) if key in line} for line in lines]
 
 
-def _choose(config: CompareWeightsConfig) -> dict[str, list[Run]]:
-    """The runs to compare by name, seeds in order; one line on stderr for each folder that can't be read."""
-    runs, broken = load_runs(config.results_dir)
+def _choose(config: CompareWeightsConfig, runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """The runs to compare by name, out of all `runs` that can be read; seeds in order."""
     wanted = parse_seeds(config.seeds) if config.seeds else None
     chosen: dict[str, list[Run]] = {}
     for name in config.names:
@@ -155,8 +157,6 @@ def _choose(config: CompareWeightsConfig) -> dict[str, list[Run]]:
         for run_ in chosen[name]:
             if not weight_lines(run_):
                 raise UsageError(f"'{run_.folder}' has no task weights: {name} does not weigh tasks")
-    for error in broken:
-        print(f"skipped {one_line(str(error))}", file=sys.stderr)
     return chosen
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from experiments.cli import UsageError, parse_seeds, run
+from experiments.stopping import disk_errors
 
 if TYPE_CHECKING:
     from experiments.studies.report import Report
@@ -104,7 +106,7 @@ def study_command(
 
 
 def refuse_existing(config: StudyConfig) -> None:
-    """Before any time is spent: the output folder must be one, and free.
+    """Before any time is spent: the output folder must be one that can be made, and free.
 
     Raises:
         UsageError: it is not.
@@ -115,3 +117,10 @@ def refuse_existing(config: StudyConfig) -> None:
         raise UsageError(f"'{in_way}' is a file; results need a folder")
     if not config.overwrite and folder.exists() and any(folder.iterdir()):
         raise UsageError(f"'{folder}' is not empty; replace it with --overwrite or give another --output-dir")
+    # Whether it can be made shows only when it is; the report makes it again when there is something to put in.
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(folder, UsageError):
+        folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        with suppress(OSError):  # another program may have put something there by now
+            path.rmdir()

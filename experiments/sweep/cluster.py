@@ -64,7 +64,7 @@ def cluster(address: str | None) -> Iterator[int]:
             if address != "auto":  # Ray itself would try for minutes
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, ValueError) as error:  # the last: no name of a host
             raise UsageError(f"there is no Ray cluster at {address!r}: {error}") from None
         try:
             ray.init(address=address, **quiet)

@@ -31,7 +31,7 @@ from experiments.world_model import figures
 from experiments.world_model.checkpoints import Checkpoints, find_run
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.evaluation import Windows, evaluate, held_out_windows, look
-from experiments.world_model.recording import Video, VideoSettings, load_or_record
+from experiments.world_model.recording import HELD_OUT_EVERY, Video, VideoSettings, load_or_record
 from experiments.world_model.training import Trainer, find_balancer
 from mtrl import NonFiniteGradientError, Recorder
 from mtrl.losses import TASKS, loss_metrics
@@ -59,7 +59,7 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
     torch.set_num_threads(1)  # two threads are slower at these sizes
     config = config.shortened()
     find_balancer(config.balancer)
-    get_tasks(config.tasks)
+    _refuse_short_video(config)
     folder = config.run_dir
     _refuse_finished(folder, config.overwrite)
     with disk_errors(folder, UsageError):
@@ -177,6 +177,19 @@ def _clear(folder: Path, continued: bool) -> None:
 def _refuse_finished(folder: Path, overwrite: bool) -> None:
     if (folder / EVALUATION_FILE).exists() and not overwrite:
         raise UsageError(f"'{folder}' holds a finished run; give --overwrite to replace it, or another --seed")
+
+
+def _refuse_short_video(config: WorldModelConfig) -> None:
+    """Before anything is recorded: some episodes must be held out, a fifth of each task's, and be long enough."""
+    tasks = get_tasks(config.tasks)
+    longest = max(-(-task.time_limit // config.frame_skip) for task in tasks)
+    if config.window > longest:
+        together = f"context and horizon are {config.window} frames together"
+        raise UsageError(f"{together}; with frame_skip {config.frame_skip} no episode has more than {longest}")
+    least = HELD_OUT_EVERY * config.window
+    if config.frames < least * len(tasks):
+        why = f"{least} for each task: {HELD_OUT_EVERY} episodes of context + horizon"
+        raise UsageError(f"frames is {config.frames}; it must be at least {least * len(tasks)}, {why}")
 
 
 def _table(evaluation: Mapping[str, Any], title: str) -> Table:

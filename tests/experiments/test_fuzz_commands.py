@@ -14,26 +14,53 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+import benchmarks.logging_cost
+import benchmarks.soak
 import experiments.analyze_results
+import experiments.compare_weights
 import experiments.evaluation
+import experiments.plot_recording
 import experiments.plots
+import experiments.plots.recording
 import experiments.random_policy
 import experiments.runner
+import experiments.studies.figures
+import experiments.studies.fitting
+import experiments.studies.report
+import experiments.supervised.figures
+import experiments.sweep.__main__ as sweep
+import experiments.sweep.cluster
+import experiments.sweep.dispatch
+import experiments.sweep.estimate
+import experiments.world_model.recording
+import experiments.world_model.runner
+import experiments.world_model.train
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
 from experiments.config import EvaluateConfig, TrainConfig
 from experiments.evaluation import Evaluation, Moment, TaskResult
+from experiments.studies.fitting import Fit
+from experiments.supervised.training import Epoch, Learner, Score
+from experiments.world_model.config import WorldModelConfig
+from experiments.world_model.recording import LONGEST, Video, VideoSettings
+from mtrl import Balancer
 
 Main = Callable[[Sequence[str]], int]
 METHODS = ("aim", "brc", "gradnorm", "gradnorm_pcgrad", "independent_dqn", "pcgrad", "rgb", "shared_dqn", "torchjd")
 BENCHMARKS = ("memory", "scaling", "time_to_return", "training", "update")
-LISTS = {"train": 120, "evaluate": 60, "analyze": 250, "benchmark": 120}  # argument lists for each command
+STUDIES = ("interference", "sabotage", "static_heuristics", "mixed_signals")
+LISTS = {  # argument lists for each command
+    **{"train": 120, "evaluate": 60, "analyze": 250, "benchmark": 120},
+    **{"sweep": 60, "compare_weights": 80, "plot_recording": 80, "supervised": 50, "study": 40, "world_model": 40},
+    **{"demonstration": 40, "logging_cost": 40, "soak": 40},
+}
 ROOM = 2**30  # bytes of address space that a command may take beyond what is there
 
 # Light settings, which most lists begin with, so that what is wrong elsewhere is reached.
@@ -77,6 +104,14 @@ PATHS = [
     *("", "..", "a\0b", "x" * 300, "x/" * 3000, "\udc80", "\ud800", "loop", "dangling", "/dev/null", "/dev/null/x"),
     *("/proc/nope", "/proc/nope.png", "pipe", "results/runs", "results", "badout", "☃", "a\nb", "-", "~/x", "~/x.png"),
 ]
+# For flags that take names of their own.
+NAMES = {
+    "methods": ["gradnorm", "rgb", "shared_dqn", "gradnorm_blind", "torchjd:UPGrad", "torchjd:Best", "rgb:CAGrad"],
+    "seeds": ["0", "1", "0-1", "0 1", "1-0", "0-", "0-99999", str(2**32), "9" * 18],
+    "address": ["auto", "localhost", "localhost:0", "localhost:99999", "x" * 300 + ":1"],
+    "balancer": ["equal", "aim", "random", "rgb:2", "torchjd:UPGrad", "torchjd:Best", "torchjd:", "Equal", "../rgb"],
+}
+NAMES["balancers"] = NAMES["balancer"]
 WORDS = [
     "--help",
     "-h",
@@ -101,15 +136,23 @@ def hints(config_type: type[Any]) -> dict[str, Any]:
     }
 
 
-def a_value(rng: random.Random, kind: Any) -> str:
+def choices(kind: Any) -> list[str]:
+    """Those of a `Literal`, wherever in the type it stands."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in choices(part)]
+
+
+def a_value(rng: random.Random, name: str, kind: Any) -> str:
     """Something for a flag: of its kind, out of range, or nonsense."""
     text = str(kind)
-    if "Path" in text and rng.random() < 0.8:
-        return rng.choice(PATHS)
+    own = PATHS if "Path" in text else NAMES.get(name)
+    if own and rng.random() < 0.8:
+        return rng.choice(own)
     if rng.random() < 0.2:
         return rng.choice(ODD)
     if "Literal" in text:
-        return rng.choice([*kind.__args__, "neither"])
+        return rng.choice([*choices(kind), "neither"])
     if "float" in text:
         return rng.choice(["0", "1", "0.5", "0.1", "0.9", "1e-3", "-0.5", "2", "1e30", "nan", "inf"])
     if "int" in text:
@@ -131,7 +174,7 @@ def an_argument_list(rng: random.Random, config_type: type[Any], light: Sequence
             words.append(rng.choice([flag, "--no-" + flag[2:], flag + "=1"]))
             continue
         count = 1 if "tuple" not in str(kind) else rng.choice([0, 1, 1, 2, 2, 3])
-        values = [a_value(rng, kind) for _ in range(count)]
+        values = [a_value(rng, name, kind) for _ in range(count)]
         if values and any(value.startswith("-") for value in values) and rng.random() < 0.9:
             words.append(f"{flag}={values[0]}")
         else:
@@ -208,7 +251,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         agent.save(folder / "model.zip")
         (folder / "config.json").write_text(json.dumps({"run": method, "settings": {"seed": 0}}))
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
-        (folder / "metrics.jsonl").write_text('{"env_step": 1, "eval/Standard/return": 2.0}\n')
+        line = {"env_step": 1, "eval/Standard/return": 2.0}
+        if method != "shared_dqn":
+            line["balancer/Standard/weight"] = 0.5
+        (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
     for method in METHODS:  # seed 1 is broken everywhere
         folder = runs / method / "seed_1"
         folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +268,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "loop").symlink_to("loop")
     (work / "dangling").symlink_to("nowhere/at/all")
     os.mkfifo(work / "pipe")
+    (work / "contents").mkdir()
+    for name, content in CONTENTS.items():
+        (work / "contents" / name).write_bytes(content.encode(errors="surrogateescape"))
+    (work / "settings.yaml").write_text("training: {balancer: rgb, epochs: 2}\ndata: {num_train: 40, num_val: 20}\n")
+    for run in ("supervised/synthetic_rgb", "world_model/rgb"):
+        (runs / run / "seed_0").mkdir(parents=True)
+        (runs / run / "seed_0" / "evaluation.json").write_text("{}")
     return root
 
 
@@ -291,12 +344,19 @@ def check(main: Main, argv: Sequence[str], root: Path, before: dict[str, Any], s
 
 
 def fuzz(
-    main: Main, config_type: type[Any], root: Path, template: Path, count: int, seed: int, light: Any = ()
+    main: Main,
+    config_type: type[Any],
+    root: Path,
+    template: Path,
+    count: int,
+    seed: int,
+    light: Sequence[str] = (),
+    more: Callable[[random.Random], Sequence[str]] = lambda rng: (),
 ) -> None:
-    """`count` lists for one command; both outcomes must come up."""
+    """`count` lists for one command, each with the words `more` at its end; both outcomes must come up."""
     rng, before, succeeded = random.Random(seed), snapshot(root), 0
     for _ in range(count):
-        argv = an_argument_list(rng, config_type, light)
+        argv = [*an_argument_list(rng, config_type, light), *more(rng)]
         if check(main, argv, root, before):
             succeeded += 1
             copy_to(template, root)
@@ -334,6 +394,163 @@ def test_benchmarks(name: str, root: Path, template: Path, monkeypatch: pytest.M
     module = importlib.import_module(f"benchmarks.{name}")
     monkeypatch.setattr(module, "benchmark", lambda config: None)
     fuzz(module.main, module.BenchmarkConfig, root, template, LISTS["benchmark"], 300 + BENCHMARKS.index(name))
+
+
+def a_file(rng: random.Random, good: Sequence[str]) -> str:
+    """A file that the command takes, one of another content, or none."""
+    kind = rng.random()
+    return rng.choice(good if kind < 0.5 else [f"contents/{name}" for name in CONTENTS] if kind < 0.75 else PATHS)
+
+
+def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = experiments.sweep.cluster.cluster
+
+    @contextlib.contextmanager
+    def cluster(address: str | None) -> Iterator[int]:
+        if address in (None, "auto"):  # Ray would start, or look for one
+            yield 2
+        else:
+            with real(address) as cores:
+                yield cores
+
+    def more(rng: random.Random) -> Sequence[str]:
+        light = ["--envs-per-task", "1", "--buffer-size", "300"]
+        return ["--", *an_argument_list(rng, TrainConfig, light)] if rng.random() < 0.5 else []
+
+    monkeypatch.setattr(experiments.sweep.cluster, "cluster", cluster)
+    monkeypatch.setattr(experiments.sweep.cluster, "check_nodes", lambda folder: None)
+    monkeypatch.setattr(experiments.sweep.dispatch, "dispatch", lambda *_: None)
+    monkeypatch.setattr(experiments.sweep.estimate, "measure_speed", lambda config: 100.0)
+    light = ["--methods", "gradnorm", "--seeds", "0-1"]
+    fuzz(sweep.main, sweep.SweepConfig, root, template, LISTS["sweep"], 400, light, more)
+
+
+def test_compare_weights(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = experiments.compare_weights
+    monkeypatch.setattr(experiments.plots, "FIGURES", {module.FIGURE: lambda analysis: Figure()})
+    monkeypatch.setattr(module, "log_weights", lambda config, runs: len(runs))
+    light = ["--methods", "gradnorm"]
+    fuzz(module.main, module.CompareWeightsConfig, root, template, LISTS["compare_weights"], 401, light)
+
+
+def test_plot_recording(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, runs = experiments.plot_recording, "results/runs"
+    figures = {name: lambda recording: Figure() for name in experiments.plots.recording.FIGURES}
+    monkeypatch.setattr(experiments.plots.recording, "FIGURES", figures)
+
+    def more(rng: random.Random) -> Sequence[str]:
+        return [a_file(rng, [f"{runs}/rgb/seed_0/metrics.jsonl", f"{runs}/shared_dqn/seed_0/metrics.jsonl"])]
+
+    fuzz(module.main, module.PlotRecordingConfig, root, template, LISTS["plot_recording"], 402, (), more)
+
+
+@pytest.mark.parametrize(("name", "config"), [("train", "TrainConfig"), ("compare", "CompareConfig")])
+def test_supervised(name: str, config: str, root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def epoch(self: Learner) -> Epoch:
+        tasks = self.settings.model.tasks
+        ones = {task.name: 1.0 for task in tasks}
+        return Epoch(1, ones, {task.name: Score(task.metric, 0.5, 1.0) for task in tasks}, ones, {})
+
+    def more(rng: random.Random) -> Sequence[str]:
+        return [f"--config={a_file(rng, ['settings.yaml'])}"] if rng.random() < 0.5 else []
+
+    monkeypatch.delenv("RANDOM_SEED", raising=False)
+    monkeypatch.setattr(Learner, "epoch", epoch)
+    for figure in ("curves", "comparison"):
+        monkeypatch.setattr(experiments.supervised.figures, figure, lambda *_: None)
+    main = importlib.import_module(f"experiments.supervised.{name}").main
+    config_type = getattr(importlib.import_module("experiments.supervised.config"), config)
+    fuzz(main, config_type, root, template, LISTS["supervised"], 403 + len(name), ["--quick", "--quiet"], more)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies(name: str, root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(losses: Any, *arguments: Any, watch: Callable[[], None] = lambda: None, **_: Any) -> Fit:
+        phase = arguments[2][-1]
+        tasks = len(losses(phase.train))
+        watch()
+        matrix = np.zeros((tasks, tasks))
+        return Fit(np.array([0.0]), np.ones((1, tasks)), np.ones(tasks), matrix, matrix)
+
+    monkeypatch.setattr(experiments.studies.fitting, "fit", fit)
+    monkeypatch.setattr(experiments.studies.fitting, "settled", lambda gradients, *_: gradients.sum(0))
+    monkeypatch.setattr(experiments.studies.report, "save", lambda *_: None)
+    for figure in ("learning_curves", "heat_maps", "gradient_arrows", "transfer", "valley_paths", "feature_use"):
+        monkeypatch.setattr(experiments.studies.figures, figure, lambda *_, **__: Figure())
+    module = importlib.import_module(f"experiments.studies.{name}")
+    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config") and n != "StudyConfig")
+    fuzz(module.main, config_type, root, template, LISTS["study"], 420 + STUDIES.index(name), ["--quick", "--quiet"])
+
+
+def test_world_model(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(settings: VideoSettings, *_: Any) -> Video:
+        starts = np.arange(5) * LONGEST  # the fifth episode is held out
+        frames = np.zeros((5 * LONGEST, 40, 60, 3), np.uint8)
+        return Video(frames, np.zeros(len(frames), np.uint8), starts, np.zeros(5, np.int64), settings)
+
+    monkeypatch.setattr(experiments.world_model.recording, "record", record)
+    monkeypatch.setattr(experiments.world_model.runner, "_learn", lambda *_: None)
+    errors = {"all_pixels": {"model": 0.0}, "changed_pixels": {"model": 0.0}}
+    monkeypatch.setattr(experiments.world_model.runner, "_finish", lambda *_: errors)
+    main, light = experiments.world_model.train.main, ["--seed", "5"]
+    fuzz(main, WorldModelConfig, root, template, LISTS["world_model"], 430, light)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--frames", "100", "--horizon", "30"], "frames is 100; it must be at least 510, 170 for each task"),
+        (["--frame-skip", "50", "--horizon", "30"], "with frame_skip 50 no episode has more than 20"),
+    ],
+)
+def test_a_video_too_short_for_held_out_sequences_is_refused(argv: Sequence[str], message: str, root: Path) -> None:
+    main, before = experiments.world_model.train.main, snapshot(root)
+    assert message in run(main, argv)[2]
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "light"),
+    [
+        ("rgb_balancing", ["--size", "20", "--steps", "2"]),
+        ("loss_aggregation", ["--sequences", "1", "--frames", "2"]),
+        ("mtl_flow", ["--sequences", "1", "--frames", "2", "--steps", "10"]),
+    ],
+)
+def test_demonstrations(
+    name: str, light: Sequence[str], root: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Balancer, "backward", lambda self, losses, _: torch.ones(len(losses)))
+    module = importlib.import_module(f"experiments.demonstrations.{name}")
+    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config"))
+    fuzz(module.main, config_type, root, template, LISTS["demonstration"], 440 + len(name), light)
+
+
+def test_logging_cost(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmarks.logging_cost
+    monkeypatch.setattr(module, "find_spec", lambda name: None)  # W&B takes seconds to open
+    monkeypatch.setattr(module, "take_turns", take_no_turns)
+    fuzz(module.main, module.BenchmarkConfig, root, template, LISTS["logging_cost"], 450)
+
+
+def take_no_turns(cases: dict[str, Any], *_: Any) -> dict[str, list[float]]:
+    """The figures of cases whose clocks have not run."""
+    for case in cases.values():
+        case.lines, case.recording, case.seconds = 0, 0.0, 1.0
+    return {name: [1.0] for name in cases}
+
+
+def test_soak(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = benchmarks.soak
+
+    def trace(samples: Sequence[module.Sample], folder: Path) -> module.Trace:
+        rising = np.linspace(1e15, 2e15, 100)  # after any replay is full
+        return module.Trace(rising, rising, *np.ones((3, 100)))
+
+    monkeypatch.setattr(module.Trace, "of", trace)
+    monkeypatch.setattr(module, "draw", lambda *_: None)
+    light = ["--total-steps", "2000", "--buffer-size", "100"]
+    fuzz(module.main, module.BenchmarkConfig, root, template, LISTS["soak"], 451, light)
 
 
 # Each would take all the memory or hours.
