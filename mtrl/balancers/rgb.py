@@ -78,11 +78,10 @@ def rotate_few(
         rate: of the steps.
         steps: their number.
     """
-    tasks, along, scale = range(len(angles)), c, inverse_s
-    uw = [[(along[i] - along[j] * C[i][j]) * scale[j] for j in tasks] for i in tasks]  # u_i.w_j
+    tasks = range(len(angles))
+    uw = [[(c[i] - c[j] * C[i][j]) * inverse_s[j] for j in tasks] for i in tasks]  # u_i.w_j
     ww = [
-        [(1 - along[j] ** 2 - along[i] * (along[i] - along[j] * C[i][j])) * scale[i] * scale[j] for j in tasks]
-        for i in tasks
+        [(1 - c[j] ** 2 - c[i] * (c[i] - c[j] * C[i][j])) * inverse_s[i] * inverse_s[j] for j in tasks] for i in tasks
     ]
     proximity, agreement = lambd / (2 * num_tasks), 1 / (num_tasks * (num_tasks - 1))
     after = list(angles)
