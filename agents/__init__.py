@@ -3,11 +3,11 @@
 from agents.brc import BRC, BRCPolicy, BroNet
 from agents.independent_dqn import IndependentDQN, IndependentQPolicy
 from agents.loading import load_agent
-from agents.multitask_dqn import MultiTaskDQN
-from agents.networks import IndependentQNetworks, SharedQNetwork
-from agents.nonfinite import NonFiniteError
-from agents.policies import MultiTaskQPolicy
-from agents.replay import TaskBatch, TaskReplayBuffer
+from mtrl.rl.dqn import MultiTaskDQN
+from mtrl.rl.networks import IndependentQNetworks, SharedQNetwork
+from mtrl.rl.nonfinite import NonFiniteError
+from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.replay import TaskBatch, TaskReplayBuffer
 
 __all__ = [
     "BRC",

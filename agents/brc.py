@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from agents.bounds import (
+from mtrl.limits import (
     LARGEST_EMBEDDING,
     MOST_LAYERS,
     WIDEST_LAYER,
@@ -22,10 +22,10 @@ from agents.bounds import (
     check_parameters,
     perceptron_parameters,
 )
-from agents.multitask_dqn import MultiTaskDQN
-from agents.optimizer import FlatAdam
-from agents.policies import MultiTaskQPolicy
-from agents.replay import TaskBatch
+from mtrl.rl.dqn import MultiTaskDQN
+from mtrl.rl.optimizer import FlatAdam
+from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.replay import TaskBatch
 
 
 class BroNet(nn.Module):

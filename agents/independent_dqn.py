@@ -10,11 +10,11 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from agents.multitask_dqn import MultiTaskDQN
-from agents.networks import IndependentQNetworks
-from agents.policies import MultiTaskQPolicy
-from agents.replay import TaskBatch
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout
+from mtrl.rl.dqn import MultiTaskDQN
+from mtrl.rl.networks import IndependentQNetworks
+from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.replay import TaskBatch
 
 
 class IndependentQPolicy(MultiTaskQPolicy):

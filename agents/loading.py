@@ -8,8 +8,8 @@ from typing import Any
 
 from agents.brc import BRC
 from agents.independent_dqn import IndependentDQN
-from agents.multitask_dqn import MultiTaskDQN, load_state
 from mtrl.checkpoint import CheckpointError
+from mtrl.rl.dqn import MultiTaskDQN, load_state
 
 KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
 

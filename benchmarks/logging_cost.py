@@ -35,12 +35,12 @@ from benchmarks.common import check_json, write_json
 from benchmarks.training import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
-from experiments.cli import run
-from experiments.config import WandbMode
-from experiments.resume import MetricsFile
-from experiments.runner import describe
-from experiments.runs import METRICS_FILE
-from experiments.tracking import Views
+from experiments.analysis.runs import METRICS_FILE
+from experiments.program.flags import run
+from experiments.training.checkpoints import MetricsFile
+from experiments.training.config import WandbMode
+from experiments.training.runner import describe
+from experiments.training.tracking import Views
 
 NOTHING, JSONL = "nothing", "JSONL"
 TENSORBOARD, WANDB = "+ TensorBoard", "+ W&B"

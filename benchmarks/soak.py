@@ -1,7 +1,7 @@
 """`python -m benchmarks.soak`: does a long training run hold its memory flat?
 
-Trains with `experiments.runner.train`, as `python -m experiments.gradnorm.train` does: `MultiTaskDQN` on the three
-tasks, metrics, evaluations and checkpoints included. The network and the replay are tiny, so that many steps take
+Trains with `experiments.training.runner.train`, as `python -m experiments.gradnorm.train` does: `MultiTaskDQN` on the
+three tasks, metrics, evaluations and checkpoints included. The network and the replay are tiny, so that many steps take
 little time and the replay is full early. Beside it a thread notes, every `--interval` seconds,
 
 * the resident size of the process, page by page (`Rss` in Linux's `/proc/self/smaps_rollup`; the sum in
@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import check_json, write_json
-from experiments.cli import UsageError, run
-from experiments.config import TrainConfig
+from experiments.analysis.runs import MODEL_FILE, read_run
 from experiments.gradnorm.config import PRESETS
-from experiments.runs import MODEL_FILE, read_run
-from experiments.stopping import StoppedError
-from mtrl.checkpoint import replacing
+from experiments.program.flags import UsageError, run
+from experiments.program.stopping import StoppedError
+from experiments.training.config import TrainConfig
+from mtrl.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,7 +286,7 @@ def benchmark(config: BenchmarkConfig) -> int:
     Raises:
         UsageError: this is not Linux, or the folder holds a finished run, or the samples are too few to tell.
     """
-    from experiments.runner import train  # noqa: PLC0415 - loads everything
+    from experiments.training.runner import train  # noqa: PLC0415 - loads everything
 
     if not PAGES.exists():
         raise UsageError(f"there is no {PAGES}: Linux 4.14 or newer is needed")

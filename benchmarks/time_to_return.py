@@ -43,10 +43,10 @@ import agents
 from agents import MultiTaskDQN
 from benchmarks.common import Floor, check_json, write_json
 from envs import make_task_vec_env
-from experiments.cli import UsageError, run
-from experiments.config import TrainConfig, Variant
-from experiments.evaluation import CURVE_SEED, evaluate
+from experiments.program.flags import UsageError, run
 from experiments.sweep.grid import methods
+from experiments.training.config import TrainConfig, Variant
+from experiments.training.evaluation import CURVE_SEED, evaluate
 
 METHODS = methods()
 

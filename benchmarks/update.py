@@ -37,7 +37,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from agents import MultiTaskDQN, SharedQNetwork, TaskBatch
-from agents.td import TDError
 from benchmarks.common import (
     NO_TORCHJD,
     bytes_of_update,
@@ -48,8 +47,9 @@ from benchmarks.common import (
     write_json,
 )
 from envs import TaskOneHot
-from experiments.cli import run
+from experiments.program.flags import run
 from mtrl.balancers import names
+from mtrl.rl.td import TDError
 
 STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
 LEARNING_RATE, GAMMA = 5e-4, 0.99

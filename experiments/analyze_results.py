@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import UsageError, one_line, run
-from experiments.runs import BASELINE, REFERENCE, load_runs
+from experiments.analysis.runs import BASELINE, REFERENCE, load_runs
+from experiments.program.flags import UsageError, run
+from mtrl.files import one_line
 
 if TYPE_CHECKING:
-    from experiments.analysis import Analysis
-    from experiments.methods import Method
-    from experiments.runs import Run
+    from experiments.analysis.comparison import Analysis
+    from experiments.analysis.replicates import Method
+    from experiments.analysis.runs import Run
 
 PROG = "experiments.analyze_results"
 ALL = "all"
@@ -76,9 +77,9 @@ def analyze(config: AnalyzeConfig, words: Sequence[str] = ()) -> None:
             is missing that the report needs. Nothing is written then.
     """
     # Only now: they load SciPy, Matplotlib and PyTorch, for which --help need not wait.
-    from experiments import plots, report, tables  # noqa: PLC0415
-    from experiments.analysis import analyse  # noqa: PLC0415
-    from experiments.methods import as_methods  # noqa: PLC0415
+    from experiments.analysis import plots, report, tables  # noqa: PLC0415
+    from experiments.analysis.comparison import analyse  # noqa: PLC0415
+    from experiments.analysis.replicates import as_methods  # noqa: PLC0415
 
     if config.html:
         report.check(config.video_dir)
@@ -86,7 +87,7 @@ def analyze(config: AnalyzeConfig, words: Sequence[str] = ()) -> None:
     _check_runs(config, runs, broken)
     figures = [f"{name}{suffix}" for name in plots.FIGURES for suffix in plots.SUFFIXES]
     _check_outputs(config.output_dir, [*TEXTS, *figures, report.REPORT_FILE])
-    skipped = [one_line(str(error)) for error in broken]
+    skipped = [one_line(error, longest=0) for error in broken]
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
 
@@ -109,10 +110,10 @@ def analyze(config: AnalyzeConfig, words: Sequence[str] = ()) -> None:
 
 def write(analysis: Analysis, folder: Path) -> list[Path]:
     """Write table.md, table.csv, runs.json and the figures into `folder`, and return what was written."""
-    from experiments import plots, tables  # noqa: PLC0415
-    from experiments.marl_eval import to_marl_eval  # noqa: PLC0415
-    from experiments.stopping import disk_errors  # noqa: PLC0415
-    from mtrl.checkpoint import replacing  # noqa: PLC0415
+    from experiments.analysis import plots, tables  # noqa: PLC0415
+    from experiments.analysis.marl_eval import to_marl_eval  # noqa: PLC0415
+    from experiments.program.stopping import disk_errors  # noqa: PLC0415
+    from mtrl.files import replacing  # noqa: PLC0415
 
     contents = (
         tables.markdown(analysis),
@@ -158,7 +159,7 @@ def _check_outputs(folder: Path, names: Iterable[str]) -> None:
 def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:
     """Mean returns of a random policy on the tasks of the independent agents, which scores are normalised by."""
     from envs import TASKS  # noqa: PLC0415
-    from experiments.random_policy import random_returns  # noqa: PLC0415
+    from experiments.analysis.random_policy import random_returns  # noqa: PLC0415
 
     if REFERENCE not in methods:
         return None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli import UsageError, one_line, parse_seeds, run
-from experiments.config import Variant, WandbMode, check_wandb_project, run_name
-from experiments.runs import STEP, load_runs
+from experiments.analysis.runs import STEP, load_runs
+from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.training.config import Variant, WandbMode, check_wandb_project, run_name
+from mtrl.files import one_line
 
 if TYPE_CHECKING:
-    from experiments.runs import Run
+    from experiments.analysis.runs import Run
 
 PROG = "experiments.compare_weights"
 FIGURE = "task_weights"
@@ -74,11 +75,11 @@ def compare_weights(config: CompareWeightsConfig) -> int:
             can't be used. Nothing is written then.
     """
     # Only now: they load Matplotlib and PyTorch, for which --help need not wait.
-    from experiments import plots  # noqa: PLC0415
-    from experiments.analysis import analyse  # noqa: PLC0415
-    from experiments.methods import as_methods  # noqa: PLC0415
-    from experiments.stopping import disk_errors  # noqa: PLC0415
-    from experiments.tracking import check_wandb  # noqa: PLC0415
+    from experiments.analysis import plots  # noqa: PLC0415
+    from experiments.analysis.comparison import analyse  # noqa: PLC0415
+    from experiments.analysis.replicates import as_methods  # noqa: PLC0415
+    from experiments.program.stopping import disk_errors  # noqa: PLC0415
+    from experiments.training.tracking import check_wandb  # noqa: PLC0415
 
     runs, broken = load_runs(config.results_dir)
     chosen = _choose(config, runs)
@@ -92,7 +93,7 @@ def compare_weights(config: CompareWeightsConfig) -> int:
     with disk_errors(config.output_dir, UsageError):
         config.output_dir.mkdir(parents=True, exist_ok=True)
         for error in broken:  # only now, as a command that can't be carried out says nothing else
-            print(f"skipped {one_line(str(error))}", file=sys.stderr)
+            print(f"skipped {one_line(error, longest=0)}", file=sys.stderr)
         written = plots.write(FIGURE, analyse(list(as_methods(chosen).values())), config.output_dir)
     print(f"{' and '.join(map(str, written))} written" if written else "no task weight ever changes: no picture")
     if config.wandb == "disabled":
@@ -111,7 +112,7 @@ def compare_weights(config: CompareWeightsConfig) -> int:
 
 def log_weights(config: CompareWeightsConfig, runs: Mapping[str, Sequence[Run]]) -> int:
     """Log the task weights of each run as one run of W&B; returns how many these are."""
-    from experiments.tracking import start_run, wandb_session  # noqa: PLC0415
+    from experiments.training.tracking import start_run, wandb_session  # noqa: PLC0415
 
     everything = [run_ for of_name in runs.values() for run_ in of_name]
     with wandb_session(config.wandb, config.output_dir) as wandb:

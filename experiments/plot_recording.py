@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.cli import UsageError, run
+from experiments.program.flags import UsageError, run
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def plot(config: PlotRecordingConfig) -> None:
         OSError: the file can't be read.
     """
     # Slow to load, and --help needs none of it.
-    from experiments.plots.recording import FIGURES, Recording, draw  # noqa: PLC0415
-    from experiments.stopping import disk_errors  # noqa: PLC0415
+    from experiments.analysis.plots.recording import FIGURES, Recording, draw  # noqa: PLC0415
+    from experiments.program.stopping import disk_errors  # noqa: PLC0415
     from mtrl.recorder import read_recording  # noqa: PLC0415
 
     recording = Recording(config.recording, read_recording(config.recording))

@@ -17,12 +17,10 @@ import io
 import json
 import math
 import os
-import secrets
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,14 +29,15 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-__all__ = ["CheckpointError", "load", "replacing", "save"]
+from mtrl.files import one_line, replacing
+
+__all__ = ["CheckpointError", "load", "save"]
 
 FORMAT = "mtrl-checkpoint"
 VERSION = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 LARGEST_STATE = 32 * 2**20  # bytes of JSON: read, they take up to some thirty times as many
 LARGEST_DIRECTORY = 2**16  # bytes of the zip file's list of members, of which there are two
-LONGEST_MESSAGE = 500
 INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 REALS = ("float16", "float32", "float64")
 ARRAY_DTYPES = frozenset(np.dtype(name) for name in INTEGERS + REALS)
@@ -119,12 +118,6 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
         raise CheckpointError(f"no checkpoint at {name}: {error}") from None
     except _DefectError as defect:
         raise CheckpointError(f"cannot load checkpoint {name}: {one_line(defect)}") from defect
-
-
-def one_line(text: object) -> str:
-    """`text` in one line that is not long: what an error quotes may be of a stranger's choosing."""
-    message = " ".join(str(text).split())
-    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]} ..."
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -269,31 +262,3 @@ def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
     if tensors:
         raise _DefectError(f"{TENSORS} holds a tensor that {STATE} does not refer to: {min(tensors)!r}")
     return state
-
-
-@contextmanager
-def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the place of `path` when the block ends, and vanishes when the block fails.
-
-    A killed process leaves it behind, named `.<hexadecimal>.tmp`. With `previous`, the old file goes there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system. Not `tempfile`: its files are
-    # readable by their owner alone, while `open` follows the umask.
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # make the rename itself durable; Windows cannot open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

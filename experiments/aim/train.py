@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.aim.config import PRESETS, AIMConfig
-from experiments.commands import train_command
+from experiments.program.command import train_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

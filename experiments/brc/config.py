@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from experiments.config import TrainConfig, presets
+from experiments.training.config import TrainConfig, presets
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.cli import run
+from experiments.program.flags import run
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from experiments.config import TrainConfig, presets
+from experiments.training.config import TrainConfig, presets
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.commands import evaluate_command
+from experiments.program.command import evaluate_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

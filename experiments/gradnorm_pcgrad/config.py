@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from experiments.config import presets
 from experiments.gradnorm.config import GradNormConfig
+from experiments.training.config import presets
 
 
 @dataclass(frozen=True)

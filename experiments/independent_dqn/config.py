@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from experiments.config import EvaluateConfig, TrainConfig, Variant, presets
+from experiments.training.config import EvaluateConfig, TrainConfig, Variant, presets
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.commands import evaluate_command
 from experiments.independent_dqn.config import IndependentDQNEvaluateConfig
+from experiments.program.command import evaluate_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.commands import train_command
 from experiments.pcgrad.config import PRESETS, PCGradConfig
+from experiments.program.command import train_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

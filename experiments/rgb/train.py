@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.commands import train_command
+from experiments.program.command import train_command
 from experiments.rgb.config import PRESETS, RGBConfig
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.cli import UsageError, parse_seeds, run
-from experiments.stopping import disk_errors
+from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.program.stopping import disk_errors
 
 if TYPE_CHECKING:
     from experiments.studies.report import Report

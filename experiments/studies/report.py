@@ -15,9 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.plots.style import RC, save
-from experiments.statistics import Comparison, Estimate, compare, summarise
-from mtrl.checkpoint import replacing
+from experiments.analysis.plots.style import RC, save
+from experiments.analysis.statistics import Comparison, Estimate, compare, summarise
+from mtrl.files import replacing
 
 Array = NDArray[np.float64]
 Scores = Mapping[str, Mapping[int, ArrayLike]]  # by method and seed, the numbers of a row of the table (K,)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from experiments.cli import UsageError, parse_seeds
-from experiments.markdown import cell, count, table
-from experiments.progress import progress
-from experiments.runs import write_json
-from experiments.statistics import Comparison
-from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.analysis.markdown import cell, count, table
+from experiments.analysis.runs import write_json
+from experiments.analysis.statistics import Comparison
+from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.progress import progress
+from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
 from experiments.supervised.data import load_data
@@ -21,7 +21,7 @@ from experiments.supervised.output import describe
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settings
 from experiments.supervised.training import Epoch, Learner, find_balancer, find_device, num_held_out
-from mtrl.checkpoint import replacing
+from mtrl.files import replacing
 
 ALPHA = 0.05
 FORM = "{:.3f}"  # of a score

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import Device
 from experiments.supervised.settings import Source
+from experiments.training.config import Device
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.supervised.settings import Settings
 from mtrl.models import generate_synthetic_multi_task_data
 

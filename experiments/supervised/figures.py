@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import statistics
-from experiments.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
+from experiments.analysis import statistics
+from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch

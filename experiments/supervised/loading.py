@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.supervised.config import RunConfig
 from experiments.supervised.settings import DEFAULTS, LARGEST_SEED, SettingError, Settings, Source
 from experiments.supervised.yaml_file import read_yaml

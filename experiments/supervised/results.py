@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import statistics
-from experiments.statistics import Array, Comparison, Estimate
+from experiments.analysis import statistics
+from experiments.analysis.statistics import Array, Comparison, Estimate
 from experiments.supervised.settings import MEAN, WORST
 
 

@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.cli import UsageError
-from experiments.progress import progress
-from experiments.resume import locked
-from experiments.runs import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, write_json
-from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.analysis.runs import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, write_json
+from experiments.program.flags import UsageError
+from experiments.program.progress import progress
+from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import TrainConfig
 from experiments.supervised.loading import load_settings
 from experiments.supervised.output import describe, log_to
 from experiments.supervised.settings import Settings
 from experiments.supervised.training import Epoch, Learner
+from experiments.training.checkpoints import locked
 
 BEST_FILE = "best.zip"
 LAST_FILE = "last.zip"

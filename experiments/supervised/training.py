@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
 from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
 from mtrl.conflict import cosines
+from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
 from mtrl.models import MultiTaskModel, multi_task_loss, task_losses
 
@@ -228,7 +229,7 @@ def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
         if {mean.shape, deviation.shape} != {(size.input_dim,)}:
             raise ValueError("its inputs have no mean and deviation")
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        problem = checkpoint.one_line(f"{type(error).__name__}: {error}")
+        problem = one_line(f"{type(error).__name__}: {error}")
         raise checkpoint.CheckpointError(f"cannot load model '{path}': {problem}") from None
     return model, mean, deviation
 

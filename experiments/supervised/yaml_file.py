@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 
 LARGEST_FILE = 2**16  # bytes
 LONGEST_QUOTE = 60

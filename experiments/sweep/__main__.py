@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from experiments.cli import UsageError, parse_seeds, run
-from experiments.config import Variant, WandbMode
-from experiments.stopping import StopSignal, StopSignals
+from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.program.stopping import StopSignal, StopSignals
+from experiments.training.config import Variant, WandbMode
 
 if TYPE_CHECKING:
     from experiments.sweep.grid import PlannedRun
@@ -105,10 +105,10 @@ def _check(runs: Sequence[PlannedRun]) -> None:
         UsageError: a run's settings are wrong, or not those of the run that is there.
     """
     # torch comes with them, and takes seconds.
-    from experiments.resume import FREE_SETTINGS  # noqa: PLC0415
     from experiments.sweep.grid import refuse_other_settings  # noqa: PLC0415
     from experiments.sweep.trial import make_agent  # noqa: PLC0415
-    from experiments.tracking import check_wandb  # noqa: PLC0415
+    from experiments.training.checkpoints import FREE_SETTINGS  # noqa: PLC0415
+    from experiments.training.tracking import check_wandb  # noqa: PLC0415
 
     refuse_other_settings(runs, FREE_SETTINGS)
     check_wandb(runs[0].config.wandb)

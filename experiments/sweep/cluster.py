@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.sweep import worker
 
 OBJECT_STORE_BYTES = 100_000_000  # nothing but short messages goes through it

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.stopping import StopSignals
+from experiments.program.stopping import StopSignals
 from experiments.sweep import worker
 from experiments.sweep.cluster import import_ray
 from experiments.sweep.jobs import Job, State

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from experiments.runs import EVALUATION_FILE
+from experiments.analysis.runs import EVALUATION_FILE
 from experiments.sweep.grid import PlannedRun
 from experiments.sweep.progress import duration, read_progress
 from experiments.sweep.trial import measure_speed

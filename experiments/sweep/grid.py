@@ -13,9 +13,9 @@ from typing import get_type_hints
 import tyro
 
 import experiments
-from experiments.cli import UsageError, parse
-from experiments.config import TrainConfig, Variant
-from experiments.runs import CHECKPOINT_FILE, CONFIG_FILE, EVALUATION_FILE, PREVIOUS_FILE
+from experiments.analysis.runs import CHECKPOINT_FILE, CONFIG_FILE, EVALUATION_FILE, PREVIOUS_FILE
+from experiments.program.flags import UsageError, parse
+from experiments.training.config import TrainConfig, Variant
 
 # Flags of a run that are not a sweep's to pass on, and why.
 _KEPT = "a sweep continues its runs and skips finished ones; for others give another --results-dir"

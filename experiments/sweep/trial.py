@@ -12,7 +12,7 @@ import torch
 import agents
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
-from experiments.config import TrainConfig
+from experiments.training.config import TrainConfig
 
 RANDOM_STEPS = 600
 MEASURED_STEPS = 1_500

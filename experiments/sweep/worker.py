@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 import experiments
-from experiments.runs import LOCK_FILE
+from experiments.analysis.runs import LOCK_FILE
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 180.0

@@ -4,7 +4,7 @@ import ast
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from experiments.config import EvaluateConfig, TrainConfig, presets
+from experiments.training.config import EvaluateConfig, TrainConfig, presets
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cli import UsageError
-from experiments.runs import CHECKPOINT_FILE, PREVIOUS_FILE
+from experiments.analysis.runs import CHECKPOINT_FILE, PREVIOUS_FILE
+from experiments.program.flags import UsageError
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.training import Trainer
 from mtrl import checkpoint
+from mtrl.files import one_line
 
 KIND = "world_model_training"
 # Settings that do not change what is learned.
@@ -50,7 +51,7 @@ class Checkpoints:
             trainer.load_state_dict(saved["trainer"])
             self._seconds = float(saved["seconds"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            problem = checkpoint.one_line(f"{type(error).__name__}: {error}")
+            problem = one_line(f"{type(error).__name__}: {error}")
             raise UsageError(f"cannot continue in '{self._folder}': {problem}; give --overwrite") from error
         self._begun = time.process_time()
         self._saved_at = trainer.steps

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import Video
 from mtrl.losses import perplexity

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from envs import get_tasks, make_task_env
 from envs.lunar_lander import TaskEnv
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from mtrl import checkpoint
+from mtrl.files import one_line
 
 KIND = "video"
 POOL = 10  # pixels of the game, each way, that make one of the video
@@ -155,7 +156,7 @@ def read(path: Path, settings: VideoSettings) -> Video:
             raise ValueError("it is no recording of these settings")
         return Video(**state, settings=settings)
     except (ValueError, TypeError, AttributeError) as error:
-        problem = checkpoint.one_line(error)
+        problem = one_line(error)
         raise UsageError(f"cannot use recording '{path}': {problem}; delete it to record anew") from None
 
 

@@ -13,11 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from envs import BASE_ID, get_tasks
-from experiments.cli import UsageError
-from experiments.plots import recording as plots
-from experiments.progress import progress
-from experiments.resume import locked
-from experiments.runs import (
+from experiments.analysis.plots import recording as plots
+from experiments.analysis.runs import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -26,7 +23,10 @@ from experiments.runs import (
     PREVIOUS_FILE,
     write_json,
 )
-from experiments.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.flags import UsageError
+from experiments.program.progress import progress
+from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.training.checkpoints import locked
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import Checkpoints, find_run
 from experiments.world_model.config import WorldModelConfig

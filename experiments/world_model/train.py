@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.commands import stoppable
+from experiments.program.command import stoppable
 from experiments.world_model.config import WorldModelConfig
 
 

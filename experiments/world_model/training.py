@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.discriminator import PatchDiscriminator, judged
 from experiments.world_model.frames import ModelSettings
 from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import ACTIONS, CHANNELS, HEIGHT, WIDTH, Video
 from mtrl import Balancer, checkpoint, make_balancer
+from mtrl.files import one_line
 from mtrl.losses import (
     TASKS,
     Cosine,
@@ -152,7 +153,7 @@ def load_model(path: Path) -> WorldModel:
         model = WorldModel(settings, torch.zeros(settings.channels, settings.height, settings.width))
         model.load_state_dict(state["weights"])
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        problem = checkpoint.one_line(f"{type(error).__name__}: {error}")
+        problem = one_line(f"{type(error).__name__}: {error}")
         raise checkpoint.CheckpointError(f"cannot load model '{path}': {problem}") from None
     return model
 

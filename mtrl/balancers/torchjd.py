@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.balancers.base import Balance, RandomBalancer, Scale
+from mtrl.files import one_line
 from mtrl.gradients import JacobianNotHeldError, TaskGradients
 
 PREFIX = "torchjd:"
@@ -106,7 +107,7 @@ class TorchJD(RandomBalancer):
         except JacobianNotHeldError:
             raise
         except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined] # torch's own omission
-            raise ValueError(f"{PREFIX}{self.aggregator}: {_one_line(error)}") from error
+            raise ValueError(f"{PREFIX}{self.aggregator}: {one_line(error)}") from error
         # Finite weights may be so large that the update is not.
         lengths = gradients.gramian.diagonal().sqrt().cpu() if self._on_gramian else 1.0
         if not (answer * lengths).abs().sum().item() <= torch.finfo(gradients.dtype).max:
@@ -193,7 +194,7 @@ class TorchJD(RandomBalancer):
         try:
             self._answer(TaskGradients(rows), 0)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{PREFIX}{self.aggregator} with {num_tasks} tasks: {_one_line(error)}") from error
+            raise ValueError(f"{PREFIX}{self.aggregator} with {num_tasks} tasks: {one_line(error)}") from error
         remembers = []
         for path, module in self._held[0].named_modules():
             changed = [
@@ -241,7 +242,7 @@ def _construct(name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         method: nn.Module = _kind(name)(**kwargs)
     except (ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"{PREFIX}{name}: {_one_line(error)}") from error
+        raise ValueError(f"{PREFIX}{name}: {one_line(error)}") from error
     return method
 
 
@@ -252,10 +253,6 @@ def _vector(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return torch.tensor(value, dtype=torch.float64)
     return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -15,9 +15,11 @@ respect to its output, without autograd: where networks are small, that is most 
 average over the processes of a data-parallel run (`Ranks`).
 """
 
-from mtrl.gradients.any_graph import AutogradEngine, graph_leaves
+from mtrl.gradients.autograd import AutogradEngine, graph_leaves
 from mtrl.gradients.chain import Chain, ChainEngine, Step, inference, register_step
-from mtrl.gradients.core import (
+from mtrl.gradients.low_memory import JacobianNotHeldError, LayerwiseEngine
+from mtrl.gradients.processes import Group, Ranks
+from mtrl.gradients.rows import (
     GradientEngine,
     Losses,
     MaskedLosses,
@@ -28,8 +30,6 @@ from mtrl.gradients.core import (
     accumulate,
     norms_of_rows,
 )
-from mtrl.gradients.layerwise import JacobianNotHeldError, LayerwiseEngine
-from mtrl.gradients.ranks import Group, Ranks
 from mtrl.gradients.rules import LayerRule, Saved, Scratch, TaskRows, register_rule
 from mtrl.gradients.task_major import TaskMajorEngine, UnsupportedLayerError
 

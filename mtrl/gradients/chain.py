@@ -16,8 +16,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients.core import RANGES, ParameterLayout, TaskGradients
-from mtrl.gradients.ranks import Group, Ranks
+from mtrl.gradients.processes import Group, Ranks
+from mtrl.gradients.rows import RANGES, ParameterLayout, TaskGradients
 from mtrl.gradients.rules import TaskRows, hooks_of
 from mtrl.gradients.task_major import UnsupportedLayerError, last_layer_columns
 

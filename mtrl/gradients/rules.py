@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from mtrl.gradients.core import ParameterLayout
+from mtrl.gradients.rows import ParameterLayout
 
 
 class TaskRows:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mtrl.gradients.any_graph import graph_leaves
-from mtrl.gradients.core import Losses, ParameterLayout, TaskGradients, accumulate, without_autocast
-from mtrl.gradients.ranks import Group, Ranks
+from mtrl.gradients.autograd import graph_leaves
+from mtrl.gradients.processes import Group, Ranks
+from mtrl.gradients.rows import Losses, ParameterLayout, TaskGradients, accumulate, without_autocast
 from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, hooks_of, refusal
 
 

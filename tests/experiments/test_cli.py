@@ -14,7 +14,7 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.cli import UsageError, main_guard, parse, run
+from experiments.program.flags import UsageError, main_guard, parse, run
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def lose_the_hook(patch: pytest.MonkeyPatch) -> None:
 
 
 def rename_the_fields_of_events(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("experiments.cli._explain", lambda event, *_: event.no_such_field)
+    patch.setattr("experiments.program.flags._explain", lambda event, *_: event.no_such_field)
 
 
 def use_the_argparse_backend(patch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_warnings_during_parsing_are_kept(capsys: pytest.CaptureFixture[str]) ->
 PROGRAM = '''
 import sys
 from dataclasses import dataclass
-from experiments.cli import run
+from experiments.program.flags import run
 
 @dataclass
 class Config:

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from experiments.analysis.runs import read_run
 from experiments.compare_weights import main
-from experiments.runs import read_run
 
 TASKS = ("Standard", "Windy")
 

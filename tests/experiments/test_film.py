@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from agents import MultiTaskDQN
 from envs import make_task_vec_env
-from experiments.cli import UsageError
-from experiments.evaluation import FINAL_SEED, PAUSE, play
-from experiments.film import BAR, COLUMNS, GAP, Frame, captioned, film, side_by_side
+from experiments.program.flags import UsageError
 from experiments.shared_dqn import evaluate
+from experiments.training.evaluation import FINAL_SEED, PAUSE, play
+from experiments.training.filming import BAR, COLUMNS, GAP, Frame, captioned, film, side_by_side
 
 TASKS = ("Standard", "Heavy")
 SIZE = (400, 600, 3)

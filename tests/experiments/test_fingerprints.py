@@ -19,7 +19,7 @@ import torch
 
 import agents
 from envs import make_task_vec_env
-from experiments.config import TrainConfig
+from experiments.training.config import TrainConfig
 
 FILE = Path(__file__).with_name("fingerprints.json")
 METHODS = ("shared_dqn", "gradnorm", "pcgrad", "gradnorm_pcgrad", "rgb", "aim", "torchjd", "independent_dqn", "brc")

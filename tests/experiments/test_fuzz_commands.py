@@ -23,14 +23,12 @@ from matplotlib.figure import Figure
 
 import benchmarks.logging_cost
 import benchmarks.soak
+import experiments.analysis.plots
+import experiments.analysis.plots.recording
+import experiments.analysis.random_policy
 import experiments.analyze_results
 import experiments.compare_weights
-import experiments.evaluation
 import experiments.plot_recording
-import experiments.plots
-import experiments.plots.recording
-import experiments.random_policy
-import experiments.runner
 import experiments.studies.figures
 import experiments.studies.fitting
 import experiments.studies.report
@@ -39,15 +37,17 @@ import experiments.sweep.__main__ as sweep
 import experiments.sweep.cluster
 import experiments.sweep.dispatch
 import experiments.sweep.estimate
+import experiments.training.evaluation
+import experiments.training.runner
 import experiments.world_model.recording
 import experiments.world_model.runner
 import experiments.world_model.train
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
-from experiments.config import EvaluateConfig, TrainConfig
-from experiments.evaluation import Evaluation, Moment, TaskResult
 from experiments.studies.fitting import Fit
 from experiments.supervised.training import Epoch, Learner, Score
+from experiments.training.config import EvaluateConfig, TrainConfig
+from experiments.training.evaluation import Evaluation, Moment, TaskResult
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.recording import LONGEST, Video, VideoSettings
 from mtrl import Balancer
@@ -305,11 +305,13 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         return self
 
     monkeypatch.setattr(MultiTaskDQN, "learn", learn)
-    monkeypatch.setattr(experiments.runner, "evaluate", evaluate)
-    monkeypatch.setattr(experiments.evaluation, "moments", moments)
-    monkeypatch.setattr(experiments.evaluation, "film", film)
-    monkeypatch.setattr(experiments.plots, "FIGURES", {"learning_curves": lambda analysis: Figure()})
-    monkeypatch.setattr(experiments.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks})
+    monkeypatch.setattr(experiments.training.runner, "evaluate", evaluate)
+    monkeypatch.setattr(experiments.training.evaluation, "moments", moments)
+    monkeypatch.setattr(experiments.training.evaluation, "film", film)
+    monkeypatch.setattr(experiments.analysis.plots, "FIGURES", {"learning_curves": lambda analysis: Figure()})
+    monkeypatch.setattr(
+        experiments.analysis.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks}
+    )
     return root
 
 
@@ -427,7 +429,7 @@ def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_compare_weights(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = experiments.compare_weights
-    monkeypatch.setattr(experiments.plots, "FIGURES", {module.FIGURE: lambda analysis: Figure()})
+    monkeypatch.setattr(experiments.analysis.plots, "FIGURES", {module.FIGURE: lambda analysis: Figure()})
     monkeypatch.setattr(module, "log_weights", lambda config, runs: len(runs))
     light = ["--methods", "gradnorm"]
     fuzz(module.main, module.CompareWeightsConfig, root, template, LISTS["compare_weights"], 401, light)
@@ -435,8 +437,8 @@ def test_compare_weights(root: Path, template: Path, monkeypatch: pytest.MonkeyP
 
 def test_plot_recording(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, runs = experiments.plot_recording, "results/runs"
-    figures = {name: lambda recording: Figure() for name in experiments.plots.recording.FIGURES}
-    monkeypatch.setattr(experiments.plots.recording, "FIGURES", figures)
+    figures = {name: lambda recording: Figure() for name in experiments.analysis.plots.recording.FIGURES}
+    monkeypatch.setattr(experiments.analysis.plots.recording, "FIGURES", figures)
 
     def more(rng: random.Random) -> Sequence[str]:
         return [a_file(rng, [f"{runs}/rgb/seed_0/metrics.jsonl", f"{runs}/shared_dqn/seed_0/metrics.jsonl"])]

@@ -20,10 +20,10 @@ import agents
 import experiments
 from agents import MultiTaskDQN, load_agent
 from experiments import analyze_results
-from experiments.cli import parse
-from experiments.config import AGENT_FIELDS, EvaluateConfig, TrainConfig, run_name
+from experiments.program.flags import parse
 from experiments.sweep.grid import methods
 from experiments.torchjd.config import TorchJDConfig
+from experiments.training.config import AGENT_FIELDS, EvaluateConfig, TrainConfig, run_name
 from mtrl import balancers
 from mtrl.balancers import make_balancer
 

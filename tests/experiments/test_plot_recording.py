@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.analysis.plots import recording as figures
+from experiments.analysis.plots.recording import Recording
 from experiments.plot_recording import main
-from experiments.plots import recording as figures
-from experiments.plots.recording import Recording
 from mtrl import AIM, EqualWeights, Recorder
 from mtrl.balancers.base import Balancer
 from mtrl.recorder import read_recording

@@ -14,7 +14,7 @@ from PIL import Image, ImageGrab, features
 
 from agents import MultiTaskDQN
 from envs import make_task_vec_env
-from experiments import window
+from experiments.training import window
 
 LANDER = (128, 102, 230)
 

@@ -11,18 +11,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import analyze_results, plots, tables
-from experiments.analysis import analyse
-from experiments.methods import as_methods
-from experiments.plots.style import COLOURS, OTHER_COLOURS, TASK_COLOURS, line_style
-from experiments.runs import load_runs
+from experiments import analyze_results
+from experiments.analysis import plots, tables
+from experiments.analysis.comparison import analyse
+from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, TASK_COLOURS, line_style
+from experiments.analysis.replicates import as_methods
+from experiments.analysis.runs import load_runs
 
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 
-from experiments import report
-from experiments.report import page as page_module
-from experiments.report.charts import charts
-from experiments.report.page import CONTRAST, DARK, contrast, on_dark
+from experiments.analysis import report
+from experiments.analysis.report import page as page_module
+from experiments.analysis.report.charts import charts
+from experiments.analysis.report.page import CONTRAST, DARK, contrast, on_dark
 
 REFERENCE_RUNS = Path(__file__).parents[2] / "results" / "reference"
 NAMES = ("shared_dqn", "shared_dqn_blind", "rgb", "aim", "aim_blind", "gradnorm")

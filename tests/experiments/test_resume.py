@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 import torch._dynamo  # noqa: F401 - what optimizers import when they are made; so it need not be in every child
 
-import experiments.runner
+import experiments.training.runner
 from envs import TaskVecEnv
 from envs.lunar_lander import TaskPhysics
-from experiments import resume
-from experiments.evaluation import FINAL_SEED
+from experiments.training import checkpoints as resume
+from experiments.training.evaluation import FINAL_SEED
 from mtrl import checkpoint
 
 SMALL = (
@@ -264,14 +264,14 @@ def test_a_signal_in_the_final_evaluation_stops_it_at_once(references, tmp_path)
 
 def test_a_run_killed_in_the_final_evaluation_is_not_trained_again(references, tmp_path):
     def before():
-        original = experiments.runner.evaluate
+        original = experiments.training.runner.evaluate
 
         def evaluate(agent, tasks, episodes, seed):
             if seed == FINAL_SEED:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(agent, tasks, episodes, seed)
 
-        experiments.runner.evaluate = evaluate
+        experiments.training.runner.evaluate = evaluate
 
     assert Child("shared_dqn", tmp_path, before=before).wait() == -signal.SIGKILL
     child = Child("shared_dqn", tmp_path, "--no-quiet")

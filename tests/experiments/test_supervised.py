@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import experiments.supervised
-from experiments import statistics
-from experiments.cli import UsageError
+from experiments.analysis import statistics
+from experiments.program.flags import UsageError
 from experiments.supervised.compare import main as compare
 from experiments.supervised.comparison import run
 from experiments.supervised.config import TrainConfig

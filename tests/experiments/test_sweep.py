@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console
 
 import experiments
-from experiments.cli import parse_seeds
+from experiments.program.flags import parse_seeds
 from experiments.shared_dqn import train as shared_train
 from experiments.sweep import __main__ as program
 from experiments.sweep import grid, worker

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.aim import train as aim_train
 from experiments.shared_dqn import train as shared_train
-from experiments.tracking.tensorboard import heat_map, pair_matrix
+from experiments.training.tracking.tensorboard import heat_map, pair_matrix
 
 TASKS = ("Standard", "Windy", "Heavy")
 SMALL = (
@@ -229,7 +229,7 @@ def test_everything_offline_is_below_the_runs_folder(offline, tmp_path):
 WITHOUT_SERVICE = """
     import os, signal, sys
     from pathlib import Path
-    from experiments import tracking
+    from experiments.training import tracking
     from experiments.aim.train import main
     write = tracking.WandbView.write
 
@@ -256,7 +256,8 @@ def test_the_run_goes_on_where_wandb_fails(wandb_runs, plain, tmp_path, capsys):
 
 KILLED = """
     import os, signal, sys, time
-    from experiments import resume, tracking
+    from experiments.training import checkpoints as resume
+    from experiments.training import tracking
     from experiments.aim.train import main
     resume.LARGEST_SHARE = 1.0  # a small run: the interval alone decides
     settle, write, lines = tracking.Views.settle, tracking.Views.write, []

@@ -14,14 +14,14 @@ import pytest
 
 from agents import MultiTaskDQN
 from experiments import analyze_results
-from experiments.config import AGENT_FIELDS, TrainConfig
-from experiments.evaluation import FINAL_SEED, Evaluation, TaskResult, play
 from experiments.gradnorm import evaluate as gradnorm_evaluate
 from experiments.gradnorm import train as gradnorm_train
 from experiments.gradnorm.config import PRESETS, GradNormConfig
 from experiments.shared_dqn import evaluate as shared_evaluate
 from experiments.shared_dqn import train as shared_train
 from experiments.shared_dqn.config import SharedDQNConfig
+from experiments.training.config import AGENT_FIELDS, TrainConfig
+from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, play
 from mtrl import GradNorm
 
 QUICK = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.cli import UsageError
+from experiments.program.flags import UsageError
 from experiments.world_model.config import QUICK, WorldModelConfig
 from experiments.world_model.evaluation import evaluate, held_out_windows, look
 from experiments.world_model.frames import ModelSettings

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from torch.nn.utils import prune
 
-from agents.networks import SharedQNetwork, TaskEmbedding
 from mtrl.gradients import (
     AutogradEngine,
     GradientEngine,
@@ -26,6 +25,7 @@ from mtrl.gradients import (
     UnsupportedLayerError,
     graph_leaves,
 )
+from mtrl.rl.networks import SharedQNetwork, TaskEmbedding
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}  # relative to a row's largest entry
 TASKS = 3

@@ -23,7 +23,7 @@ import torch
 
 from agents import MultiTaskDQN, load_agent
 from envs import get_tasks, make_task_vec_env
-from experiments.runs import find_runs
+from experiments.analysis.runs import find_runs
 from mtrl import checkpoint
 from mtrl.checkpoint import CheckpointError, load, save
 

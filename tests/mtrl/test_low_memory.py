@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtrl.balancers import Balancer, make_balancer, names
 from mtrl.gradients import AutogradEngine, JacobianNotHeldError, LayerwiseEngine, NonFiniteGradientError
-from mtrl.gradients.layerwise import _in_order, _parts, _segments
+from mtrl.gradients.low_memory import _in_order, _parts, _segments
 from mtrl.guidance import LookaheadGuidance
 
 TASKS = 4
@@ -224,7 +224,7 @@ def test_the_jacobian_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Heads(nn.Sequential(*layers), widths[-1])
     sizes: list[int] = []
     engine = LayerwiseEngine(model.encoder.parameters())
-    add = "mtrl.gradients.layerwise.LayerwiseGradients._add_products"
+    add = "mtrl.gradients.low_memory.LayerwiseGradients._add_products"
     monkeypatch.setattr(add, lambda self, parameter, rows: sizes.append(rows.numel()))
     engine.backward(model(torch.randn(3, widths[0])))
     assert max(sizes) <= TASKS * max(p.numel() for p in model.parameters()) < engine.layout.size

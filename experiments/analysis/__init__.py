@@ -1,0 +1,1 @@
+"""Finished runs, from the files on disk to tables, figures and reports."""

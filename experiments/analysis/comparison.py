@@ -1,0 +1,257 @@
+"""What a comparison of methods comes to: every number of the tables and plots, computed and not yet shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.analysis.parameters import count_parameters
+from experiments.analysis.replicates import Method
+from experiments.analysis.runs import BASELINE, BLIND, REFERENCE
+from experiments.analysis.statistics import (
+    Comparison,
+    Estimate,
+    SampleEfficiency,
+    Summary,
+    compare,
+    holm,
+    minimum_detectable_difference,
+    normalise,
+    probability_of_improvement,
+    sample_efficiency,
+    steps_to_reach,
+    success_rates,
+    summarise,
+)
+
+Array = NDArray[np.float64]
+T = TypeVar("T")
+
+ALPHA = 0.05
+MEAN, WORST = "mean over tasks", "worst task"  # beside the tasks in figures
+THRESHOLDS = (50, 100, 150, 200)  # returns that sample efficiency is measured to
+
+# Settings that must be the same for a comparison to be of the methods alone: design of the budget and the test.
+BUDGET = (
+    *("total_steps", "episodes_per_task", "envs_per_task", "batch_size", "train_freq", "gradient_steps"),
+    *("eval_episodes", "final_episodes"),
+)
+# Settings that make no difference to a run's numbers, or are meant to differ between seeds.
+INDIFFERENT = {
+    *("seed", "results_dir", "overwrite", "resume", "checkpoint_interval", "step_timeout", "quiet", "log_interval"),
+    *("eval_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity"),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The ends of normalised scores, by task."""
+
+    random: Mapping[str, float]  # mean return of a random policy: 0
+    reference: Mapping[str, float]  # mean return of the independent agents: 1
+    reference_seeds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one method; None where its runs or the others leave it open."""
+
+    method: Method
+    mean: Summary  # of returns
+    iqm: Summary
+    success: Summary  # shares of episodes
+    normalised_mean: Summary | None
+    normalised_iqm: Summary | None
+    steps_to: Mapping[int, SampleEfficiency]  # by return, averaged over tasks; empty without learning curves
+    parameters: int | None
+    baseline: str | None
+    improvement: Estimate | None  # probability that a run is better than one of the baseline
+    comparison: Comparison | None  # of means over tasks with the baseline's; p_holm over all results
+    detectable: float | None  # difference of means found with power 0.8 after Holm's correction, at the least
+
+    def returns(self, of: str) -> tuple[Estimate, Array] | None:
+        """Return after training: the mean over seeds, and each seed's (seeds,); None for a task that it does not have.
+
+        Args:
+            of: a task, `MEAN` or `WORST`.
+        """
+        scores = self.method.scores
+        if of == MEAN:
+            return self.mean.overall, scores.mean(1)
+        if of == WORST:
+            return self.mean.worst, scores.min(1)
+        if of not in self.method.tasks:
+            return None
+        place = self.method.tasks.index(of)
+        return self.mean.tasks[place], scores[:, place]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Results of several methods, side by side."""
+
+    results: tuple[Result, ...]
+    tasks: tuple[str, ...]  # of any method
+    scale: Scale | None
+    comparisons: int  # tests that Holm's correction is for
+    warnings: tuple[str, ...]  # what makes methods hard to compare, a sentence each
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """In the order of results."""
+        return tuple(result.method for result in self.results)
+
+    @property
+    def all_one_seed(self) -> bool:
+        """Whether no method has more than one seed."""
+        return len(self.one_seed) == len(self.results)
+
+    @property
+    def one_seed(self) -> tuple[str, ...]:
+        """Names of the methods that have a single seed, and so no interval."""
+        return tuple(method.name for method in self.methods if len(method.runs) == 1)
+
+
+def analyse(
+    methods: Sequence[Method],
+    others: Mapping[str, Method] | None = None,
+    baseline: str = BASELINE,
+    random: Mapping[str, float] | None = None,
+) -> Analysis:
+    """Estimates, intervals and tests for each of the methods.
+
+    Args:
+        methods: what to report on, in this order.
+        others: all methods there are, by name, of which baseline and reference are taken. Default: `methods`.
+        baseline: the aware variant's baseline; the blind one's is `<baseline>_blind`. Where there is none, or none with
+            the same tasks, nothing is compared.
+        random: mean return of a random policy by task; without it, or without independent agents, scores are not
+            normalised.
+    """
+    others = {method.name: method for method in methods} if others is None else others
+    scale = _scale(others.get(REFERENCE), random)
+    results = [_result(method, others, baseline, scale) for method in methods]
+    results = _correct(results)
+    tests = sum(result.comparison is not None and result.comparison.p is not None for result in results)
+    tasks = tuple(dict.fromkeys(task for method in methods for task in method.tasks))
+    warnings = (*_alone(results, baseline), *_warnings(methods))
+    return Analysis(tuple(results), tasks, scale, tests, warnings)
+
+
+def _scale(reference: Method | None, random: Mapping[str, float] | None) -> Scale | None:
+    """The scale of the tasks on which the reference beats the random policy; None without any."""
+    if reference is None or random is None:
+        return None
+    means = dict(zip(reference.tasks, reference.scores.mean(0).tolist(), strict=True))
+    means = {task: mean for task, mean in means.items() if task in random and mean > random[task]}
+    return Scale({task: random[task] for task in means}, means, len(reference.runs)) if means else None
+
+
+def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: Scale | None) -> Result:
+    """The method's result, its test not yet corrected for the others."""
+    normalised = None
+    if scale is not None and all(task in scale.random for task in method.tasks):
+        ends = ([end[task] for task in method.tasks] for end in (scale.random, scale.reference))
+        normalised = normalise(method.scores, *ends)
+    rival = _baseline(method, others, baseline)
+    comparison = None
+    if rival is not None and set(method.seeds) & set(rival.seeds):
+        comparison = compare({method.name: method.rows()}, rival.rows())[method.name]
+    curves = method.mean_return_curves()
+    return Result(
+        method=method,
+        mean=summarise(method.scores),
+        iqm=summarise(method.scores, "iqm"),
+        success=success_rates(method.success),
+        normalised_mean=None if normalised is None else summarise(normalised),
+        normalised_iqm=None if normalised is None else summarise(normalised, "iqm"),
+        steps_to={
+            threshold: sample_efficiency([steps_to_reach(x, y, threshold) for x, y in curves])
+            for threshold in THRESHOLDS
+            if curves
+        },
+        parameters=count_parameters(method.runs[0].config),
+        baseline=None if rival is None else rival.name,
+        improvement=None if rival is None else probability_of_improvement(method.scores, rival.scores),
+        comparison=comparison,
+        detectable=None,
+    )
+
+
+def _baseline(method: Method, others: Mapping[str, Method], baseline: str) -> Method | None:
+    """What the method is compared with: the baseline of its variant, on the same tasks."""
+    rival = others.get(_baseline_name(method, baseline))
+    return rival if rival is not None and rival.name != method.name and rival.tasks == method.tasks else None
+
+
+def _baseline_name(method: Method, baseline: str) -> str:
+    return baseline.removesuffix(BLIND) + (BLIND if method.blind else "")
+
+
+def _correct(results: Sequence[Result]) -> list[Result]:
+    """The results with tests corrected for their number, and what they can detect."""
+    p = [result.comparison.p for result in results if result.comparison and result.comparison.p is not None]
+    adjusted = iter(holm(p).tolist())
+    corrected = []
+    for result in results:
+        comparison, detectable = result.comparison, None
+        if comparison is not None and comparison.p is not None:
+            comparison = dataclasses.replace(comparison, p_holm=next(adjusted))
+            assert comparison.deviation is not None
+            # Holm's correction rejects whatever Bonferroni's does.
+            detectable = minimum_detectable_difference(
+                comparison.deviation, len(comparison.seeds), alpha=ALPHA / len(p)
+            )
+        corrected.append(dataclasses.replace(result, comparison=comparison, detectable=detectable))
+    return corrected
+
+
+def _alone(results: Sequence[Result], baseline: str) -> list[str]:
+    """Where a method ought to have a baseline and has none."""
+    missing: dict[str, list[str]] = {}
+    for result in results:
+        name = _baseline_name(result.method, baseline)
+        if result.baseline is None and result.method.name != name:
+            missing.setdefault(name, []).append(result.method.name)
+    return [
+        f"There are no finished runs of {name} on the same tasks to compare {', '.join(who)} with."
+        for name, who in missing.items()
+    ]
+
+
+def _warnings(methods: Sequence[Method]) -> list[str]:
+    """Where settings differ that ought not to."""
+    found = []
+    for method in methods:
+        keys = dict.fromkeys(key for run in method.runs for key in run.settings)
+        differ = [key for key in keys if key not in INDIFFERENT and len(_groups(method.runs, _setting(key))) > 1]
+        if differ:
+            found.append(f"The seeds of {method.name} differ in {', '.join(differ)}.")
+    for key in BUDGET:
+        groups = _groups(methods, lambda method, key=key: _setting(key)(method.runs[0]))  # type: ignore[misc]
+        if len(groups) > 1:
+            values = "; ".join(f"{value} for {', '.join(m.name for m in group)}" for value, group in groups.items())
+            found.append(f"The methods differ in {key}: {values}.")
+    return found
+
+
+def _setting(key: str) -> Callable[[Any], str]:
+    return lambda run: str(run.settings.get(key))
+
+
+def _groups(items: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+    groups: dict[str, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def told_apart(result: Result) -> bool:
+    """Whether the method and its baseline differ, at 0.05 over all comparisons."""
+    p = None if result.comparison is None else result.comparison.p_holm
+    return p is not None and p <= ALPHA

@@ -1,0 +1,208 @@
+"""Figures of one recording: what an `mtrl.Recorder` or a training run has written in its course."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
+from numpy.typing import NDArray
+
+from experiments.analysis.plots.style import (
+    RC,
+    STEPS_LABEL,
+    colour_limit,
+    draw_matrix,
+    grid_of_panels,
+    handles_of,
+    legend_beside,
+    save,
+    task_style,
+)
+from experiments.analysis.replicates import BINS, in_bins
+from experiments.analysis.runs import STEP
+
+SPAN = 30  # the largest over the smallest, from which an axis is logarithmic
+MOST_LINES = 12  # that are told apart by a legend
+
+Array = NDArray[np.float64]
+Curve = tuple[Array, Array]  # steps and values
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The lines of a recording, as curves."""
+
+    path: Path
+    lines: Sequence[Mapping[str, float]]
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """By key, the steps of the lines that have it and its values there; what is not finite is left out."""
+        points: dict[str, list[tuple[float, float]]] = {}
+        for line in self.lines:
+            for key, value in line.items():
+                if np.isfinite(value):
+                    points.setdefault(key, []).append((line[STEP], value))
+        return {
+            key: (array[:, 0], array[:, 1]) for key, of_key in points.items() for array in [np.array(of_key, float)]
+        }
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks that have a loss or a weight, in the order in which they come up."""
+        ends = (("train/", "/loss"), ("balancer/", "/weight"))
+        found = (key[len(a) : -len(b)] for key in self.curves for a, b in ends if key.startswith(a) and key.endswith(b))
+        return list(dict.fromkeys(found))
+
+    @property
+    def title(self) -> str:
+        """Ends every figure's: where it is from, and that it is one run alone."""
+        averaged = f", averages over 1/{BINS} of it" if len(self.lines) > BINS else ""
+        return f"{Path(*self.path.absolute().parts[-2:])} (one run{averaged})"
+
+    @property
+    def step_label(self) -> str:
+        """What the steps are: a training run counts those of its environments, and updates beside them."""
+        return STEPS_LABEL if "train/updates" in self.curves else "updates"
+
+    def per_task(self, kind: str, name: str) -> dict[str, Curve]:
+        """The curves `<kind>/<task>/<name>`, by task."""
+        keys = {task: f"{kind}/{task}/{name}" for task in self.tasks}
+        return {task: self.curves[key] for task, key in keys.items() if key in self.curves}
+
+    def per_pair(self, name: str) -> dict[tuple[str, str], Curve]:
+        """The curves `balancer/<name>/<task>_<other>`, by pair of tasks."""
+        keys = {pair: f"balancer/{name}/{'_'.join(pair)}" for pair in permutations(self.tasks, 2)}
+        return {pair: self.curves[key] for pair, key in keys.items() if key in self.curves}
+
+    @property
+    def diagnostics(self) -> dict[str, dict[str, Curve]]:
+        """What a balancer has recorded besides weights and cosines, by name: curves by task, by pair, or one alone."""
+        found: dict[str, dict[str, Curve]] = {}
+        for key in self.curves:
+            kind, *path = key.split("/")
+            if kind != "balancer":
+                continue
+            if len(path) == 1:
+                found[path[0]] = {"": self.curves[key]}
+            elif len(path) == 2:
+                name = path[1] if path[0] in self.tasks else path[0]
+                by_pair = {", ".join(pair): curve for pair, curve in self.per_pair(name).items()}
+                found[name] = self.per_task("balancer", name) or by_pair
+        return {name: curves for name, curves in found.items() if curves and name not in ("weight", "cosine")}
+
+
+def losses(recording: Recording) -> Figure | None:
+    """Each task's loss."""
+    return _lines(recording, recording.per_task("train", "loss"), "loss", "Losses")
+
+
+def weights(recording: Recording) -> Figure | None:
+    """The coefficient of each task's gradient."""
+    curves = recording.per_task("balancer", "weight")
+    return _lines(recording, curves, "coefficient of gradient", "Task weights")
+
+
+def cosines(recording: Recording) -> Figure | None:
+    """The cosine between the gradients of every two tasks, in the course of the recording and on its average."""
+    pairs = recording.per_pair("cosine")
+    if not pairs:
+        return None
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes, heat_map = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    axes.axhline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    _draw(axes, {", ".join(pair): curve for pair, curve in pairs.items()})
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_ylabel("cosine (below 0: conflict)")
+    _in_steps(axes, recording)
+    legend_beside(axes, handles_of([axes]))
+    matrix = np.full((len(recording.tasks), len(recording.tasks)), np.nan)
+    for pair, (_, values) in pairs.items():
+        i, j = map(recording.tasks.index, pair)
+        matrix[i, j] = matrix[j, i] = values.mean()
+    draw_matrix(heat_map, matrix, recording.tasks, colour_limit([matrix]))
+    heat_map.set_title("mean over the recording")
+    figure.colorbar(heat_map.images[0], ax=heat_map, label="mean cosine")
+    figure.suptitle(f"Cosines between task gradients: {recording.title}")
+    return figure
+
+
+def diagnostics(recording: Recording) -> Figure | None:
+    """Everything else that the balancer has recorded: a panel each."""
+    found = recording.diagnostics
+    if not found:
+        return None
+    columns = min(3, len(found))
+    figure = Figure(figsize=(0.4 + 4.4 * columns, 0.5 + 2.4 * -(-len(found) // columns)), layout="constrained")
+    for axes, (name, curves) in zip(grid_of_panels(figure, len(found), columns), found.items(), strict=True):
+        _draw(axes, curves)
+        axes.set_title(name.replace("_", " "))
+        _in_steps(axes, recording)
+        if len(curves) > 1 and axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="x-small", framealpha=0.7, frameon=True, edgecolor="none", ncols=-(-len(curves) // 6))
+    figure.suptitle(f"Diagnostics of the balancer: {recording.title}")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Recording], Figure | None]] = {  # None where there is nothing to draw
+    "losses": losses,
+    "weights": weights,
+    "cosines": cosines,
+    "diagnostics": diagnostics,
+}
+
+
+def draw(name: str, recording: Recording, path: Path) -> bool:
+    """Write the figure of that name; without data, delete what is at `path`. Returns whether there was any."""
+    with mpl.rc_context(RC):
+        figure = FIGURES[name](recording)
+        if figure is None:
+            path.unlink(missing_ok=True)
+            return False
+        save(figure, path)
+    return True
+
+
+def _lines(recording: Recording, curves: Mapping[str, Curve], unit: str, title: str) -> Figure | None:
+    """One panel with a line per task."""
+    if not curves:
+        return None
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _draw(axes, curves)
+    axes.set_ylabel(unit)
+    _in_steps(axes, recording)
+    legend_beside(axes, handles_of([axes]))
+    figure.suptitle(f"{title}: {recording.title}")
+    return figure
+
+
+def _draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """A line per curve; many are grey, with their mean."""
+    lines = {name: in_bins(curve) if len(curve[0]) > BINS else curve for name, curve in curves.items()}
+    many = len(lines) > MOST_LINES
+    for index, (name, (x, y)) in enumerate(lines.items()):
+        style = {"color": "0.8", "linewidth": 0.7} if many else {**task_style(index), "linewidth": 1.4, "label": name}
+        axes.plot(x, y, marker="." if len(x) == 1 else "", **style)
+    if many:
+        grid: Array = np.unique(np.concatenate([x for x, _ in lines.values()]))
+        mean = np.mean([np.interp(grid, x, y) for x, y in lines.values()], 0)
+        axes.plot(grid, mean, color="black", linewidth=1.6, label=f"mean of {len(lines)}")
+    values = np.concatenate([y for _, y in lines.values()])
+    if values.min() > 0 and values.max() > SPAN * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _in_steps(axes: Axes, recording: Recording) -> None:
+    axes.set_xlabel(recording.step_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

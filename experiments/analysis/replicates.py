@@ -1,0 +1,207 @@
+"""What several runs of one method come to: its scores over seeds, its curves over training, its size and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.analysis.runs import BLIND, SECONDS, Run
+from experiments.analysis.statistics import means
+
+Array = NDArray[np.float64]
+
+POINTS = 200
+"""Points of a curve whose runs were logged at steps of their own."""
+
+BINS = 30
+"""Stretches of training that what is measured at single updates, and noisy for that, is averaged over."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity in the course of training: its mean over seeds, with pointwise 95 % intervals (Student's)."""
+
+    x: Array  # (P,) environment steps over all tasks, or minutes
+    mean: Array  # (P,)
+    low: Array | None  # (P,); none from one seed
+    high: Array | None
+
+
+@dataclass(frozen=True, eq=False)  # the same one or another: contents are large
+class Method:
+    """The finished runs of one method and variant, a run per seed, all on the same tasks."""
+
+    name: str  # with "_blind" for the blind variant
+    runs: tuple[Run, ...]  # in the order of seeds
+    tasks: tuple[str, ...]
+
+    @property
+    def blind(self) -> bool:
+        """Whether observations do not tell the task."""
+        return self.name.endswith(BLIND)
+
+    @property
+    def family(self) -> str:
+        """The name that both variants share."""
+        return self.name.removesuffix(BLIND)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """In order."""
+        return tuple(run.seed for run in self.runs)
+
+    @cached_property
+    def scores(self) -> Array:
+        """(seeds, tasks): mean return of a seed's greedy episodes after training."""
+        return self._of_evaluation("mean")
+
+    @cached_property
+    def success(self) -> Array:
+        """(seeds, tasks): share of these episodes with a return of at least 200."""
+        return self._of_evaluation("success_rate")
+
+    def _of_evaluation(self, key: str) -> Array:
+        return np.array([[run.evaluation["tasks"][task][key] for task in self.tasks] for run in self.runs], float)
+
+    def rows(self) -> dict[int, Array]:
+        """By seed, its (tasks,) scores."""
+        return dict(zip(self.seeds, self.scores, strict=True))
+
+    def learning_curve(self, task: str, minutes: bool = False) -> Curve | None:
+        """Greedy return on a task in the course of training; none if no run has a curve.
+
+        Args:
+            task: one of `tasks`; any other has no curve.
+            minutes: against minutes of training instead of environment steps: those that seeds take on average to
+                come to these steps.
+        """
+        key = f"eval/{task}/return"
+        runs = [run for run in self.runs if key in run.columns]
+        curve = over_seeds([run.curve(key) for run in runs])
+        if curve is None or not minutes:
+            return curve
+        clocks = [run.curve(SECONDS) for run in runs]  # steps and seconds
+        if not all(len(steps) for steps, _ in clocks):
+            return None
+        seconds = np.mean([np.interp(curve.x, *clock) for clock in clocks], 0)
+        return replace(curve, x=seconds / 60)
+
+    def mean_return_curves(self) -> list[tuple[Array, Array]]:
+        """For each seed that has curves, environment steps and the greedy return there, averaged over tasks."""
+        per_seed = []
+        for run in self.runs:
+            curves = [run.curve(f"eval/{task}/return") for task in self.tasks]
+            if all(len(x) and np.array_equal(x, curves[0][0]) for x, _ in curves):
+                per_seed.append((curves[0][0], np.mean([y for _, y in curves], 0)))
+        return per_seed
+
+    def weight_curve(self, task: str) -> Curve | None:
+        """The coefficient of the task's gradient, averaged over `BINS` stretches of training."""
+        return over_seeds([in_bins(run.curve(f"balancer/{task}/weight")) for run in self.runs])
+
+    def angle_curve(self, task: str) -> Curve | None:
+        """RGB's rotation of the task's gradient in radians, averaged over `BINS` stretches of training."""
+        return over_seeds([in_bins(run.curve(f"balancer/{task}/angle")) for run in self.runs])
+
+    @cached_property
+    def learns_weights(self) -> bool:
+        """Whether any task's weight ever changes."""
+        curves = (run.curve(f"balancer/{task}/weight")[1] for run in self.runs for task in self.tasks)
+        return any(len(values) and np.ptp(values) > 1e-6 for values in curves)
+
+    def mean_cosines(self) -> Array | None:
+        """(tasks, tasks): cosine between two tasks' gradients, averaged over training and then over seeds."""
+
+        def average(values: Array) -> float:
+            return float(values.mean())
+
+        cosines = self._pairs("cosine", average)
+        if cosines is None:
+            return None
+        cosines = np.fmax(cosines, cosines.T)  # a pair is logged once
+        np.fill_diagonal(cosines, 1.0)
+        return cosines
+
+    def thresholds(self) -> Array | None:
+        """(tasks, tasks): AIM's tau at the end of training, averaged over seeds; NaN on the diagonal.
+
+        Row i is the task whose gradient gives way to task j's where their cosine is below tau.
+        """
+        return self._pairs("tau", lambda values: float(values[-1]))
+
+    def _pairs(self, name: str, reduce: Callable[[Array], float]) -> Array | None:
+        """(tasks, tasks) means over seeds of a diagnostic of pairs of tasks; NaN where a pair has none."""
+        matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        for i, a in enumerate(self.tasks):
+            for j, b in enumerate(self.tasks):
+                # AIM with one threshold for all pairs logs it without their names.
+                keys = (f"balancer/{name}/{a}_{b}", f"balancer/{name}")
+                curves = (next((y for key in keys if len(y := run.curve(key)[1])), None) for run in self.runs)
+                values = [reduce(curve) for curve in curves if curve is not None]
+                if i != j and values:
+                    matrix[i, j] = np.mean(values)
+        return None if np.isnan(matrix).all() else matrix
+
+    def steps_per_s(self) -> float | None:
+        """Environment steps per second of training, evaluations for the learning curves included; mean over seeds."""
+        return _mean(run.columns[key][1][-1] for run in self.runs if (key := "time/steps_per_s") in run.columns)
+
+    def ms_per_update(self) -> float | None:
+        """Milliseconds of training per update, with its share of environment steps and evaluations; mean over seeds."""
+        times = []
+        for run in self.runs:
+            seconds, updates = (run.columns.get(key) for key in (SECONDS, "train/updates"))
+            if seconds is not None and updates is not None and updates[1][-1] > 0:
+                times.append(1000 * seconds[1][-1] / updates[1][-1])
+        return _mean(times)
+
+    def minutes(self) -> float | None:
+        """Minutes of training; mean over seeds."""
+        return _mean(run.columns[SECONDS][1][-1] / 60 for run in self.runs if SECONDS in run.columns)
+
+
+def as_methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
+    """Methods of runs by name, as `load_runs` gives them; a task has the same place in all of them."""
+    order = list(dict.fromkeys(task for of_name in runs.values() for run in of_name for task in run.tasks))
+    return {
+        name: Method(name, tuple(of_name), tuple(task for task in order if task in of_name[0].tasks))
+        for name, of_name in runs.items()
+    }
+
+
+def over_seeds(curves: Sequence[tuple[Array, Array]]) -> Curve | None:
+    """The mean of several curves, each with its own abscissae, over the range that all of them cover.
+
+    Where all have the same abscissae, these are kept; elsewhere curves are interpolated linearly.
+    """
+    curves = [(x, y) for x, y in curves if len(x)]
+    if not curves:
+        return None
+    grid = curves[0][0]
+    if not all(np.array_equal(x, grid) for x, _ in curves):
+        start, stop = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+        if start > stop:
+            return None
+        grid = np.linspace(start, stop, POINTS) if start < stop else np.array([start])
+    mean, half = means([np.interp(grid, x, y) for x, y in curves])
+    return Curve(grid, mean, None, None) if half is None else Curve(grid, mean, mean - half, mean + half)
+
+
+def in_bins(curve: tuple[Array, Array], bins: int = BINS) -> tuple[Array, Array]:
+    """Averages of a curve over stretches of equal length, at the means of their abscissae; empty ones left out."""
+    x, y = curve
+    if not len(x):
+        return x, y
+    index = np.minimum((bins * x / max(x[-1], 1)).astype(int), bins - 1)
+    counts = np.bincount(index)
+    filled = counts > 0
+    return tuple(np.bincount(index, values)[filled] / counts[filled] for values in (x, y))  # type: ignore[return-value]
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None

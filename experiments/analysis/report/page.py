@@ -1,0 +1,269 @@
+"""The report's page: its template filled with tables, plots, videos and settings."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+from plotly.colors import diverging
+from plotly.offline import get_plotlyjs
+
+from experiments.analysis import tables
+from experiments.analysis.comparison import INDIFFERENT, Analysis
+from experiments.analysis.plots.style import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
+from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, faded, method_keys, rgb
+
+EMBEDDED = 8_000_000
+"""Bytes of videos that go into the page; the others are linked."""
+
+DARK = "#15181e"  # behind everything in the dark theme; page.css has it too
+CONTRAST = 3.2  # of lines on it; WCAG 2 asks for 3
+
+
+@dataclass(frozen=True)
+class Video:
+    """A film and where the page has it from."""
+
+    caption: str
+    source: str  # a data URI, or a path relative to the page
+    embedded: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, and which runs have which value."""
+
+    name: str
+    values: Sequence[tuple[str, str]]  # value, and who has it; "" for all
+
+
+def render(
+    analysis: Analysis, folder: Path, *, command: str, skipped: Sequence[str], videos: Mapping[Path, str]
+) -> str:
+    """The page as HTML.
+
+    Args:
+        analysis: what it shows.
+        folder: where the page will be, which links to videos start from.
+        command: what was typed to make it.
+        skipped: what is wrong with each folder that was left out.
+        videos: captions of mp4 files.
+    """
+    # The template language escapes every value; what is marked as HTML is made here.
+    environment = Environment(
+        loader=PackageLoader("experiments.analysis.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = partial(_source, environment)
+    keys = method_keys(analysis)
+    sections = _sections(tables.markdown(analysis), {key.name: key.id for key in keys})
+    found = charts(analysis)
+    figures: dict[str, Figure] = {}
+    places: dict[int, str] = {}
+    for chart in found:
+        for panel in chain.from_iterable(chart.views.values()):
+            places[id(panel)] = f"plot-{len(figures)}"
+            figures[places[id(panel)]] = panel.figure
+    scripts = [get_plotlyjs(), source("page.js")]
+    return environment.get_template("page.html").render(
+        analysis=analysis,
+        methods=keys,
+        seeds=sorted({seed for method in analysis.methods for seed in method.seeds}),
+        charts=found,
+        place=lambda panel: places[id(panel)],
+        sections=sections,
+        gradient=Markup(", ".join(getattr(diverging, DIVERGING))),
+        settings=_settings([(m.name, run.settings) for m in analysis.methods for run in m.runs], INDIFFERENT),
+        versions=_settings([(m.name, _versions(run.config)) for m in analysis.methods for run in m.runs]),
+        tools={name: version(name) for name in ("mtrl", "plotly")},
+        videos=_videos(videos, folder),
+        limit=f"{EMBEDDED / 1e6:.0f} MB",
+        skipped=skipped,
+        command=command,
+        dark=_dark_colours(key.colour for key in keys),
+        figures=figures,
+        style=Markup(source("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+    )
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(script: str) -> str:
+    """What the page's content security policy knows a script by."""
+    # The browser hashes the script with the line ends that it makes of all others.
+    normal = script.replace("\r\n", "\n").replace("\r", "\n")
+    return f"sha256-{base64.b64encode(hashlib.sha256(normal.encode()).digest()).decode()}"
+
+
+# Tables
+
+
+def _sections(markdown: str, keys: Mapping[str, str]) -> dict[str, Markup]:
+    """The sections of table.md as HTML, by heading; the part before the first of them has the heading ""."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    # Names of methods are plain text: nothing in them is a link or a picture.
+    reader.disable(["link", "image", "autolink", "html_inline", "html_block", "entity", "reference"])
+    first, *others = re.split(r"^## ", markdown, flags=re.MULTILINE)
+    parts = {"": first.partition("\n")[2]} | dict(part.split("\n", 1) for part in others)
+    return {
+        title: Markup(reader.renderer.render(_accessible(reader.parse(text), keys, title), reader.options, {}))
+        for title, text in parts.items()
+    }
+
+
+def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) -> list[Token]:
+    """Tables that scroll sideways, say what a column and a row is of, and set intervals apart from values."""
+    found: list[Token] = []
+    first = False
+    for place, token in enumerate(tokens):
+        if token.type == "table_open":
+            found.append(_raw(f'<div class="scroll" tabindex="0" role="region" aria-label="{title}: table">'))
+        elif token.type == "th_open":
+            token.attrSet("scope", "col")
+        elif token.type == "tr_open":
+            first = True
+        elif token.type == "td_open" and first:
+            first, token.tag = False, "th"
+            token.attrSet("scope", "row")
+            name = tokens[place + 1].content.replace("\\|", "|")
+            if name in keys:
+                token.attrSet("data-key", keys[name])
+            next(other for other in tokens[place:] if other.type == "td_close").tag = "th"
+        elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", token.content)):
+            value, interval, rest = cell.groups()
+            token.children = [_text(value + " "), _raw("<small>"), _text(interval), _raw("</small>"), _text(rest)]
+        found.append(token)
+        if token.type == "table_close":
+            found.append(_raw("</div>"))
+    return found
+
+
+def _raw(html: str) -> Token:
+    return Token("html_inline", "", 0, content=html)
+
+
+def _text(text: str) -> Token:
+    return Token("text", "", 0, content=text)
+
+
+# Settings
+
+
+def _settings(of_runs: Iterable[tuple[str, Mapping[str, Any]]], left_out: Iterable[str] = ()) -> list[Setting]:
+    """The settings of runs, those that differ first; each run with the name of its method."""
+    runs = list(of_runs)
+    totals = Counter(method for method, _ in runs)
+    found = []
+    for name in dict.fromkeys(key for _, settings in runs for key in settings):
+        if name in left_out:
+            continue
+        who: dict[str, list[str]] = {}  # by value, the method of each run that has it
+        for method, settings in runs:
+            if name in settings:
+                who.setdefault(_shown(settings[name]), []).append(method)
+        everyone = any(len(methods) == len(runs) for methods in who.values())
+        values = [(value, "" if everyone else _counted(methods, totals)) for value, methods in who.items()]
+        found.append(Setting(name, values))
+    return sorted(found, key=lambda setting: setting.values[0][1] == "")
+
+
+def _counted(methods: Sequence[str], totals: Mapping[str, int]) -> str:
+    """Names of methods, each with its number of runs where that is not all of them."""
+    counts = Counter(methods)
+    names = [name if n == totals[name] else f"{name} ({n} of {totals[name]} runs)" for name, n in counts.items()]
+    return ", ".join(names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Versions of the packages that a run was made with, and its base environment."""
+    versions = config.get("versions")
+    return {**(versions if isinstance(versions, dict) else {}), "environment": config.get("base_environment")}
+
+
+# Videos
+
+
+def _videos(captions: Mapping[Path, str], folder: Path) -> list[Video]:
+    """Films in order, as many inside the page as its limit allows."""
+    found, total = [], 0
+    for path, caption in captions.items():
+        size = path.stat().st_size
+        if embedded := total + size <= EMBEDDED:
+            total += size
+            source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        else:
+            source = quote(Path(os.path.relpath(path, folder)).as_posix())
+        found.append(Video(caption, source, embedded))
+    return found
+
+
+# Colours
+
+
+def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
+    """What each colour of the plots is in the dark theme."""
+    found = {}
+    for colour in dict.fromkeys((*colours, *COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS)):
+        found[colour] = on_dark(colour)
+        for opacity in (BAND, FAINT):
+            found[faded(colour, opacity)] = faded(found[colour], opacity)
+    return found
+
+
+def on_dark(colour: str) -> str:
+    """The colour `#rrggbb` for a dark ground: greys are inverted, others just light enough to be seen."""
+    parts = rgb(colour)
+    if len(set(parts)) == 1:
+        return _hex(255 - part for part in parts)
+    for white in range(101):
+        mixed = _hex(round(part + (255 - part) * white / 100) for part in parts)
+        if contrast(mixed, DARK) >= CONTRAST:
+            break
+    return mixed
+
+
+def contrast(colour: str, other: str) -> float:
+    """The contrast ratio of two colours, from 1 to 21 (WCAG 2)."""
+    dark, light = sorted(map(_luminance, (colour, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    shares = (part / 255 for part in rgb(colour))
+    linear = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _hex(parts: Iterable[int]) -> str:
+    return "#" + bytes(parts).hex()

@@ -1,0 +1,289 @@
+"""Results as text: Markdown that explains itself, and CSV for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
+from experiments.analysis.markdown import cell, count, number, table
+from experiments.analysis.statistics import Estimate, Summary
+
+CSV_COLUMNS = (
+    *("method", "variant", "quantity", "task", "statistic", "unit"),
+    *("seeds", "value", "low", "high", "interval", "baseline"),
+)
+
+
+def returns_table(analysis: Analysis) -> str:
+    """A row per method: mean return per task, over tasks and of the worst task, and the share of successes."""
+    header = ["method", "seeds", *analysis.tasks, "mean", "worst task", "success"]
+    rows = []
+    for result in analysis.results:
+        success = cell(result.success.overall, "{:.0%}")
+        rows.append([*_who(result), *_summary_cells(result, result.mean, analysis.tasks), success])
+    return table(header, rows)
+
+
+def verdicts(analysis: Analysis) -> list[str]:
+    """What the comparison can and cannot tell, a sentence or two per baseline."""
+    sentences = []
+    if analysis.all_one_seed:
+        sentences.append("One seed of every method: no intervals and no tests, and no two methods can be told apart.")
+    elif analysis.one_seed:
+        who = ", ".join(analysis.one_seed)
+        sentences.append(f"One seed only of {who}: no interval, no test, and nothing can be told of what is better.")
+    for baseline in dict.fromkeys(result.baseline for result in analysis.results if result.baseline):
+        sentences += _verdict(analysis, baseline)
+    return sentences
+
+
+def _verdict(analysis: Analysis, baseline: str) -> list[str]:
+    tested = [r for r in analysis.results if r.baseline == baseline and r.comparison and r.comparison.p is not None]
+    if not tested:
+        return []
+    found: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for result in tested:
+        assert result.comparison is not None
+        better = result.comparison.difference.value > 0
+        kind = "not told apart" if not told_apart(result) else "better" if better else "worse"
+        found[kind].append(result.method.name)
+    text = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
+    smallest = [result.detectable for result in tested if result.detectable is not None]
+    low, high = round(min(smallest)), round(max(smallest))
+    points = f"{low} points" if low == high else f"{low} to {high} points, depending on the method,"
+    return [
+        f"Against {baseline}, mean over tasks: {text}. With these seeds a true difference has to be {points} "
+        "to be found with probability 0.8; smaller ones may well be there."
+    ]
+
+
+def markdown(analysis: Analysis) -> str:
+    """The contents of table.md."""
+    parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
+    parts += [f"**Careful:** {warning}" for warning in analysis.warnings]
+    parts += ["## Returns", RETURNS, returns_table(analysis)]
+    parts += ["## Interquartile means", IQM, _iqm_table(analysis)]
+    if any(result.baseline for result in analysis.results):
+        tests = count(analysis.comparisons, "comparison")
+        if not analysis.comparisons:
+            tests = "none here, as a test takes two seeds"
+        parts += ["## Against the baseline", COMPARISON.format(tests=tests), _comparison_table(analysis)]
+    if analysis.scale is not None:
+        ends = ", ".join(
+            f"{task} {analysis.scale.random[task]:.1f} and {analysis.scale.reference[task]:.1f}"
+            for task in analysis.scale.random
+        )
+        seeds = analysis.scale.reference_seeds
+        note = NORMALISED.format(ends=ends, seeds="one seed" if seeds == 1 else f"{seeds} seeds")
+        parts += ["## Normalised returns", note, _normalised_table(analysis)]
+    if any(result.steps_to for result in analysis.results):
+        parts += ["## Sample efficiency", EFFICIENCY, _efficiency_table(analysis)]
+    parts += ["## Size and speed", SIZE, _size_table(analysis)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _extent(analysis: Analysis) -> str:
+    """How much the comparison rests on."""
+    runs = [run for method in analysis.methods for run in method.runs]
+    steps = {run.settings.get("total_steps") for run in runs}
+    (budget,) = steps if len(steps) == 1 else (None,)
+    of = f" of {budget:,} environment steps" if isinstance(budget, int) else ""
+    return (
+        f"{count(len(analysis.results), 'method')}, {count(len(runs), 'run')}{of}. "
+        "Made by `python -m experiments.analyze_results`; table.csv has every number."
+    )
+
+
+RETURNS = """\
+Mean over seeds of a seed's mean return (its greedy episodes after training, at the last step and not at the best),
+with its interval in brackets: 95 of 100 intervals made like this hold the mean over all possible seeds. One seed has no
+interval. *mean* is over tasks; *worst task* is each seed's lowest task, averaged over seeds; *success* is the share of
+episodes with a return of at least 200."""
+
+IQM = """\
+As above, without the lowest and the highest quarter of the values: one failed seed of ten does not move it."""
+
+COMPARISON = """\
+*P(better)* is the probability that a run of the method beats a run of the baseline, averaged over tasks; 0.5 is a draw.
+*difference* is the mean over tasks minus the baseline's, seed by seed over the common seeds. *p* is that of a paired
+t-test, *p (Holm)* the one to go by: corrected for {tests}. *detectable* is the true difference in points
+that such a test would find with probability 0.8 at this number of seeds."""
+
+NORMALISED = """\
+0 is a policy that acts at random, 1 are the independent agents, a network for each task ({seeds}; both taken
+as known, so that intervals are of the method alone): {ends}. Mean over seeds, with 95 % intervals."""
+
+EFFICIENCY = """\
+Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: median
+over seeds with its 95 % interval (none below 6 seeds), and in how many seeds it did. Measured at the evaluations for
+the learning curves, so no finer than these."""
+
+SIZE = """\
+*parameters* are counted on a network of the run's settings. Times are means over seeds and depend on the machine;
+*ms per update* contains an update's share of environment steps and evaluations."""
+
+
+def _iqm_table(analysis: Analysis) -> str:
+    rows = [[*_who(result), *_summary_cells(result, result.iqm, analysis.tasks)] for result in analysis.results]
+    return table(["method", "seeds", *analysis.tasks, "all tasks", "worst task"], rows)
+
+
+def _normalised_table(analysis: Analysis) -> str:
+    rows = [
+        [*_who(result), *_summary_cells(result, result.normalised_mean, analysis.tasks, "{:.2f}")]
+        for result in analysis.results
+    ]
+    return table(["method", "seeds", *analysis.tasks, "mean", "worst task"], rows)
+
+
+def _comparison_table(analysis: Analysis) -> str:
+    header = ["method", "baseline", "common seeds", "P(better)", "difference", "p", "p (Holm)", "detectable", "verdict"]
+    rows = []
+    for result in analysis.results:
+        if result.baseline is None:
+            continue
+        improvement = cell(result.improvement, "{:.2f}")
+        comparison = result.comparison
+        if comparison is None:
+            rows.append([result.method.name, result.baseline, "none", improvement, "-", "-", "-", "-", "cannot tell"])
+            continue
+        verdict = "one seed: cannot tell"
+        if comparison.p is not None:
+            better = "better" if comparison.difference.value > 0 else "worse"
+            verdict = better if told_apart(result) else "not told apart"
+        numbers = [
+            number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
+        ]
+        rows.append(
+            [
+                *(result.method.name, result.baseline, _seeds(comparison.seeds), improvement),
+                *(cell(comparison.difference, "{:+.1f}"), *numbers, number(result.detectable, "{:.0f}"), verdict),
+            ]
+        )
+    return table(header, rows)
+
+
+def _efficiency_table(analysis: Analysis) -> str:
+    rows = []
+    for result in analysis.results:
+        cells = []
+        for threshold in THRESHOLDS:
+            reached = result.steps_to.get(threshold)
+            if reached is None:
+                cells.append("-")
+            else:
+                thousands = _divided(reached.median, 1000)
+                cells.append(f"{cell(thousands, '{:,.0f}k')} ({reached.reached} of {reached.seeds})")
+        rows.append([*_who(result), *cells])
+    return table(["method", "seeds", *(f"to {threshold}" for threshold in THRESHOLDS)], rows)
+
+
+def _size_table(analysis: Analysis) -> str:
+    rows = []
+    for result in analysis.results:
+        method = result.method
+        times = (method.ms_per_update(), method.steps_per_s(), method.minutes())
+        numbers = [number(value, form) for value, form in zip(times, ("{:.2f}", "{:,.0f}", "{:.1f}"), strict=True)]
+        rows.append([*_who(result), number(result.parameters, "{:,}"), *numbers])
+    return table(["method", "seeds", "parameters", "ms per update", "steps/s", "minutes"], rows)
+
+
+def _who(result: Result) -> tuple[str, str]:
+    return result.method.name, _seeds(result.method.seeds)
+
+
+def _summary_cells(result: Result, summary: Summary | None, tasks: Sequence[str], form: str = "{:.1f}") -> list[str]:
+    """Each task's cell in the order of `tasks`, then all tasks' and the worst one's; dashes for what is not known."""
+    if summary is None:
+        return ["-"] * (len(tasks) + 2)
+    by_task = dict(zip(result.method.tasks, summary.tasks, strict=True))
+    return [cell(estimate, form) for estimate in (*map(by_task.get, tasks), summary.overall, summary.worst)]
+
+
+def _divided(estimate: Estimate, unit: float) -> Estimate:
+    interval = estimate.interval and (estimate.interval[0] / unit, estimate.interval[1] / unit)
+    return Estimate(estimate.value / unit, interval, estimate.kind)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """`0, 1` or, from three on without a gap, `0-9`."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def to_csv(analysis: Analysis) -> str:
+    r"""The contents of table.csv: a number per line, with its interval.
+
+    Columns:
+        method, variant: the run's name and `aware` or `blind`.
+        quantity: `return`, `normalised return`, `success rate`, `steps to 50` (...), `probability of improvement`,
+            `difference`, `p`, `p holm`, `detectable difference`, `parameters`, `ms per update`, `steps per s`,
+            `minutes`.
+        task: a task's name, `all`, or `worst` for each seed's lowest.
+        statistic: `mean`, `iqm` or `median` over seeds; empty where the number is none of these.
+        unit: of value, low and high; empty for a number without.
+        seeds: how many the number rests on.
+        value: the number; `inf` for steps to what was never reached.
+        low, high, interval: the 95 % interval and how it was made (see `statistics.py`); empty without one.
+        baseline: what was compared with.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for result in analysis.results:
+        variant = "blind" if result.method.blind else "aware"
+        for row in _csv_rows(result):
+            writer.writerow([result.method.name, variant, *row])
+    return text.getvalue()
+
+
+Row = tuple[str | int | float, ...]
+
+
+def _csv_rows(result: Result) -> Iterator[Row]:
+    seeds = len(result.method.runs)
+
+    def row(quantity: str, task: str, statistic: str, unit: str, estimate: Estimate, of: int = seeds) -> Row:
+        low, high = estimate.interval or ("", "")
+        return (quantity, task, statistic, unit, of, estimate.value, low, high, estimate.kind or "", "")
+
+    for quantity, statistic, unit, summary in (
+        ("return", "mean", "points", result.mean),
+        ("return", "iqm", "points", result.iqm),
+        ("normalised return", "mean", "", result.normalised_mean),
+        ("normalised return", "iqm", "", result.normalised_iqm),
+        ("success rate", "mean", "", result.success),
+    ):
+        if summary is not None:
+            names = (*result.method.tasks, "all", "worst")
+            for task, estimate in zip(names, (*summary.tasks, summary.overall, summary.worst), strict=True):
+                yield row(quantity, task, statistic, unit, estimate)
+    for threshold, reached in result.steps_to.items():
+        yield row(f"steps to {threshold}", "all", "median", "environment steps", reached.median, reached.seeds)
+
+    if result.improvement is not None:
+        yield (*row("probability of improvement", "all", "", "", result.improvement)[:-1], result.baseline or "")
+    if (comparison := result.comparison) is not None:
+        common = len(comparison.seeds)
+        found = row("difference", "all", "mean", "points", comparison.difference, common)
+        yield (*found[:-1], result.baseline or "")
+        for quantity, value, unit in (
+            ("p", comparison.p, ""),
+            ("p holm", comparison.p_holm, ""),
+            ("detectable difference", result.detectable, "points"),
+        ):
+            if value is not None:
+                yield (quantity, "all", "", unit, common, value, "", "", "", result.baseline or "")
+
+    method = result.method
+    for quantity, value, statistic, unit in (
+        ("parameters", result.parameters, "", ""),
+        ("ms per update", method.ms_per_update(), "mean", "ms"),
+        ("steps per s", method.steps_per_s(), "mean", "1/s"),
+        ("minutes", method.minutes(), "mean", "min"),
+    ):
+        if value is not None:
+            yield (quantity, "all", statistic, unit, seeds, value, "", "", "", "")

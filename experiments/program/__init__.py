@@ -1,0 +1,1 @@
+"""What every program of the project needs: flags, stopping, progress, run folders."""

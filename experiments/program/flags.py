@@ -1,0 +1,278 @@
+"""The command line of every program in the project: a dataclass becomes its flags, bad input becomes one line.
+
+A configuration is a dataclass whose field docstrings are the help text. Its program is
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(train, TrainConfig, argv, prog="train", presets=PRESETS)
+
+Whatever the user gets wrong is answered by one line on stderr that names the thing, its value and what is valid, and by
+exit status 2. Ctrl-C gives exit status 130. Any other exception is a bug and keeps its traceback.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from mtrl.files import one_line
+
+__all__ = ["UsageError", "main_guard", "parse", "parse_seeds", "run"]
+
+T = TypeVar("T")
+
+MOST_SEEDS = 10_000
+
+# What an operating system has against a name besides what has an exception of its own.
+NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
+USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError)
+COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
+SHELLS = ("bash", "zsh", "fish")
+# How Python and tyro begin a message that says nothing beyond "not of the expected type".
+GENERIC_REASONS = (
+    "invalid literal for",
+    "could not convert string",
+    "no type matching",
+    "Could not find valid parse",
+    "Could not parse arguments",
+    "Failed to parse key-value pairs",
+)
+
+
+class UsageError(ValueError):
+    """The user asked for something that cannot be; the message says what, and what could be asked for instead."""
+
+
+def run(
+    main: Callable[[T], int | None],
+    config_type: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str | None = None,
+    presets: Mapping[str, T] | None = None,
+    default: T | None = None,
+) -> int:
+    """Parse the command line, call `main` with the configuration under `main_guard`, and return the exit status.
+
+    `main` returns its exit status, or `None` for 0; the other arguments are those of `parse`.
+    """
+    config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
+    with main_guard(prog):
+        return main(config) or 0
+
+
+def parse(
+    config_type: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str | None = None,
+    presets: Mapping[str, T] | None = None,
+    default: T | None = None,
+) -> T:
+    """Make a configuration from command-line words.
+
+    Args:
+        config_type: a dataclass; its field `total_steps` is the flag `--total-steps`. Of a repeated flag the last wins.
+        argv: the words after the program's name (default `sys.argv[1:]`).
+        prog: the program's name in messages.
+        description: the first paragraph of `--help` (default: the docstring of `config_type`).
+        presets: configurations by name, for a `config_type` with a field `preset`. `--preset NAME`, wherever it stands,
+            makes `presets[NAME]` the source of every default; flags that are given win over it.
+        default: the source of every default without `--preset` (default: the field defaults of `config_type`).
+
+    Raises:
+        SystemExit: with status 0 after printing `--help`; with status 2 after one line on stderr for bad input, which
+            includes a ValueError from `__post_init__`.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    with main_guard(prog):
+        if presets is not None:
+            default = _preset(words, presets, default)
+        # tyro asserts what it should check.
+        if len(words) > 1 and words[0].replace("_", "-") in COMPLETION_FLAGS and words[1] not in SHELLS:
+            raise UsageError(f"argument {words[0]}: invalid choice {words[1]!r}; choose from {', '.join(SHELLS)}")
+        options = {} if default is None else {"default": default}
+        return _parse(config_type, words, prog=prog, description=description, **options)
+
+
+def parse_seeds(words: Sequence[str]) -> list[int]:
+    """The seeds that `0 3 7-9` stands for, each once, in the order given.
+
+    Raises:
+        ValueError: a word is neither a number nor a range, or there are none, or more than 10,000.
+    """
+    seeds: dict[int, None] = {}
+    for word in words:
+        if not (match := re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", word)):
+            raise ValueError(f"seeds: {word!r} is neither a seed such as 3 nor a range such as 0-9")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise ValueError(f"seeds: {word!r} counts down; did you mean {last}-{first}?")
+        if last - first >= MOST_SEEDS or len(seeds) + last - first >= MOST_SEEDS:
+            raise ValueError(f"seeds: {' '.join(words)} are more than {MOST_SEEDS:,}")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    if not seeds:
+        raise ValueError("seeds: there are none; give some, such as 0-9")
+    return list(seeds)
+
+
+@contextlib.contextmanager
+def main_guard(prog: str) -> Iterator[None]:
+    """Turn the errors that a user can cause into one line `prog: message` on stderr and exit status 2.
+
+    A context manager, and a decorator: `@main_guard("train")`. User errors are ValueError (`UsageError` among them) and
+    the errors of paths that are missing, in the way, forbidden, or no paths. KeyboardInterrupt gives exit status 130.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (*USER_ERRORS, OSError) as error:
+        if not isinstance(error, USER_ERRORS) and error.errno not in NAME_ERRORS:
+            raise
+        print(f"{prog}: {one_line(_message(error), longest=0)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from error
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:  # str(error) would begin with "[Errno 2]"
+        return error.strerror if error.filename is None else f"{error.strerror}: {error.filename!r}"
+    return str(error) or type(error).__name__
+
+
+def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -> T | None:
+    """The configuration that the last `--preset` among `words` names; `default` where there is none."""
+    chosen = None
+    for word, after in pairwise([*words, "-"]):
+        flag, equals, value = word.partition("=")
+        if flag == "--preset" and (equals or not after.startswith("-")):  # a missing value is left to tyro to report
+            chosen = value if equals else after
+    if chosen is None:
+        return default
+    if chosen not in presets:
+        raise UsageError(f"argument --preset: invalid choice {chosen!r}; choose from {', '.join(presets)}")
+    return presets[chosen]
+
+
+def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
+    """`tyro.cli`, with every failure as a UsageError.
+
+    tyro prints a failure as a box of many lines and exits. Its hook `on_parse_error` is told of it first, but is
+    private and may change in any release. So the box is caught too: it serves, flattened, when the hook is gone, its
+    event is new, or the event's fields have changed.
+    """
+
+    def raise_as_usage_error(event: Any) -> None:
+        with contextlib.suppress(AttributeError):
+            if message := _explain(event, words, _flags(config_type)):
+                raise UsageError(message)
+
+    errors = getattr(tyro, "_errors", None)
+    on_parse_error = getattr(errors, "on_parse_error", contextlib.nullcontext)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box), on_parse_error(raise_as_usage_error):
+            config: T = tyro.cli(config_type, args=words, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_flatten(box.getvalue())) from None
+    sys.stderr.write(box.getvalue())  # warnings
+    return config
+
+
+def _explain(event: Any, words: Sequence[str], flags: Sequence[str]) -> str | None:
+    """Say in one line what tyro's parse error `event` is about; None for a kind that has no words here."""
+    kind = type(event).__name__
+    if kind == "UnrecognizedArgs":
+        return _unrecognized(event.tokens, words, flags)
+    if kind == "MissingArgs":
+        if event.unrecognized_tokens:  # the missing flag may be there, misspelt
+            return _unrecognized(event.unrecognized_tokens, words, flags)
+        return f"missing argument {', '.join(missing.arg.display_name() for missing in event.missing_arguments)}"
+    if kind in ("InvalidChoice", "BadValue", "InstantiationFailure"):
+        # A ValueError of the configuration as a whole has no argument and speaks for itself.
+        return _bad_value(event, words) if event.argument else str(event.message)
+    return None
+
+
+def _bad_value(event: Any, words: Sequence[str]) -> str:
+    lowered = event.argument.lowered
+    expected = f"choose from {', '.join(lowered.choices)}" if lowered.choices else f"expected {lowered.metavar}"
+    given = _given(words, lowered.name_or_flags)
+    match type(event).__name__:
+        case "InvalidChoice":
+            problem = f"invalid choice {event.value!r}"
+        case "BadValue":
+            got = event.offending_value
+            problem = "missing value" if got is None else f"takes no value but got {got!r}"
+        case _:
+            problem = str(event.message).partition("\n")[0]
+            if given and problem.startswith(GENERIC_REASONS):
+                problem = f"invalid value {given!r}"
+    return f"argument {event.argument.display_name()}: {problem}; {expected}"
+
+
+def _given(words: Sequence[str], flags: Sequence[str]) -> str:
+    """The words that follow the last of `flags`, as one string."""
+    values: list[str] = []
+    for word in reversed(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") in flags:
+            return " ".join([value, *values] if equals else values)
+        values = [] if word.startswith("--") else [word, *values]
+    return ""
+
+
+def _unrecognized(tokens: Sequence[str], words: Sequence[str], flags: Sequence[str]) -> str:
+    unknown = [token.partition("=")[0] for token in tokens if token.startswith("-")]
+    if not unknown:
+        return _unexpected(tokens[0], words, flags)
+    wanted = unknown[0].replace("_", "-")
+    similar = [flag for flag in flags if wanted.strip("-") and flag.startswith(wanted)]
+    if not similar:  # compared without the dashes, which would make all flags alike
+        similar = [f"--{name}" for name in difflib.get_close_matches(wanted[2:], [flag[2:] for flag in flags], n=1)]
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "see --help"
+    return f"unrecognized argument {', '.join(map(repr, unknown))}; {hint}"
+
+
+def _unexpected(value: str, words: Sequence[str], flags: Sequence[str]) -> str:
+    for before, word in pairwise(["", *words]):
+        owner = (before if word == value else word.removesuffix(f"={value}")).replace("_", "-")
+        if f"--no-{owner[2:]}" in flags:
+            return f"argument {owner}: takes no value but got {value!r}; use {owner} or --no-{owner[2:]}"
+    return f"unexpected value {value!r}; no argument takes it (see --help)"
+
+
+def _flags(config_type: type[Any]) -> list[str]:
+    """The flags of a dataclass, for suggestions; a field that is fixed has none."""
+    types = get_type_hints(config_type, include_extras=True)
+    flags = []
+    for field in dataclasses.fields(config_type):
+        name, kind = field.name.replace("_", "-"), types[field.name]
+        if tyro.conf.Fixed not in getattr(kind, "__metadata__", ()):
+            flags += [f"--{name}", f"--no-{name}"] if kind is bool else [f"--{name}"]
+    return flags
+
+
+def _flatten(box: str) -> str:
+    """The message in tyro's error box: without colours, frame, title and help text."""
+    plain = re.sub(r"\x1b\[[\d;]*m|[\u2500-\u257f]|-{3,}", "", box)
+    lines = [line.strip(" |") for line in plain.splitlines()[1:]]
+    return re.split(r" (?:Argument helptext|For full helptext)", " ".join(lines))[0]

@@ -1,0 +1,1 @@
+"""One training run of an agent, from its settings to its evaluation."""

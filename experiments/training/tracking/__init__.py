@@ -1,0 +1,101 @@
+"""Views of a training run: TensorBoard and Weights & Biases (W&B).
+
+The run's own metrics.jsonl is the truth. A view shows the same lines under the same names, with `env_step` as its axis;
+it changes nothing in the training, and where it fails the training goes on without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from stable_baselines3.common.logger import KVWriter
+
+from experiments.training.config import TrainConfig
+from experiments.training.tracking.tensorboard import TENSORBOARD_FOLDER, TensorBoardView
+from experiments.training.tracking.view import Episodes, View
+from experiments.training.tracking.wandb_view import WANDB_FOLDER, WandbView, check_wandb, start_run, wandb_session
+
+__all__ = [
+    "TENSORBOARD_FOLDER",
+    "WANDB_FOLDER",
+    "Episodes",
+    "Views",
+    "WandbView",
+    "check_wandb",
+    "start_run",
+    "wandb_session",
+]
+
+
+class Views(KVWriter):
+    """All views of one run: opened where the run begins, closed where the `with` block ends, whatever ends that.
+
+    The first failure of a view is one line of warning, and the view's end.
+    """
+
+    def __init__(self) -> None:
+        self._views: list[View] = []
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._each(lambda view: view.end(self._finished))
+        self._views.clear()
+
+    def open(self, config: TrainConfig, description: Mapping[str, Any], continued_at: int | None) -> None:
+        """Begin to show the run.
+
+        Args:
+            config: what is wanted.
+            description: the contents of config.json.
+            continued_at: environment steps from which the run is continued; None: it is new.
+        """
+        if config.tensorboard:
+            self._add("TensorBoard", lambda: TensorBoardView(config.run_dir, config.tasks, continued_at))
+        if config.wandb != "disabled":
+            self._add("W&B", lambda: WandbView(config, description, continued_at))
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Show one line of metrics."""
+        self._each(lambda view: view.write(key_values, key_excluded, step))
+
+    def settle(self) -> None:
+        """All lines so far are part of the run for good: a checkpoint has them."""
+        self._each(lambda view: view.settle())
+
+    def finish(self, evaluation: Mapping[str, Any], episodes: Episodes) -> None:
+        """The run is finished, and its model.zip and evaluation.json are written; arguments as of `View.finish`."""
+        self._finished = True
+        self._each(lambda view: view.finish(evaluation, episodes))
+
+    def close(self) -> None:
+        """Nothing: the logger ends with the training, views when the run has been evaluated."""
+
+    def _add(self, name: str, make: Callable[[], View]) -> None:
+        try:
+            self._views.append(make())
+        except Exception as error:
+            _warn(name, error)
+
+    def _each(self, act: Callable[[View], None]) -> None:
+        for view in list(self._views):
+            try:
+                act(view)
+            except Exception as error:
+                self._views.remove(view)
+                with suppress(Exception):
+                    view.end(finished=False)
+                _warn(view.name, error)
+
+
+def _warn(name: str, error: Exception) -> None:
+    problem = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"warning: {name} failed, the run goes on without it ({problem})", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""TensorBoard's view of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+
+from experiments.training.tracking.view import View
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+MATRICES = ("cosine", "tau")
+"""Metrics of pairs of tasks that TensorBoard shows as heat maps; both lie in [-1, 1] or near it."""
+
+LINES_PER_IMAGE = 10
+
+
+class TensorBoardView(TensorBoardOutputFormat, View):
+    """Event files in `tensorboard/`: every metric as a scalar, and matrices over pairs of tasks as heat maps.
+
+    Args:
+        folder: the run's.
+        tasks: names, in order.
+        continued_at: environment steps from which the run is continued: later ones, which an interrupted process may
+            have left, are taken back. Default None: a new run.
+    """
+
+    name = "TensorBoard"
+
+    def __init__(self, folder: Path, tasks: Sequence[str], continued_at: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - only when used
+
+        purge_from = None if continued_at is None else continued_at + 1
+        self.writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge_from)
+        self._is_closed = False
+        self._tasks = tuple(tasks)
+        self._lines = 0
+        self._next_image = dict.fromkeys(MATRICES, 0)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Write one line of metrics."""
+        for name in MATRICES:
+            if self._lines >= self._next_image[name]:
+                matrix = pair_matrix(key_values, name, self._tasks)
+                if matrix is not None:
+                    image = heat_map(matrix, self._tasks)
+                    self.writer.add_image(f"balancer/{name}", image, step, dataformats="HWC")
+                    self._next_image[name] = self._lines + LINES_PER_IMAGE
+        self._lines += 1
+        super().write(key_values, key_excluded, step)
+
+    def end(self, finished: bool) -> None:
+        """Close the file."""
+        self.close()
+
+
+def pair_matrix(line: Mapping[str, Any], name: str, tasks: Sequence[str]) -> NDArray[np.float64] | None:
+    """The metric `balancer/<name>/<a>_<b>` of all pairs of tasks, (T, T).
+
+    A pair of which only the other order is there has that value, as the metric is symmetric then; the diagonal is NaN.
+    None if there is no value at all.
+    """
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
+    for i, a in enumerate(tasks):
+        for j, b in enumerate(tasks):
+            if i != j:
+                other = line.get(f"balancer/{name}/{b}_{a}", np.nan)
+                matrix[i, j] = line.get(f"balancer/{name}/{a}_{b}", other)
+    return None if np.isnan(matrix).all() else matrix
+
+
+def heat_map(matrix: NDArray[np.float64], tasks: Sequence[str], cell: int = 56) -> NDArray[np.uint8]:
+    """A picture of a matrix over pairs of tasks, (H, W, 3): blue at -1, white at 0, red at 1, grey where it is NaN.
+
+    Drawn without Matplotlib, which takes a hundred times as long.
+
+    Args:
+        matrix: (T, T); row i, column j belongs to tasks i and j.
+        tasks: names.
+        cell: least width and height of a cell in pixels.
+    """
+    font = ImageFont.load_default(12)
+    label = int(max(font.getlength(task) for task in tasks)) + 10  # pixels
+    width, height, top = max(cell, label), cell, 22
+    size = (label + width * len(tasks), top + height * len(tasks))
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    for i, task in enumerate(tasks):
+        draw.text((label - 5, top + height * (i + 0.5)), task, "black", font, anchor="rm")
+        draw.text((label + width * (i + 0.5), top / 2), task, "black", font, anchor="mm")
+        for j, value in enumerate(matrix[i].tolist()):
+            left, upper = label + width * j, top + height * i
+            draw.rectangle((left, upper, left + width - 2, upper + height - 2), _diverging(value))
+            if not np.isnan(value):
+                ink = "white" if abs(value) > 0.6 else "black"
+                draw.text((left + width / 2, upper + height / 2), f"{value:+.2f}", ink, font, anchor="mm")
+    return np.asarray(image)
+
+
+def _diverging(value: float) -> tuple[int, int, int]:
+    """From blue (-1) over white to red (1), which all kinds of colour vision tell apart."""
+    if np.isnan(value):
+        return (224, 224, 224)
+    end = (178, 24, 43) if value > 0 else (33, 102, 172)
+    share = min(abs(value), 1.0)
+    red, green, blue = (round(255 + share * (colour - 255)) for colour in end)
+    return red, green, blue

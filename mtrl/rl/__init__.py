@@ -1,0 +1,1 @@
+"""Multi-task agents for Stable-Baselines3."""

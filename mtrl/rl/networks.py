@@ -1,0 +1,206 @@
+"""Q-networks that all tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
+from mtrl.limits import (
+    LARGEST_EMBEDDING,
+    MOST_LAYERS,
+    WIDEST_LAYER,
+    check_integer,
+    check_parameters,
+    perceptron_parameters,
+)
+
+
+class TaskEmbedding(nn.Module):
+    """Replaces the one-hot of T tasks at the end of the input by a learned vector: (N, S + T) to (N, S + E).
+
+    Args:
+        num_tasks: T.
+        dim: E.
+    """
+
+    def __init__(self, num_tasks: int, dim: int) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        # nn.Embedding starts at standard deviation 1, where it would drown the state, whose values are below that:
+        # a tenth lets the tasks start out alike and part where they have to.
+        self.weight = nn.Parameter(0.1 * torch.randn(num_tasks, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look the task's vector up, as a product so that it is one operation."""
+        return torch.cat((x[:, : -self.num_tasks], x[:, -self.num_tasks :] @ self.weight), 1)
+
+
+class _TaskEmbeddingRule(LayerRule):
+    def forward(self, layer: TaskEmbedding, x: Tensor, scratch: Scratch | None) -> tuple[Tensor, Saved]:
+        return layer(x), (x,)
+
+    def backward(
+        self,
+        layer: TaskEmbedding,
+        saved: Saved,
+        grad: Tensor,
+        rows: TaskRows,
+        scratch: Scratch | None,
+        needs_input: bool,
+    ) -> Tensor | None:
+        tasks, dim = layer.weight.shape
+        one_hot = saved[0][:, -tasks:].reshape(rows.num_tasks, -1, tasks)  # (T, B, tasks)
+        embedded = grad[:, -dim:].reshape(rows.num_tasks, -1, dim)  # (T, B, dim)
+        rows.add_product(layer.weight, one_hot.mT, embedded)
+        if not needs_input:
+            return None
+        return torch.cat((grad[:, :-dim], grad[:, -dim:] @ layer.weight.t()), 1)
+
+
+class _TaskEmbeddingStep(Step):
+    def __init__(self, layer: TaskEmbedding, x: Tensor) -> None:
+        self.layer, self.weight = layer, layer.weight.detach()
+        self.state, self.one_hot = x[:, : -layer.num_tasks], x[:, -layer.num_tasks :]
+        dim = self.weight.shape[1]
+        self.y = x.new_empty(len(x), self.state.shape[1] + dim)
+        self.y_state, self.y_embedded = self.y[:, :-dim], self.y[:, -dim:]
+
+    def forward(self) -> None:
+        self.y_state.copy_(self.state)
+        torch.mm(self.one_hot, self.weight, out=self.y_embedded)
+
+    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
+        assert not needs_input, "observations have no gradient: the embedding comes first"
+        dim = self.weight.shape[1]
+        weight_rows = rows.of(self.layer.weight)
+        one_hot_t = self.one_hot.view(rows.num_tasks, -1, self.layer.num_tasks).mT  # (T, tasks, B)
+        grad_embedded = grad.view(rows.num_tasks, -1, grad.shape[1])[..., -dim:]  # (T, B, dim)
+        return None, partial(torch.bmm, one_hot_t, grad_embedded, out=weight_rows)
+
+
+register_rule(TaskEmbedding, _TaskEmbeddingRule())
+register_step(TaskEmbedding, _TaskEmbeddingStep)
+
+
+class SharedQNetwork(nn.Module):
+    """Action values of all tasks: a multi-layer perceptron with ReLU, over the task's embedding where it is told.
+
+    With the defaults 37,788 parameters for three tasks (aware) and 35,716 (blind), on 8 state values and 4 actions.
+
+    Args:
+        observation_size: O; in the aware variant the last `num_tasks` of them are the task's one-hot.
+        num_actions: A.
+        num_tasks: tasks in the one-hot, 0 for the blind variant.
+        embedding_dim: size of the task embedding. Default 8.
+        hidden_dims: widths of the hidden layers. Default (256, 128).
+        layer_norm: normalise each hidden layer before its ReLU (Ba et al. 2016, https://arxiv.org/abs/1607.06450),
+            without learned scale and shift, so that the number of parameters stays. Default True.
+
+    Raises:
+        ValueError: no hidden layer or above 100, a width below 1 or above 65,536, an embedding above 4,096, or above
+            100,000,000 parameters. Nothing has been allocated then.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int = 0,
+        embedding_dim: int = 8,
+        hidden_dims: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        count = len(hidden_dims)
+        if not (1 <= count <= MOST_LAYERS and all(1 <= hidden <= WIDEST_LAYER for hidden in hidden_dims)):
+            shown = f"{tuple(hidden_dims)}" if count <= MOST_LAYERS else f"{count} widths"
+            limits = f"between 1 and {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
+            raise ValueError(f"hidden_dims is {shown}; it must be {limits}")
+        width = observation_size
+        if num_tasks:
+            check_integer("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING)
+            width += embedding_dim - num_tasks
+        check_parameters(num_tasks * embedding_dim + perceptron_parameters(width, *hidden_dims, num_actions))
+        layers: list[nn.Module] = [TaskEmbedding(num_tasks, embedding_dim)] if num_tasks else []
+        for hidden in hidden_dims:
+            layers.append(nn.Linear(width, hidden))
+            if layer_norm:
+                layers.append(nn.LayerNorm(hidden, elementwise_affine=False))
+            layers.append(nn.ReLU())
+            width = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(width, num_actions))
+
+    @property
+    def last_shared_layer(self) -> nn.Module:
+        """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-2]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(N, O) to action values (N, A)."""
+        values: Tensor = self.layers(observations)
+        return values
+
+
+class IndependentQNetworks(nn.Module):
+    """One blind Q-network per task, as stacked weights; the one-hot in the observation chooses the network.
+
+    Every task's network is a `SharedQNetwork` without embedding, and starts as one: with the defaults 107,148
+    parameters for three tasks.
+
+    Args:
+        observation_size: O, of which the last `num_tasks` are the task's one-hot.
+        num_actions: A.
+        num_tasks: T, at least 1.
+        hidden_dims: widths of each network's hidden layers. Default (256, 128).
+        layer_norm: see `SharedQNetwork`. Default True.
+
+    Raises:
+        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by. Or as `SharedQNetwork`, for all
+            networks together.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        num_tasks: int,
+        hidden_dims: Sequence[int] = (256, 128),
+        layer_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_tasks < 1:
+            raise ValueError("independent networks choose by the task's one-hot: use task-aware observations")
+        self.num_tasks = num_tasks
+        self.layer_norm = layer_norm
+        state = observation_size - num_tasks
+        check_parameters(num_tasks * perceptron_parameters(state, *hidden_dims, num_actions))
+        networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
+        linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]
+        stacked = list(zip(*linear, strict=True))  # per layer, one of each task
+        self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in stacked)
+        self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in stacked)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(N, O) to action values (N, A)."""
+        state, one_hot = observations[:, : -self.num_tasks], observations[:, -self.num_tasks :]
+        task = one_hot.argmax(1)  # (N,)
+        rows = torch.arange(len(task), device=task.device)
+        each, rest = divmod(len(task), self.num_tasks)
+        if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network gets its own rows
+            return self._run(state.view(self.num_tasks, each, state.shape[1])).flatten(0, 1)
+        values = self._run(state.expand(self.num_tasks, *state.shape))  # (T, N, A): all networks on all rows
+        return values[task, rows]
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Each network on its own input: (T, B, S) to (T, B, A)."""
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            if index < last:
+                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu()
+        return x
