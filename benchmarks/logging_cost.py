@@ -36,7 +36,7 @@ from benchmarks.training import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
 from experiments.analysis.runs import METRICS_FILE
-from experiments.program.flags import run
+from experiments.program.command import run
 from experiments.training.checkpoints import MetricsFile
 from experiments.training.config import WandbMode
 from experiments.training.runner import describe

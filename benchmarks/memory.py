@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from experiments.program.flags import run
+from experiments.program.command import run
 from mtrl.balancers import make_balancer, names
 
 INPUTS, FEATURES = 784, 1024

@@ -56,7 +56,7 @@ from benchmarks.common import (
     restart_peak_memory,
     write_json,
 )
-from experiments.program.flags import run
+from experiments.program.command import run
 from mtrl.balancers import make_balancer
 from mtrl.gradients import ChainEngine, TaskMajorEngine
 

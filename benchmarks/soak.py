@@ -33,7 +33,8 @@ from rich.table import Table
 from benchmarks.common import check_json, write_json
 from experiments.analysis.runs import MODEL_FILE, read_run
 from experiments.gradnorm.config import PRESETS
-from experiments.program.flags import UsageError, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError
 from experiments.program.stopping import StoppedError
 from experiments.training.config import TrainConfig
 from mtrl.files import replacing

@@ -43,7 +43,8 @@ import agents
 from agents import MultiTaskDQN
 from benchmarks.common import Floor, check_json, write_json
 from envs import make_task_vec_env
-from experiments.program.flags import UsageError, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError
 from experiments.sweep.grid import methods
 from experiments.training.config import TrainConfig, Variant
 from experiments.training.evaluation import CURVE_SEED, evaluate

@@ -44,7 +44,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from agents import MultiTaskDQN
 from benchmarks.common import NO_TORCHJD, Floor, bytes_of_update, check_json, has_torchjd, progress_bar, write_json
 from envs import make_task_vec_env
-from experiments.program.flags import run
+from experiments.program.command import run
 
 TASKS, COLUMNS, BATCH = 3, 4, 64
 ENVIRONMENTS = TASKS * COLUMNS

@@ -47,7 +47,7 @@ from benchmarks.common import (
     write_json,
 )
 from envs import TaskOneHot
-from experiments.program.flags import run
+from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.rl.td import TDError
 

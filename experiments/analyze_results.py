@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.analysis.runs import BASELINE, REFERENCE, load_runs
-from experiments.program.flags import UsageError, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError
 from mtrl.files import one_line
 
 if TYPE_CHECKING:

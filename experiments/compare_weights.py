@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.analysis.runs import STEP, load_runs
-from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError, parse_seeds
 from experiments.training.config import Variant, WandbMode, check_wandb_project, run_name
 from mtrl.files import one_line
 

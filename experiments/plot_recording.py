@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from experiments.program.flags import UsageError, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.program.flags import run
+from experiments.program.command import run
 
 UNITS = {
     "recon_loss": "nats per frame",

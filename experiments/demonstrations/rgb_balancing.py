@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.program.flags import run
+from experiments.program.command import run
 
 if TYPE_CHECKING:
     from torch import Tensor

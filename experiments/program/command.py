@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
-from experiments.program.flags import run
+from experiments.program.flags import main_guard, parse
 from experiments.program.stopping import StoppedError
 from experiments.training.config import EvaluateConfig, TrainConfig
 
@@ -28,7 +29,7 @@ def train_command(
 
         train(config)
 
-    return stoppable(main, config_type, argv, prog=prog, presets=presets)
+    return run(main, config_type, argv, prog=prog, presets=presets)
 
 
 def evaluate_command(
@@ -45,22 +46,48 @@ def evaluate_command(
     return run(main, config_type, argv, prog=prog)
 
 
-def stoppable(
-    main: Callable[[Config], object],
+def run(
+    target: str | Callable[[Config], object],
     config_type: type[Config],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
     *,
     prog: str,
+    description: str | None = None,
     presets: Mapping[str, Config] | None = None,
+    default: Config | None = None,
 ) -> int:
-    """Parse the flags, call `main`, return the exit status, which is also that of a `StoppedError`; see `parse`."""
+    """Parse the command line, call `target` with the configuration, and return the program's exit status.
 
-    def guarded(config: Config) -> int:
+    Args:
+        target: a function of the configuration, or the address of one, such as `"experiments.training.runner:train"`.
+            An address is imported after the command line has been parsed, so that `--help` does not load PyTorch.
+            The function may return an exit status; anything else that it returns counts as status 0.
+        config_type: a dataclass whose fields are the flags.
+        argv: the words after the program's name. Default: those of this process.
+        prog: the program's name in messages.
+        description: the first paragraph of `--help`. Default: the docstring of `config_type`.
+        presets: configurations that `--preset` chooses from.
+        default: the source of every default without `--preset`. Default: the fields' own defaults.
+
+    Returns:
+        0, or the status that `target` returned, or that of a `StoppedError`, whose message is printed.
+
+    Raises:
+        SystemExit: with status 2 after one line on stderr for what the user got wrong; see `main_guard`.
+    """
+    config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
+    with main_guard(prog):
+        main = resolve(target) if isinstance(target, str) else target
         try:
-            main(config)
+            status = main(config)
         except StoppedError as stop:
             print(f"{prog}: {stop}", file=sys.stderr)
             return stop.status
-        return 0
+        return status if isinstance(status, int) else 0
 
-    return run(guarded, config_type, argv, prog=prog, presets=presets)
+
+def resolve(address: str) -> Callable[[Any], object]:
+    """The function at an address such as `"experiments.training.runner:train"`."""
+    module, _, name = address.partition(":")
+    function: Callable[[Any], object] = getattr(import_module(module), name)
+    return function

@@ -3,7 +3,7 @@
 A configuration is a dataclass whose field docstrings are the help text. Its program is
 
     def main(argv: Sequence[str] | None = None) -> int:
-        return run(train, TrainConfig, argv, prog="train", presets=PRESETS)
+        return run("package.module:train", TrainConfig, argv, prog="train", presets=PRESETS)
 
 Whatever the user gets wrong is answered by one line on stderr that names the thing, its value and what is valid, and by
 exit status 2. Ctrl-C gives exit status 130. Any other exception is a bug and keeps its traceback.
@@ -18,7 +18,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar, get_type_hints
 
@@ -26,7 +26,7 @@ import tyro
 
 from mtrl.files import one_line
 
-__all__ = ["UsageError", "main_guard", "parse", "parse_seeds", "run"]
+__all__ = ["UsageError", "main_guard", "parse", "parse_seeds"]
 
 T = TypeVar("T")
 
@@ -50,25 +50,6 @@ GENERIC_REASONS = (
 
 class UsageError(ValueError):
     """The user asked for something that cannot be; the message says what, and what could be asked for instead."""
-
-
-def run(
-    main: Callable[[T], int | None],
-    config_type: type[T],
-    argv: Sequence[str] | None = None,
-    *,
-    prog: str,
-    description: str | None = None,
-    presets: Mapping[str, T] | None = None,
-    default: T | None = None,
-) -> int:
-    """Parse the command line, call `main` with the configuration under `main_guard`, and return the exit status.
-
-    `main` returns its exit status, or `None` for 0; the other arguments are those of `parse`.
-    """
-    config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
-    with main_guard(prog):
-        return main(config) or 0
 
 
 def parse(

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.stopping import disk_errors
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.program.command import stoppable
+from experiments.program.command import run
 from experiments.supervised.config import CompareConfig
 
 
@@ -16,7 +16,7 @@ def compare(config: CompareConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and return the exit status."""
-    return stoppable(compare, CompareConfig, argv, prog="experiments.supervised.compare")
+    return run(compare, CompareConfig, argv, prog="experiments.supervised.compare")
 
 
 if __name__ == "__main__":

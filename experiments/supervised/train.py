@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.program.command import stoppable
+from experiments.program.command import run
 from experiments.supervised.config import TrainConfig
 
 
@@ -16,7 +16,7 @@ def train(config: TrainConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status."""
-    return stoppable(train, TrainConfig, argv, prog="experiments.supervised.train")
+    return run(train, TrainConfig, argv, prog="experiments.supervised.train")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from experiments.program.flags import UsageError, parse_seeds, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.stopping import StopSignal, StopSignals
 from experiments.training.config import Variant, WandbMode
 

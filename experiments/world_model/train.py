@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments.program.command import stoppable
+from experiments.program.command import run
 from experiments.world_model.config import WorldModelConfig
 
 
@@ -16,7 +16,7 @@ def train(config: WorldModelConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status."""
-    return stoppable(train, WorldModelConfig, argv, prog="experiments.world_model.train")
+    return run(train, WorldModelConfig, argv, prog="experiments.world_model.train")
 
 
 if __name__ == "__main__":

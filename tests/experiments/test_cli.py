@@ -14,7 +14,8 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.program.flags import UsageError, main_guard, parse, run
+from experiments.program.command import run
+from experiments.program.flags import UsageError, main_guard, parse
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,7 @@ def test_warnings_during_parsing_are_kept(capsys: pytest.CaptureFixture[str]) ->
 PROGRAM = '''
 import sys
 from dataclasses import dataclass
-from experiments.program.flags import run
+from experiments.program.command import run
 
 @dataclass
 class Config:
