@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.program.balancer_options import balancer_from
 from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
-from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
+from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint
 from mtrl.conflict import cosines
 from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
@@ -235,18 +236,15 @@ def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
 
 
 def find_balancer(settings: Settings, name: str) -> Balancer:
-    """The balancer of that name for the settings' tasks; `training.balancer_options` are for `training.balancer` alone.
+    """Make the balancer of this name for the settings' tasks.
+
+    `training.balancer_options` are options of `training.balancer` and of no other balancer.
 
     Raises:
-        UsageError: the name or an option is unknown, or an option is out of range.
+        UsageError: the name or an option is unknown, or the value of an option is wrong.
     """
     options = settings.training.balancer_options if name == settings.training.balancer else {}
-    try:
-        return make_balancer(name, len(settings.model.tasks), **options)
-    except TypeError as error:  # an option that is no number
-        raise UsageError(f"balancer {name!r} can't be made with the options {options}: {error}") from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return balancer_from(name, len(settings.model.tasks), options)
 
 
 def find_device(name: str) -> torch.device:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.program.flags import UsageError
+from experiments.program.balancer_options import balancer_from
 from experiments.world_model.config import WorldModelConfig
-from experiments.world_model.discriminator import PatchDiscriminator, judged
+from experiments.world_model.discriminator import PatchDiscriminator, discriminator_loss, judged
 from experiments.world_model.frames import ModelSettings
 from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import ACTIONS, CHANNELS, HEIGHT, WIDTH, Video
-from mtrl import Balancer, checkpoint, make_balancer
+from mtrl import Balancer, checkpoint
 from mtrl.files import one_line
 from mtrl.losses import (
     TASKS,
@@ -52,12 +52,12 @@ class Trainer:
     def __init__(self, config: WorldModelConfig, video: Video) -> None:
         self.config = config
         self.video = video
-        self.balancer = find_balancer(config.balancer)
+        self.balancer = find_balancer(config)
         self.steps = 0
         with torch.random.fork_rng(devices=[]):  # PyTorch's own generator is left as it was
             torch.manual_seed(config.seed)
             self.model = WorldModel(ModelSettings(HEIGHT, WIDTH, CHANNELS, ACTIONS), video.mean_frame())
-            self.discriminator = PatchDiscriminator(CHANNELS, features=32)
+            self.discriminator = PatchDiscriminator(CHANNELS, (16, 32))
         self.aggregator = LossAggregator(ELBOLoss(config.observation_std), PerceiverLoss(config.observation_std))
         groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate)
         self._optimizer = torch.optim.Adam(groups)
@@ -103,9 +103,7 @@ class Trainer:
 
     def update_discriminator(self, observations: Tensor, reconstruction: Tensor) -> Tensor:
         """A step of the discriminator alone; its loss ()."""
-        real, _ = self.discriminator(observations)
-        fake, _ = self.discriminator(reconstruction.detach())
-        loss = self.aggregator.adversarial.discriminator(real, fake)
+        loss = discriminator_loss(self.discriminator, self.aggregator.adversarial, observations, reconstruction)
         self._judge_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._judge_optimizer.step()
@@ -158,13 +156,10 @@ def load_model(path: Path) -> WorldModel:
     return model
 
 
-def find_balancer(name: str) -> Balancer:
-    """The balancer of that name for the four objectives.
+def find_balancer(config: WorldModelConfig) -> Balancer:
+    """Make the balancer for the four objectives.
 
     Raises:
-        UsageError: there is none.
+        UsageError: its name or an option is unknown, or the value of an option is wrong.
     """
-    try:
-        return make_balancer(name, len(TASKS))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return balancer_from(config.balancer, len(TASKS), config.balancer_options)

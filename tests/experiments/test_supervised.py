@@ -562,7 +562,8 @@ def test_what_cannot_be_asked_for_is_refused(argv, message, tmp_path, capsys):
     [
         ("{alpha: -1}", "alpha is -1; it must be at least 0"),
         ("{beta: 1}", "balancer 'gradnorm' has no argument 'beta'; it has alpha"),
-        ("{alpha: abc}", "balancer 'gradnorm' can't be made with the options {'alpha': 'abc'}: "),
+        ("{alhpa: 1}", "balancer 'gradnorm' has no argument 'alhpa'; did you mean 'alpha'?"),
+        ("{alpha: abc}", "alpha is 'abc'; it must be a number"),
     ],
 )
 def test_options_of_the_balancer_are_its_own(options, message, tmp_path, capsys):
@@ -572,6 +573,8 @@ def test_options_of_the_balancer_are_its_own(options, message, tmp_path, capsys)
     found = load_settings(TrainConfig(config=Path("c.yaml")), "synthetic")
     assert Learner(found, 0).balancer.alpha == 0
     assert Learner(found, 0, "equal").balancer_name == "equal"
+    found = load_settings(TrainConfig(config=Path("c.yaml"), balancer_options=("alpha=2",)), "synthetic")
+    assert Learner(found, 0).balancer.alpha == 2
 
 
 def test_a_number_that_is_not_finite_ends_with_one_line_and_status_1(tmp_path, capsys):
