@@ -79,7 +79,10 @@ class TrainConfig(RunConfig):
     def values(self) -> dict[str, dict[str, Any]]:
         """The flags that were given, as settings by section and key."""
         options = options_from_words(self.balancer_options)
-        own = {"training": {"balancer": self.balancer, "balancer_options": options}, "data": {"random_seed": self.seed}}
+        own: dict[str, dict[str, Any]] = {
+            "training": {"balancer": self.balancer, "balancer_options": options},
+            "data": {"random_seed": self.seed},
+        }
         values = super().values
         return _given({section: {**values.get(section, {}), **_given(own[section])} for section in own})
 

@@ -76,7 +76,7 @@ def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> Ta
     https://doi.org/10.24432/C50P49.
     """
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - only these data need it
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - scikit-learn is optional
         from sklearn.model_selection import train_test_split  # noqa: PLC0415
     except ImportError:
         raise UsageError("the digits need scikit-learn: pip install 'mtrl[supervised]'") from None
