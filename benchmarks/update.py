@@ -46,10 +46,10 @@ from benchmarks.common import (
     interleaved,
     write_json,
 )
-from envs import TaskOneHot
 from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.rl.td import TDError
+from mtrl.rl.vec_env import TaskOneHot
 
 STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
 LEARNING_RATE, GAMMA = 5e-4, 0.99

@@ -211,7 +211,7 @@ def _library() -> ModuleType:
     try:
         import torchjd.aggregation  # noqa: PLC0415 - optional, and a second to import
     except ImportError:
-        raise ValueError(f"{PREFIX}... needs TorchJD: pip install 'mtrl[torchjd]'") from None
+        raise ValueError(f"{PREFIX}... needs TorchJD: pip install 'mtrl-balance[torchjd]'") from None
     library: ModuleType = torchjd.aggregation
     return library
 

@@ -366,7 +366,7 @@ def test_lines_are_those_of_the_keys(tmp_path):
 def test_a_missing_package_is_named_with_the_command_that_brings_it(module, argv, prepare, monkeypatch, capsys):
     prepare()
     monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install 'mtrl[supervised]'" in fails(train, argv, capsys)
+    assert "pip install 'mtrl-balance[supervised]'" in fails(train, argv, capsys)
 
 
 # ------------------------------------------------------------------------------------------------------------ the data

@@ -121,7 +121,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         shared_train.main([*SMALL, "--results-dir", str(tmp_path), "--wandb", "offline"])
     assert stop.value.code == 2
-    message = "--wandb offline needs the package wandb: pip install 'mtrl[wandb]'"
+    message = "--wandb offline needs the package wandb: pip install 'mtrl-balance[wandb]'"
     assert capsys.readouterr().err == f"experiments.shared_dqn.train: {message}\n"
     assert list(tmp_path.iterdir()) == []
 
