@@ -9,13 +9,13 @@ __all__ = ["versions"]
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python, of `mtrl` and of other installed packages, by name.
+    """Return the versions of Python and of the packages, by name.
 
     Args:
-        packages: names of distributions on the package index.
+        packages: names on the package index; `"mtrl"` is this library, whose name there is another.
 
     Raises:
         importlib.metadata.PackageNotFoundError: a package is not installed.
     """
-    others = {package: importlib.metadata.version(package) for package in packages}
-    return {"python": platform.python_version(), "mtrl": mtrl.__version__, **others}
+    found = {name: mtrl.__version__ if name == "mtrl" else importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}

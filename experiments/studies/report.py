@@ -164,7 +164,7 @@ class Report:
         }
         results = {
             "settings": dict(self.settings),
-            "versions": versions("torch", "numpy"),
+            "versions": versions("mtrl", "torch", "numpy"),
             "columns": {table.title: list(table.columns) for table in self.tables},
             "numbers": numbers,
             "verdicts": {verdict.claim.text: verdict.outcome for verdict in self.verdicts},

@@ -17,7 +17,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     extra = ["scikit-learn"] if settings.data.source == "digits" else []
     return {
         "settings": settings.as_json(),
-        "versions": versions("torch", "numpy", *extra),
+        "versions": versions("mtrl", "torch", "numpy", *extra),
     }
 
 

@@ -155,7 +155,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "settings": config.settings,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,
-        "versions": versions("gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),
+        "versions": versions("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),
     }
 
 

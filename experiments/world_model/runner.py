@@ -99,7 +99,7 @@ def describe(config: WorldModelConfig) -> dict[str, Any]:
         "settings": config.settings,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,
-        "versions": versions("gymnasium", "box2d", "torch", "numpy"),
+        "versions": versions("mtrl", "gymnasium", "box2d", "torch", "numpy"),
     }
 
 
