@@ -103,6 +103,7 @@ def test_disabled_is_no_import_no_process_no_network_and_no_folder(tmp_path):
         connections, processes = [], []
         sys.addaudithook(lambda event, args: connections.append(args) if event == "socket.connect" else None)
         sys.addaudithook(lambda event, args: processes.append(args) if event == "subprocess.Popen" else None)
+        sys.path[0] = os.getcwd()  # the empty string there would follow the change of folder
         os.chdir(sys.argv[1])
         from experiments.shared_dqn.train import main
         before = set(Path("/proc/self/task").iterdir())
