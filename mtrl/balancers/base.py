@@ -258,8 +258,8 @@ class Balancer(nn.Module):
 
         Raises:
             ValueError: `mask` has another length than `losses`, or an engine is given together with an argument that
-                describes one; or as for a call of the balancer and `AutogradEngine.backward`, which may also raise
-                `NonFiniteGradientError`. No `.grad` has changed then.
+                describes one; or as `forward` and `AutogradEngine.backward`. No `.grad` has changed then.
+            NonFiniteGradientError: a row holds NaN or infinity. No `.grad` has changed then.
         """
         if self.num_tasks not in (None, len(losses)):
             raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(losses)}")
@@ -270,12 +270,7 @@ class Balancer(nn.Module):
             raise ValueError("with `engine`, give what describes an engine to the engine")
         else:
             self.shared_parameters(engine.given)
-        if mask is not None:
-            if len(mask) != len(losses):
-                raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
-            scalars = losses.unbind() if isinstance(losses, Tensor) else losses
-            losses = [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
-        gradients, private = engine.gradients(losses)
+        gradients, private = engine.gradients(losses if mask is None else _only_those_in(losses, mask))
         with torch.no_grad():
             answer: Balance = self(gradients)
             update = answer.update(gradients)
@@ -286,6 +281,14 @@ class Balancer(nn.Module):
     def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
         """The shared parameters that `backward` uses when it is given `parameters`; a method may replace them."""
         return parameters
+
+
+def _only_those_in(losses: MaskedLosses, mask: Sequence[bool] | Tensor) -> MaskedLosses:
+    """The losses (T,), with None in place of those that are False in `mask` (T,)."""
+    if len(mask) != len(losses):
+        raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
+    scalars = losses.unbind() if isinstance(losses, Tensor) else losses
+    return [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
 
 
 def _places(state: Any, there: Any) -> Any:

@@ -189,7 +189,7 @@ class TorchJD(RandomBalancer):
             setattr(modules[path], name, value)
 
     def _rehearse(self, num_tasks: int) -> list[tuple[str, str]]:
-        """Call the method once, so that it fails here if it ever does, and return the attributes that hold its memory."""
+        """Call the method once, so that a wrong argument fails here; returns the attributes that hold its memory."""
         before = {path: dict(vars(module)) for path, module in self._held[0].named_modules()}
         rows = torch.eye(num_tasks, dtype=torch.float64) + 0.1
         try:
