@@ -57,7 +57,7 @@ class ParameterLayout:
 
         Args:
             layer: the last shared layer, or its weight matrix. Default: the last matrix of the layout, or the whole
-                vector if there is none.
+                vector if it has no matrix.
 
         Raises:
             ValueError: as `slice_of`.

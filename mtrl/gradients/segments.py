@@ -21,7 +21,7 @@ class Segment:
     stops: list[Edge]  # where gradients leave it
     leaves: list[Tensor]  # the parameters that gradients reach inside it
     complete: set[int]  # ids of the leaves that no later segment reaches
-    blocked: list[Any]  # nodes of stops that lead on to other stops or leaves, so that a pass must be made to end there
+    blocked: list[Any]  # nodes of stops that lead on to other stops or leaves; passes must be stopped there
 
 
 def cut(roots: Sequence[Edge], limit: int) -> list[Segment]:

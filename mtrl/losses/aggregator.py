@@ -108,12 +108,11 @@ class LossAggregator:
             and the totals in the order elbo, perceiver, predictive, adversarial.
 
         Raises:
-            ValueError: an output is missing or has the wrong shape (the message gives its name and the expected shape),
-                or a weight is negative or not finite.
+            ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        weights = (beta, lambda_recon, entropy_weight, lambda_gram, commitment_weight)
-        weights += (lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features)
-        for name, weight in zip(WEIGHTS, weights, strict=True):
+        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
+        of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
+        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
             check_number(name, weight, least=0)
 
         losses = self.elbo(outputs, observations)
@@ -128,7 +127,6 @@ class LossAggregator:
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
         losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
-
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)

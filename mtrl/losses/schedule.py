@@ -99,7 +99,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Cyclical:
-    """Cycles in which the weight moves from `start` to `end` and then stays at `end`, where it ends after the last.
+    """In each cycle the weight moves from `start` to `end` and then stays; after the last cycle it stays at `end`.
 
     This is cyclical annealing against a vanishing KL: Fu et al. (2019), https://arxiv.org/abs/1903.10145. With
     tau = (step mod steps/cycles)/(steps/cycles), the weight is start + (end - start) min(tau/ramp, 1).
