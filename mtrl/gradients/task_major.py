@@ -181,7 +181,8 @@ class _Recorded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rule = RULES[type(ctx.layer)]
-        gradient = rule.backward(ctx.layer, ctx.saved_tensors, grad, ctx.rows, ctx.needs_input_grad[0])
+        with without_autocast(grad):
+            gradient = rule.backward(ctx.layer, ctx.saved_tensors, grad, ctx.rows, ctx.needs_input_grad[0])
         return gradient, None, None, None
 
 
