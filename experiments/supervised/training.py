@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
-from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
+from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
 from mtrl.conflict import cosines
 from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
@@ -124,7 +124,6 @@ class Learner:
             def guidance_loss() -> Tensor:
                 return multi_task_loss(self.model(held_out.features), held_out.targets, self._weights)
 
-            assert isinstance(self.balancer, AIM)
             guidance = LookaheadGuidance(guidance_loss, self._shared)
             self.balancer.set_guidance(guidance, eta=training.learning_rate)
 
@@ -267,7 +266,7 @@ def _make_model(settings: ModelSettings) -> MultiTaskModel:
 
 def num_held_out(settings: Settings, balancer: Balancer) -> int:
     """How many training samples are the balancer's guidance set: at least one, and not all; 0 if it needs none."""
-    if not isinstance(balancer, AIM) or balancer.guidance == "none":
+    if not balancer.wants_guidance:
         return 0
     samples = settings.data.num_train
     return min(max(1, round(settings.training.guidance_share * samples)), samples - 1)

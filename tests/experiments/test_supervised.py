@@ -560,9 +560,9 @@ def test_what_cannot_be_asked_for_is_refused(argv, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{alpha: -1}", "alpha is -1; it must be at least 0"),
+        ("{alpha: -1}", "alpha is -1; it must be between 0 and 100"),
         ("{beta: 1}", "balancer 'gradnorm' has no argument 'beta'; it has alpha"),
-        ("{alpha: abc}", "balancer 'gradnorm' can't be made with the options {'alpha': 'abc'}: "),
+        ("{alpha: abc}", "alpha is 'abc'; it must be a number, between 0 and 100"),
     ],
 )
 def test_options_of_the_balancer_are_its_own(options, message, tmp_path, capsys):

@@ -243,8 +243,8 @@ def test_gradnorm_runs_inside_and_reports_its_weights():
     assert total == pytest.approx(3)
     assert logged["balancer/Windy/weight"] != 1
     # The norm is that of the last hidden layer alone.
-    columns = agent._engine.layout.columns(agent.policy.q_net.last_shared_layer.weight)
-    assert columns.stop - columns.start == 128 * 256
+    of_layer = agent._engine.layout.slice_of(agent.policy.q_net.last_shared_layer.weight)
+    assert of_layer.stop - of_layer.start == 128 * 256
 
 
 def test_returns_reach_the_balancer():
