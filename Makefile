@@ -41,7 +41,7 @@ clean:
 # torch comes first and by its exact version: a range would be answered by the newest build, with gigabytes of CUDA.
 .venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[programs]"
 	touch $@
 
 .venv/test.stamp: .venv/run.stamp

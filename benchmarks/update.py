@@ -50,11 +50,11 @@ from benchmarks.common import (
     torchjd_pcgrad,
     write_json,
 )
-from envs import TaskOneHot
 from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.limits import check_number
 from mtrl.rl.td import TDError
+from mtrl.rl.vec_env import TaskOneHot
 
 STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
 LEARNING_RATE, GAMMA = 5e-4, 0.99

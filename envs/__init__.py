@@ -1,18 +1,9 @@
-"""LunarLander tasks for multi-task learning; importing this package registers `mtrl/LunarLander-<task>-v0`."""
+"""LunarLander tasks for multi-task learning. Importing this package registers `mtrl/LunarLander-<task>-v0`."""
 
-from envs.lunar_lander import BASE_ID, TaskOneHot, TaskPhysics, make_task_env, variants
-from envs.tasks import (
-    DEFAULT_TASKS,
-    TASKS,
-    LunarLanderTask,
-    TaskLike,
-    UnknownTaskError,
-    get_task,
-    get_tasks,
-    register_task,
-    task_spec,
-)
-from envs.vec import ColumnError, TaskVecEnv, make_task_vec_env
+from envs.lunar_lander import BASE_ID, TaskPhysics, make_task_env, make_task_vec_env
+from envs.tasks import DEFAULT_TASKS, TASKS, LunarLanderTask, TaskLike, get_task, get_tasks, register_task
+from mtrl.rl.tasks import UnknownTaskError
+from mtrl.rl.vec_env import ColumnError, TaskOneHot, TaskVecEnv, variants
 
 __all__ = [
     "BASE_ID",
@@ -30,6 +21,5 @@ __all__ = [
     "make_task_env",
     "make_task_vec_env",
     "register_task",
-    "task_spec",
     "variants",
 ]

@@ -1,12 +1,16 @@
-"""The tasks: LunarLander under changed physics, each one line of data."""
+"""The tasks: LunarLander with changed physics. Each task is one line of data."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
+
+from mtrl.limits import check_number
+from mtrl.rl import tasks as registry
+from mtrl.rl.tasks import TASKS, UnknownTaskError
 
 __all__ = [
     "DEFAULT_TASKS",
@@ -17,143 +21,128 @@ __all__ = [
     "get_task",
     "get_tasks",
     "register_task",
-    "task_spec",
 ]
 
 
 @dataclass(frozen=True)
 class LunarLanderTask:
-    """What one task changes in Gymnasium's `LunarLander-v3`; the defaults change nothing.
+    """The changes that one task makes to Gymnasium's `LunarLander-v3`. The defaults change nothing.
 
-    Quantities are in Box2D's units: metres, kilograms, seconds; 50 environment steps make one second.
+    Quantities are in Box2D's units, which are metres, kilograms and seconds. 50 environment steps are one second.
 
     Raises:
-        ValueError: a field is out of range, not finite, or the name cannot be part of a Gymnasium id.
+        ValueError: a field is out of range or not finite, or the name cannot be part of a Gymnasium id.
     """
 
     name: str
-    """Letters, digits, `.` and `-`; becomes part of the id `mtrl/LunarLander-<name>-v0`."""
+    """Consists of letters, digits, `.` and `-`, and becomes part of the id `mtrl/LunarLander-<name>-v0`."""
 
     gravity: float = -10.0
-    """Vertical acceleration, negative. Unlike Gymnasium's constructor this takes values below -12 too."""
+    """Vertical acceleration, below 0. Values below -12 are allowed, which Gymnasium's constructor refuses."""
 
     gust_power: float = 0.0
-    """Each step a lateral force drawn from U(-gust_power, +gust_power) acts on the lander's centre; 0 is still air."""
+    """At each step a lateral force drawn from U(-gust_power, +gust_power) acts on the lander's centre. 0: no gusts."""
 
     gust_gated: bool = True
-    """Whether gusts blow only while neither leg touches the ground. Ungated gusts keep the lander awake for ever, so
-    that it never counts as landed; Gymnasium gates its own wind in the same way."""
+    """Whether gusts blow only while neither leg touches the ground, as Gymnasium's own wind does. If they blow on the
+    ground too, the lander never comes to rest, and so it never counts as landed."""
 
     enable_wind: bool = False
-    """Gymnasium's own wind: slowly varying lateral force and torque."""
+    """Whether Gymnasium's own wind blows, a lateral force and a torque that vary slowly."""
 
     wind_power: float = 15.0
-    """Largest force of Gymnasium's own wind; Gymnasium warns above 20."""
+    """Largest force of Gymnasium's own wind. Gymnasium warns above 20."""
 
     turbulence_power: float = 1.5
-    """Largest torque of Gymnasium's own wind; Gymnasium warns above 2."""
+    """Largest torque of Gymnasium's own wind. Gymnasium warns above 2."""
 
     mass_scale: float = 1.0
-    """Factor on the mass and inertia of the whole craft, body and legs, from the first step after each reset.
-    Engine power, leg springs and the random starting velocity keep their size."""
+    """Factor on the mass and inertia of the whole craft, from the first step after each reset. The power of the
+    engines, the springs of the legs and the random starting velocity are not scaled."""
 
     time_limit: int = 1000
-    """Steps after which an episode is truncated (not terminated: bootstrap through it)."""
+    """Steps after which an episode is truncated. This is not a termination, so agents bootstrap from the last state."""
+
+    solved_at: float = 200.0
+    """Mean return from which the task counts as solved. The default is Gymnasium's figure for LunarLander."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.name):
             raise ValueError(f"task name {self.name!r} must consist of letters, digits, '.' and '-'")
-        limits = (
-            ("gravity", self.gravity < 0, "a finite negative number"),
-            ("gust_power", self.gust_power >= 0, "a finite number of at least 0"),
-            ("wind_power", self.wind_power >= 0, "a finite number of at least 0"),
-            ("turbulence_power", self.turbulence_power >= 0, "a finite number of at least 0"),
-            ("mass_scale", self.mass_scale > 0, "a finite number above 0"),
-            ("time_limit", isinstance(self.time_limit, int) and self.time_limit >= 1, "an integer of at least 1"),
-        )
-        for field, holds, rule in limits:
-            value = getattr(self, field)
-            if not (holds and math.isfinite(value)):
-                raise ValueError(f"{field} of task {self.name!r} must be {rule}, not {value!r}")
+        of_task = f"of task {self.name!r}"
+        check_number(f"gravity {of_task}", self.gravity, below=0)
+        for field in ("gust_power", "wind_power", "turbulence_power"):
+            check_number(f"{field} {of_task}", getattr(self, field), least=0)
+        check_number(f"mass_scale {of_task}", self.mass_scale, above=0)
+        time_limit = check_number(f"time_limit {of_task}", self.time_limit, least=1, whole=True)
+        object.__setattr__(self, "time_limit", time_limit)  # a frozen dataclass refuses plain assignment
+        check_number(f"solved_at {of_task}", self.solved_at)
 
     @property
     def env_id(self) -> str:
         """The Gymnasium id, for example `mtrl/LunarLander-Windy-v0`."""
         return f"mtrl/LunarLander-{self.name}-v0"
 
+    @property
+    def spec(self) -> EnvSpec:
+        """The specification from which Gymnasium makes this task, whether or not the task is registered."""
+        return EnvSpec(
+            id=self.env_id,
+            entry_point="envs.lunar_lander:assemble",
+            max_episode_steps=self.time_limit,
+            kwargs={"task": self},
+        )
+
+    def make(self, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env[Any, Any]:
+        """Make an environment of this task, with its time limit. For `options` see `envs.make_task_env`."""
+        return gymnasium.make(self.spec, disable_env_checker=True, render_mode=render_mode, **options)
+
 
 TaskLike = str | LunarLanderTask
-"""A task, or the name of a registered one."""
-
-TASKS: dict[str, LunarLanderTask] = {}
-"""The registered tasks by name. Add to them with `register_task`, which also makes the Gymnasium id."""
+"""A task, or the name of a registered task."""
 
 DEFAULT_TASKS = ("Standard", "Windy", "Heavy")
-"""The names of the benchmark's three tasks, in the order of their one-hot."""
-
-
-class UnknownTaskError(ValueError):
-    """A name that no registered task bears."""
+"""The names of the three tasks of the benchmark, in the order of their one-hot."""
 
 
 def get_task(task: TaskLike) -> LunarLanderTask:
-    """The task of that name; a task itself is returned as it is, registered or not.
+    """Return the LunarLander task of this name. See `mtrl.rl.tasks.get_task`.
 
     Raises:
         UnknownTaskError: no registered task has this name.
-        ValueError: the task bears the name of a registered task but differs from it. Results are filed under the
-            name, so one name must not stand for two tasks.
+        ValueError: the task has the name of a registered task but differs from it, or is no LunarLander task.
     """
-    if isinstance(task, LunarLanderTask):
-        if TASKS.get(task.name, task) != task:
-            raise ValueError(f"task {task.name!r} differs from the registered task of that name; give it another name")
-        return task
-    if task not in TASKS:
-        raise UnknownTaskError(f"unknown task {task!r}; tasks are {', '.join(TASKS)}")
-    return TASKS[task]
+    return _lander_task(registry.get_task(task))
 
 
 def get_tasks(tasks: TaskLike | Iterable[TaskLike]) -> tuple[LunarLanderTask, ...]:
-    """The tasks in the given order; a lone task or name makes a tuple of one.
-
-    Raises:
-        UnknownTaskError: as `get_task`.
-        ValueError: no tasks, or two of the same name.
-    """
-    found = tuple(get_task(task) for task in ((tasks,) if isinstance(tasks, TaskLike) else tasks))
-    names = [task.name for task in found]
-    if not found:
-        raise ValueError(f"no tasks given; tasks are {', '.join(TASKS)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"tasks must be distinct, not {', '.join(names)}")
-    return found
+    """Return the LunarLander tasks in the given order. See `mtrl.rl.tasks.get_tasks`, and for the errors `get_task`."""
+    return tuple(_lander_task(task) for task in registry.get_tasks(tasks))
 
 
-def task_spec(task: LunarLanderTask) -> EnvSpec:
-    """How Gymnasium makes this task; `gymnasium.make` accepts the spec whether or not the task is registered."""
-    return EnvSpec(
-        id=task.env_id,
-        entry_point="envs.lunar_lander:assemble",
-        max_episode_steps=task.time_limit,
-        kwargs={"task": task},
-    )
+def _lander_task(task: registry.AnyTask) -> LunarLanderTask:
+    if not isinstance(task, LunarLanderTask):
+        raise ValueError(f"task {task.name!r} is not a LunarLander task")
+    return task
 
 
 def register_task(task: LunarLanderTask) -> LunarLanderTask:
-    """Make the task available by name and as a Gymnasium id; a second time does nothing.
+    """Make the task available by its name and by its Gymnasium id. Registering it again changes nothing.
 
     Raises:
         ValueError: another task has this name.
     """
-    if get_task(task).name not in TASKS:
-        spec = task_spec(task)
-        gymnasium.register(spec.id, spec.entry_point, max_episode_steps=spec.max_episode_steps, kwargs=spec.kwargs)
-        TASKS[task.name] = task
+    registry.register_task(task)
+    if task.env_id not in gymnasium.registry:
+        gymnasium.register(
+            task.env_id, task.spec.entry_point, max_episode_steps=task.time_limit, kwargs=task.spec.kwargs
+        )
     return task
 
 
 register_task(LunarLanderTask("Standard"))
 register_task(LunarLanderTask("Windy", gust_power=20.0, time_limit=400))
 register_task(LunarLanderTask("Heavy", gravity=-12.5, time_limit=800))
-# Cannot be landed (the gusts never let the craft come to rest); kept only to compare with older figures.
+# This task cannot be landed, because the gusts never let the craft come to rest. It is kept for comparisons with older
+# figures.
 register_task(LunarLanderTask("WindyUngated", gust_power=20.0, gust_gated=False, time_limit=400))

@@ -5,7 +5,7 @@ A checkpoint is one uncompressed zip file with two members:
 - `state.json`: the structure, in strict JSON, with a reference in the place of each tensor;
 - `tensors.safetensors`: every tensor and array, named by its key path, so that any safetensors reader can open it.
 
-JSON holds `None`, `bool`, `int`, `str`, finite `float` and `list` as themselves. Everything else is an
+JSON represents `None`, `bool`, `int`, `str`, finite `float` and `list` directly. Every other value is an
 object with one key, its tag: `{"dict": [[key, value], ...]}`, `{"tuple": [...]}`, `{"float": hexadecimal}` for NaN and
 infinities, and `{"tensor" | "array" | "scalar": name}` for a PyTorch tensor, a NumPy array or a NumPy scalar.
 
@@ -36,8 +36,8 @@ __all__ = ["CheckpointError", "load", "save"]
 FORMAT = "mtrl-checkpoint"
 VERSION = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
-LARGEST_STATE = 32 * 2**20  # bytes of JSON: read, they take up to some thirty times as many
-LARGEST_DIRECTORY = 2**16  # bytes of the zip file's list of members, of which there are two
+LARGEST_STATE = 32 * 2**20  # bytes of JSON; once they are read, they take about thirty times as much memory
+LARGEST_DIRECTORY = 2**16  # bytes of the zip file's list of members; a checkpoint has two members
 INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 REALS = ("float16", "float32", "float64")
 ARRAY_DTYPES = frozenset(np.dtype(name) for name in INTEGERS + REALS)
@@ -49,30 +49,30 @@ class CheckpointError(ValueError):
 
 
 class _DefectError(Exception):
-    """What is wrong with a file, said where its name is not known."""
+    """A file is defective. It is raised where the name of the file is not known, and `load` adds the name."""
 
 
 def save(
     path: str | Path | BinaryIO | io.BufferedIOBase, state: Mapping[str, Any], *, previous: str | Path | None = None
 ) -> None:
-    """Write `state` to `path`; the same state always gives the same bytes.
+    """Write `state` to `path`. The same state always gives the same bytes.
 
     Args:
         path: the file, or a stream opened for binary writing. A file is replaced in one step: whatever happens, `path`
             holds either the old checkpoint or the new one, complete. Missing parent folders are created.
         state: mappings with `str` or `int` keys, lists, tuples, dense tensors and arrays of any shape (bool, integer
-            and real dtypes), NumPy scalars, `bool`, `int`, `float`, `str` and `None`, nested in any way. `load` gives
-            them back bit for bit and with their types, except that every mapping comes back as a plain `dict` and
-            every tensor contiguous, detached and on the CPU.
-        previous: keep the file that is replaced under this name, in the same folder. At every moment one of the two
-            is complete. Default: not kept.
+            and real dtypes), NumPy scalars, `bool`, `int`, `float`, `str` and `None`, nested in any way. `load` returns
+            them bit for bit and with their types, except that every mapping becomes a plain `dict`, and every tensor
+            becomes contiguous, detached and on the CPU.
+        previous: a name in the same folder under which the replaced file is kept. At every moment at least one of the
+            two files is complete. Default: the replaced file is not kept.
 
     Raises:
-        TypeError: `state` holds something else; the message names its place, as in
+        TypeError: `state` holds a value of another type; the message names its place, as in
             `cannot save state['policy']['fn']: function`. Nothing is written.
-        ValueError: `state` is too large without its tensors and arrays, in which all that is many belongs. Nothing is
+        ValueError: `state` without its tensors and arrays is too large: put large data in tensors or arrays. Nothing is
             written.
-        OSError: the file cannot be written. The old one is untouched.
+        OSError: the file cannot be written. The old file is untouched.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"cannot save state: {type(state).__name__}; the outermost object must be a mapping")
@@ -94,12 +94,13 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
 
     Args:
         path: the file, or a seekable stream opened for binary reading.
-        max_bytes: refuse a file whose members claim more bytes than this (default 16 GiB), before reading them. What
-            they claim is never more than the file has: loading takes memory in proportion to its size.
+        max_bytes: the largest total size of the members, default 16 GiB. A file with larger members is refused before
+            they are read. Members that claim to be larger than the file are refused, too, so that loading takes memory
+            in proportion to the size of the file.
 
     Raises:
-        CheckpointError: there is no such file, or it is not a whole, unaltered checkpoint of this format and version,
-            or it is no regular file.
+        CheckpointError: there is no such file, or it is not a regular file, or it is not a complete, unaltered
+            checkpoint of this format and version.
         OSError: the file cannot be read.
     """
     name = repr(os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream"))
@@ -114,20 +115,20 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
         raise CheckpointError(f"no checkpoint at {name}") from None
     except IsADirectoryError:
         raise CheckpointError(f"cannot load checkpoint {name}: it is a folder") from None
-    except ValueError as error:  # everything that is wrong within the file is a _DefectError
+    except ValueError as error:  # a wrong path; an error within the file is a _DefectError
         raise CheckpointError(f"no checkpoint at {name}: {error}") from None
     except _DefectError as defect:
         raise CheckpointError(f"cannot load checkpoint {name}: {one_line(defect)}") from defect
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """What `open` opens files by, without waiting for the writer of a named pipe; Windows knows no such waiting."""
+    """An opener for `open` that does not wait for the writer of a named pipe. On Windows there is no such waiting."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """Turn `value` into JSON, moving its tensors to `tensors`; `place` is its key path and names them."""
-    # Exact types: a subclass (an enum, a named tuple, a masked array) would come back as something else.
+    """Turn `value` into JSON and put its tensors into `tensors`, under their key paths, which begin with `place`."""
+    # The type must match exactly: a subclass (an enum, a named tuple, a masked array) would not be restored as such.
     kind = type(value)
     if value is None or kind in (bool, int, str) or (kind is float and math.isfinite(value)):
         return value
@@ -144,7 +145,7 @@ def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         if value.dtype not in TENSOR_DTYPES or value.layout is not torch.strided or value.is_meta:
             raise TypeError(f"cannot save {place}: {value.layout} tensor of {value.dtype} on {value.device}")
-        # safetensors refuses tensors that share memory, so each gets its own.
+        # safetensors refuses tensors that share memory, so each tensor is copied.
         tensors[place] = value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": place}
     if kind is np.ndarray or isinstance(value, np.generic):
@@ -156,10 +157,10 @@ def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _serialize(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """The tensors as safetensors has them.
+    """The tensors in the safetensors format.
 
-    `safetensors.torch.save` makes types of ctypes for every size in bytes that it has not met before, some 5 kB that
-    are never freed; the form for NumPy, which gives the same bytes, does not, but knows no bfloat16.
+    For every size in bytes that is new to it, `safetensors.torch.save` creates ctypes types of about 5 kB, which are
+    never freed. `safetensors.numpy.save` gives the same bytes without that, but it does not support bfloat16.
     """
     if any(tensor.dtype is torch.bfloat16 for tensor in tensors.values()):
         return safetensors.torch.save(dict(tensors))
@@ -167,7 +168,7 @@ def _serialize(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `_encode`, taking each tensor out of `tensors`."""
+    """The inverse of `_encode`. It removes each tensor that it uses from `tensors`."""
     if isinstance(node, list):
         return [_decode(item, tensors) for item in node]
     if not isinstance(node, dict):
@@ -220,17 +221,19 @@ def _read(file: BinaryIO | io.BufferedIOBase, max_bytes: int) -> dict[str, bytes
             if (length := archive.getinfo(STATE).file_size) > LARGEST_STATE:
                 raise _DefectError(f"member {STATE!r} has {length} bytes, above the limit of {LARGEST_STATE}")
             return {member.filename: archive.read(member) for member in members}  # read() verifies the checksum
-    # What zipfile raises for damaged bytes depends on where the damage lies.
+    # The type of error that zipfile raises depends on which bytes are damaged.
     except (zipfile.BadZipFile, struct.error, EOFError, OSError, OverflowError, RuntimeError, ValueError) as error:
         raise _DefectError(f"it is damaged or not a zip file ({error or type(error).__name__})") from error
 
 
 def _check_directory(file: BinaryIO | io.BufferedIOBase, size: int) -> None:
-    """Refuse a list of members that is long, which `ZipFile` would read as a whole; `size` is the file's."""
+    """Refuse a long list of members, because `ZipFile` would read all of it. `size` is the size of the file."""
     file.seek(max(size - 98, 0))
     tail = file.read(98).rjust(98, b"\0")
-    # Here `ZipFile` looks first: an end of 22 bytes, before it, in large files, a locator of 20 and another end of 56.
-    if tail[-22:-18] != b"PK\5\6":  # it would go on to look for an end with a comment after it; `save` writes none
+    # `ZipFile` looks here first. A zip file ends with a record of 22 bytes. In a large file a locator of 20 bytes and
+    # another record of 56 bytes come before it.
+    if tail[-22:-18] != b"PK\5\6":
+        # `ZipFile` would go on to look for a record that a comment follows, which `save` never writes.
         raise _DefectError("it is damaged or not a zip file (it does not end as one)")
     (length,) = struct.unpack("<L", tail[-10:-6])
     if tail[-42:-38] == b"PK\6\7":
@@ -251,7 +254,7 @@ def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
         raise _DefectError(f"its format version is {document.get('version')!r}; this release reads version {VERSION}")
     try:
         tensors = safetensors.torch.load(members[TENSORS])
-    except Exception as error:  # it raises a different type for each kind of malformed content
+    except Exception as error:  # safetensors raises a different type for each kind of malformed content
         raise _DefectError(f"{TENSORS} is malformed ({error!r})") from error
     try:
         state = _decode(document.get("state"), tensors)

@@ -1,8 +1,8 @@
-"""How much the task gradients disagree: functions of their Gramian `G = J J^T`, (T, T).
+"""How much the task gradients disagree, computed from their Gramian `G = J J^T`, (T, T).
 
-With a Gramian from `TaskGradients.gramian` the cost does not depend on the number of parameters. A task whose gradient
-is zero has no direction: its cosines and similarities are 0, it conflicts with nobody, and it has no part in the ratio
-of norms.
+`TaskGradients.gramian` gives the Gramian. The cost does not depend on the number of parameters. A task with a zero
+gradient has no direction: its cosines and similarities are 0, it conflicts with no other task, and it is left out of
+the ratio of norms.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def cosines(gramian: Tensor) -> Tensor:
-    """`cos(g_i, g_j) = <g_i, g_j> / (|g_i| |g_j|)` for every pair, (T, T); 0 where one is zero.
+    """`cos(g_i, g_j) = <g_i, g_j> / (|g_i| |g_j|)` for every pair, (T, T); 0 if one of the gradients is zero.
 
-    Two gradients conflict when it is negative: Definition 1 of Yu et al., "Gradient Surgery for Multi-Task Learning"
-    (2020), https://arxiv.org/abs/2001.06782.
+    Two gradients conflict when their cosine is negative: Definition 1 of Yu et al., "Gradient Surgery for Multi-Task
+    Learning" (2020), https://arxiv.org/abs/2001.06782.
     """
     squares = gramian.diagonal()
     inverse = squares.rsqrt().nan_to_num(0.0, posinf=0.0)
@@ -23,9 +23,9 @@ def cosines(gramian: Tensor) -> Tensor:
 
 
 def conflict_share(gramian: Tensor) -> Tensor:
-    """Share of the `T (T - 1) / 2` pairs whose gradients conflict (negative inner product), (); 0 for one task.
+    """The share of the `T (T - 1) / 2` pairs of tasks whose gradients conflict, (); 0 for one task.
 
-    Pairs of conflicting gradients are those of Yu et al. (2020), Definition 1.
+    Gradients conflict when their inner product is negative: Yu et al. (2020), Definition 1.
     """
     num_tasks = len(gramian)
     pairs = num_tasks * (num_tasks - 1) / 2
@@ -33,9 +33,9 @@ def conflict_share(gramian: Tensor) -> Tensor:
 
 
 def norm_ratio(gramian: Tensor) -> Tensor:
-    """`max_i |g_i| / min_i |g_i|` over the gradients that are not zero, (); 1 if there are none.
+    """`max_i |g_i| / min_i |g_i|` over the gradients that are not zero, (); 1 if all are zero.
 
-    The imbalance of magnitudes that Chen et al., "GradNorm" (2018), set out to remove: https://arxiv.org/abs/1711.02257.
+    This is the imbalance that GradNorm removes: Chen et al. (2018), https://arxiv.org/abs/1711.02257.
     """
     norms = gramian.diagonal().sqrt()
     norms = norms[norms > 0]
@@ -43,9 +43,9 @@ def norm_ratio(gramian: Tensor) -> Tensor:
 
 
 def magnitude_similarity(gramian: Tensor) -> Tensor:
-    """`2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)` for every pair, (T, T): 1 for equal norms, near 0 for very different ones.
+    """`2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)` for every pair, (T, T): 1 for equal norms, near 0 for very different norms.
 
-    Definition 2 of Yu et al. (2020), https://arxiv.org/abs/2001.06782. A pair with a zero gradient has 0.
+    Definition 2 of Yu et al. (2020), https://arxiv.org/abs/2001.06782. It is 0 for a pair with a zero gradient.
     """
     squares = gramian.diagonal()
     total = squares + squares.unsqueeze(1)
@@ -54,7 +54,7 @@ def magnitude_similarity(gramian: Tensor) -> Tensor:
 
 
 def conflict_metrics(gramian: Tensor) -> dict[str, Tensor]:
-    """All of them by name: `cosine` (T, T), `conflict_share` (), `norm_ratio` (), `magnitude_similarity` (T, T)."""
+    """All measures by name: `cosine` (T, T), `conflict_share` (), `norm_ratio` (), `magnitude_similarity` (T, T)."""
     return {
         "cosine": cosines(gramian),
         "conflict_share": conflict_share(gramian),

@@ -1,4 +1,4 @@
-"""The gradient of a loss one step ahead of where the parameters stand."""
+"""The gradient of a loss one step ahead of the present parameters."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from mtrl.gradients import ParameterLayout
 
 
 class LookaheadGuidance:
-    """`step -> grad L_guide(theta - step)` for any PyTorch model, as `AIM.set_guidance` takes it.
+    """The function `step -> grad L_guide(theta - step)` of any PyTorch model, for `Balancer.set_guidance`.
 
         guidance = LookaheadGuidance(lambda: criterion(model(held_out.x), held_out.y), model.encoder.parameters())
         aim.set_guidance(guidance, eta=learning_rate)
 
-    During the call the parameters are `theta - step`. They are put back afterwards by handing them their old storage,
-    so not a bit of them changes, whatever the loss does or raises; their `.grad` is never touched.
+    During a call the parameters are `theta - step`. Afterwards they get their old storage back, so that not a bit of
+    them changes, even if the loss raises an error. Their `.grad` is never touched.
 
     Args:
-        loss: the guidance loss as it stands, a scalar. It should depend on nothing but the parameters and data that
-            they are not trained on, and change nothing: put layers with batch statistics or dropout in `eval` mode.
-        parameters: the shared parameters, in the order of the Jacobian's columns; frozen ones are left out.
+        loss: a function that computes the guidance loss, a scalar, at the present parameters. It should depend on
+            nothing but the parameters and held-out data, and it should change nothing: put layers with batch statistics
+            or dropout in `eval` mode.
+        parameters: the shared parameters, in the order of the Jacobian's rows; frozen ones are left out.
 
     Attributes:
         layout: the parameters as one vector.
-        value: what the loss was at the last call, detached; None before.
+        value: the loss at the last call, detached; None before the first call.
 
     Raises:
         ValueError: there is no trainable parameter.
@@ -39,10 +40,10 @@ class LookaheadGuidance:
         self._loss = loss
 
     def __call__(self, step: Tensor) -> Tensor:
-        """The gradient (D,) at `theta - step`, zero for a parameter that the loss does not depend on.
+        """The gradient (D,) at `theta - step`. It is zero for a parameter that the loss does not depend on.
 
         Raises:
-            ValueError: `step` is not one number per parameter, or the loss depends on no parameter.
+            ValueError: `step` is not of shape (D,), or the loss depends on no parameter.
         """
         layout = self.layout
         if step.shape != (layout.size,):
@@ -68,5 +69,5 @@ class LookaheadGuidance:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: the loss refers to a model that a copy of this object could not bring along."""
+        """Return this object itself, because a copy could not copy the model that the loss refers to."""
         return self

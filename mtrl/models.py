@@ -1,4 +1,4 @@
-"""A shared encoder with one head per task, its losses, and synthetic data whose tasks are as related as you like.
+"""A shared encoder with one head per task, its losses, and synthetic data for tasks of a chosen relatedness.
 
 model = MultiTaskModel(16, [64, 64], 32, [{"type": "classification", "num_classes": 3}, {"type": "regression"}])
 features, targets = generate_synthetic_multi_task_data(800, 16, [3, None], seed=42)
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mtrl.limits import check_number
+
 __all__ = [
     "MultiTaskModel",
     "SharedEncoder",
@@ -26,17 +28,16 @@ __all__ = [
 
 TASK_KEYS = ("name", "type", "num_classes")
 TASK_TYPES = ("classification", "regression")
-STEEPNESS = 2.0  # of the tanh of a teacher: clearly bent over the range of its inputs
-LARGEST_NOISE = 1_000.0  # beyond it nothing is left of the signal
+STEEPNESS = 2.0  # of the tanh in a teacher, which is then far from linear over the range of its inputs
 
 
 class SharedEncoder(nn.Sequential):
-    """An MLP from the input to the representation that all tasks share: ReLU after every hidden layer, none at the end.
+    """A perceptron from the input to the representation that all tasks share, with ReLU after every hidden layer.
 
     Args:
-        input_dim: numbers in an input.
-        hidden: widths of the hidden layers; empty for a linear encoder.
-        output_dim: size of the representation.
+        input_dim: the size of an input.
+        hidden: the widths of the hidden layers; empty for a linear encoder.
+        output_dim: the size of the representation.
 
     Shapes: (B, input_dim) to (B, output_dim).
 
@@ -54,11 +55,11 @@ class SharedEncoder(nn.Sequential):
 
 
 class TaskHead(nn.Linear):
-    """A linear layer from the representation to one task's outputs: the logits of its classes, or one number.
+    """A linear layer from the representation to the outputs of one task: the logits of its classes, or one number.
 
     Args:
-        input_dim: size of the representation.
-        num_classes: classes of a classification; None, the default, for a regression.
+        input_dim: the size of the representation.
+        num_classes: the number of classes of a classification; None for a regression. Default None.
 
     Shapes: (B, input_dim) to (B, num_classes), or to (B,) for a regression.
 
@@ -68,13 +69,13 @@ class TaskHead(nn.Linear):
 
     def __init__(self, input_dim: int, num_classes: int | None = None) -> None:
         _check_sizes(input_dim=input_dim)
-        if num_classes is not None and num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; it must be at least 2")
+        if num_classes is not None:
+            check_number("num_classes", num_classes, least=2, whole=True)
         super().__init__(input_dim, num_classes or 1)
         self.num_classes = num_classes
 
     def forward(self, representation: Tensor) -> Tensor:
-        """The task's outputs."""
+        """The outputs of the task for a representation (B, input_dim)."""
         outputs = super().forward(representation)
         return outputs.squeeze(-1) if self.num_classes is None else outputs
 
@@ -83,20 +84,20 @@ class MultiTaskModel(nn.Module):
     """A `SharedEncoder` with one `TaskHead` per task.
 
     Args:
-        input_dim: numbers in an input.
-        shared_hidden: widths of the encoder's hidden layers.
-        shared_dim: size of the shared representation.
-        task_configs: for each of the T tasks a mapping with the key `type`, `"classification"` or `"regression"`;
-            `num_classes` for a classification; and, if you like, a `name`.
+        input_dim: the size of an input.
+        shared_hidden: the widths of the encoder's hidden layers.
+        shared_dim: the size of the shared representation.
+        task_configs: for each of the T tasks a mapping with the key `type`, which is `"classification"` or
+            `"regression"`; for a classification also `num_classes`; and optionally `name`.
 
     Attributes:
-        encoder: its parameters are those that a balancer balances.
-        heads: one per task.
-        task_names: the names, `task_<index>` where none was given.
+        encoder: the encoder. Its parameters are the shared ones, which a balancer balances.
+        heads: one `TaskHead` per task.
+        task_names: the names of the tasks, by default `task_<index>`.
 
     Raises:
-        ValueError: there is no task, a size is out of range, or a task has an unknown key or type, a classification no
-            `num_classes`, or a regression some. The message names the task.
+        ValueError: there is no task, a size is out of range, a task has an unknown key or type, a classification has no
+            `num_classes`, or a regression has one. The message names the task.
     """
 
     def __init__(
@@ -115,25 +116,26 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleList(TaskHead(shared_dim, num_classes) for num_classes in classes)
 
     def forward(self, features: Tensor) -> list[Tensor]:
-        """Each task's outputs for `features` (B, input_dim): logits (B, num_classes), or (B,) for a regression."""
+        """The outputs of each task for `features` (B, input_dim): logits (B, num_classes), or (B,) for a regression."""
         representation = self.encoder(features)  # (B, shared_dim)
         return [head(representation) for head in self.heads]
 
 
 def task_losses(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-    """One loss per task, each a mean over the batch: what a balancer takes.
+    """One loss per task, each a mean over the batch, as a balancer takes them.
 
-    Cross-entropy where targets are integers, mean squared error where they are floating-point numbers.
+    The loss is the cross-entropy if the targets are integers, and the mean squared error if they are floating-point
+    numbers.
 
     Args:
-        outputs: of each task: logits (B, num_classes), or, for a regression, as its targets.
-        targets: of each task: classes (B,), counted from 0, or floating-point numbers of any shape.
+        outputs: for each task, logits (B, num_classes), or for a regression numbers of the shape of the targets.
+        targets: for each task, classes (B,), counted from 0, or floating-point numbers of any shape.
 
     Returns:
-        T scalars, in nats and in squared units of the target.
+        T scalars, in nats for a classification and in squared units of the target for a regression.
 
     Raises:
-        ValueError: there are not as many targets as outputs, or shapes do not go together; the message names the task.
+        ValueError: the numbers of outputs and targets differ, or their shapes do not fit; the message names the task.
     """
     if len(outputs) != len(targets) or not outputs:
         raise ValueError(f"got outputs of {len(outputs)} tasks and targets of {len(targets)}")
@@ -148,10 +150,10 @@ def multi_task_loss(
     Args:
         outputs: see `task_losses`.
         targets: see `task_losses`.
-        weights: one per task. Default: 1 for each.
+        weights: one weight per task. Default: 1 for each task.
 
     Raises:
-        ValueError: as `task_losses`; or there is not one weight per task.
+        ValueError: as `task_losses`, or the number of weights is not T.
     """
     losses = task_losses(outputs, targets)
     if weights is None:
@@ -171,29 +173,31 @@ def generate_synthetic_multi_task_data(
     relatedness: float = 0.5,
     noise: float = 0.1,
 ) -> tuple[Tensor, list[Tensor]]:
-    """One set of inputs with a set of targets for each of T tasks, made by teachers whose features overlap as told.
+    """One set of inputs and, for each of T tasks, a set of targets, made by teachers whose features overlap.
 
-    Inputs x are standard normal. Teacher t has H = input_dim // (T + 1) unit features a_th, of which it takes
-    s_t = sum_h b_th tanh(2 a_th.x) with |b_t| = 1 of its own. The features are a_th = sqrt(r) e_0h + sqrt(1 - r) e_th
-    over (T + 1) H orthonormal vectors e, drawn at random, so that for two tasks a_th.a_uk = r if h = k and 0 otherwise:
-    with r = 1 all tasks read the same features, with r = 0 each its own.
+    Inputs x are standard normal. Teacher t has H = input_dim // (T + 1) unit features a_th and a readout b_t with
+    |b_t| = 1, and gives the score s_t = sum_h b_th tanh(2 a_th.x). The features are
+    a_th = sqrt(r) e_0h + sqrt(1 - r) e_th over (T + 1) H orthonormal vectors e, drawn at random. For two tasks t and u,
+    a_th.a_uk is therefore r if h = k and 0 otherwise: with r = 1 all tasks depend on the same features, and with r = 0
+    each task depends on features of its own.
 
-    Scores are scaled to mean 0 and standard deviation 1 over the samples, noise is added, and a regression's target is
-    the outcome scaled again; a classification's is its quantile, so that all classes are equally frequent.
+    Scores are scaled to mean 0 and standard deviation 1 over the samples, and noise is added. The target of a
+    regression is the sum, scaled again. The target of a classification is the quantile of the sum, so that all classes
+    are equally frequent.
 
-    Training and validation data have the same teachers if they are slices of one call's samples.
+    To get training and validation data of the same teachers, divide the samples of one call.
 
     Args:
         num_samples: N.
-        input_dim: numbers in an input, at least T + 1.
-        num_classes: for each task, its number of classes, or None for a regression.
-        device: where the tensors go; their values do not depend on it.
-        seed: of inputs, teachers and noise. Default 0.
-        relatedness: r in [0, 1], the cosine of two tasks' features. Default 0.5.
-        noise: standard deviation of Gaussian noise, in units of the score's own; at most 1000. Default 0.1.
+        input_dim: the size of an input, at least T + 1.
+        num_classes: for each task its number of classes, or None for a regression.
+        device: the device of the tensors. Their values do not depend on it.
+        seed: the seed of inputs, teachers and noise. Default 0.
+        relatedness: r in [0, 1], the cosine between the features of two tasks. Default 0.5.
+        noise: the standard deviation of Gaussian noise, relative to that of the score. Default 0.1.
 
     Returns:
-        Inputs (N, input_dim), float32, and for each task its targets (N,): int64 classes, or float32.
+        Inputs (N, input_dim) in float32, and for each task targets (N,): classes in int64, or numbers in float32.
 
     Raises:
         ValueError: an argument is out of range, or there are fewer samples than classes.
@@ -202,10 +206,8 @@ def generate_synthetic_multi_task_data(
     _check_sizes(num_samples=num_samples, num_tasks=T)
     if input_dim < T + 1:
         raise ValueError(f"input_dim is {input_dim}; teachers of {T} tasks need at least {T + 1}")
-    if not 0 <= relatedness <= 1:
-        raise ValueError(f"relatedness is {relatedness}; it must be between 0 and 1")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise is {noise}; it must be at least 0 and finite")
+    check_number("relatedness", relatedness, least=0, most=1)
+    check_number("noise", noise, least=0)
     for classes in num_classes:
         if classes is not None and not 2 <= classes <= num_samples:
             raise ValueError(
@@ -224,7 +226,7 @@ def generate_synthetic_multi_task_data(
 
 
 def _teacher_features(input_dim: int, num_tasks: int, relatedness: float, generator: torch.Generator) -> Tensor:
-    """The tasks' feature vectors as columns, (T, input_dim, H): orthonormal within a task, of cosine r across tasks."""
+    """The features (T, input_dim, H), each a vector along the second axis: orthonormal within a task, see above."""
     count = input_dim // (num_tasks + 1)
     basis, _ = torch.linalg.qr(torch.randn(input_dim, (num_tasks + 1) * count, generator=generator))
     shared, *own = basis.split(count, dim=1)
@@ -232,19 +234,19 @@ def _teacher_features(input_dim: int, num_tasks: int, relatedness: float, genera
 
 
 def _standardised(values: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1; of a single value, 0."""
+    """The values scaled to mean 0 and standard deviation 1; a single value becomes 0."""
     centred = values - values.mean()
     return centred / centred.square().mean().sqrt().clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def _quantiles(values: Tensor, count: int) -> Tensor:
-    """Which of `count` equal shares, from the lowest up, each of the values (N,) belongs to."""
+    """For each of the values (N,), the number of its quantile among `count`, counted from 0 for the lowest."""
     ranks = values.argsort().argsort()
     return ranks * count // len(values)
 
 
 def _num_classes(index: int, config: Mapping[str, object]) -> int | None:
-    """The classes of the task with this configuration, None for a regression."""
+    """The number of classes of the task with this configuration; None for a regression."""
     for key in config:
         if key not in TASK_KEYS:
             raise ValueError(f"task {index} has an unknown key {key!r}; keys are {', '.join(TASK_KEYS)}")
@@ -262,7 +264,7 @@ def _num_classes(index: int, config: Mapping[str, object]) -> int | None:
 
 def _loss(task: int, outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
-        if outputs.shape != targets.shape:  # broadcasting would give a loss of every output with every target
+        if outputs.shape != targets.shape:  # broadcasting would compare every output with every target
             raise ValueError(f"task {task} has outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}")
         return functional.mse_loss(outputs, targets)
     if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
@@ -273,5 +275,4 @@ def _loss(task: int, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; it must be at least 1")
+        check_number(name, size, least=1, whole=True)

@@ -1,4 +1,4 @@
-"""A record of any training loop: losses, how much the task gradients conflict, and what the balancer makes of it.
+"""A record of any training loop: the losses, the conflict of the task gradients, and the balancer's diagnostics.
 
     with Recorder("metrics.jsonl", balancer, tasks=["depth", "normals"], every=10):
         for batch in batches:
@@ -6,8 +6,9 @@
             balancer.backward(losses(batch))
             optimizer.step()
 
-The file has the form of a training run's `metrics.jsonl`: one JSON object of numbers per line, with `env_step` first.
-`python -m experiments.plot_recording metrics.jsonl` draws it.
+The file has the form of a training run's `metrics.jsonl`: each line is a JSON object of numbers that starts with
+`env_step`.
+`python -m experiments.plot_recording metrics.jsonl` draws the recording.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from torch import Tensor
 from mtrl.balancers.base import Balance, Balancer
 from mtrl.conflict import conflict_metrics
 from mtrl.gradients import TaskGradients
+from mtrl.limits import check_number
 
 STEP = "env_step"
 SYMMETRIC = ("cosine", "magnitude_similarity")
-"""Diagnostics (T, T) that are the same for the pair (a, b) as for (b, a), and recorded once."""
+"""The diagnostics (T, T) that have the same number for the pair (a, b) as for (b, a), which is recorded once."""
 
 
 class RecordingError(ValueError):
-    """A file that is no recording; the message is one line that names the file and the line."""
+    """A file is not a recording; the message is one line that names the file and the line."""
 
 
 def named(diagnostics: Mapping[str, Tensor], tasks: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Diagnostics by the names under which they are recorded.
+    """The numbers of a balancer's diagnostics, under the names by which they are recorded.
 
     Args:
-        diagnostics: as in `Balance`.
-        tasks: names of the tasks, T of them.
+        diagnostics: see `Balance`.
+        tasks: the names of the T tasks.
 
     Yields:
-        `balancer/<name>` where a tensor is a number, `balancer/<task>/<name>` where it is (T,), and
-        `balancer/<name>/<task>_<other>` where it is (T, T): for every pair, each once where the order says nothing.
+        `balancer/<name>` for a tensor (), `balancer/<task>/<name>` for each task of a tensor (T,), and
+        `balancer/<name>/<task>_<other>` for each pair of different tasks of a tensor (T, T). A pair of a diagnostic in
+        `SYMMETRIC` comes in one order only.
     """
     for name, tensor in diagnostics.items():
         values: Any = tensor.tolist()
@@ -59,32 +62,32 @@ def named(diagnostics: Mapping[str, Tensor], tasks: Sequence[str]) -> Iterator[t
 
 
 class Recorder:
-    """Writes a line to a file at the first and at every `every`-th call of a balancer, until it is closed.
+    """Writes a line to a file at the first call of a balancer and at every `every`-th, until it is closed.
 
-    It listens to the balancer, so that the loop stays as it is: `balancer.backward`, `balancer.combine` and calls of
-    the balancer itself all count. A line holds the losses as they were given (`train/<task>/loss`), the balancer's
-    diagnostics (`balancer/...`, see `named`) and the metrics of `mtrl.conflict`. Numbers that are not finite are left
-    out, and so is what concerns tasks that are missing from the batch. Between these calls it only counts. In a
-    data-parallel run, record on one process.
+    The recorder listens to the balancer, so that the training loop need not change: `balancer.backward`,
+    `balancer.combine` and calls of the balancer itself all count. A line holds the losses as they were given
+    (`train/<task>/loss`), the balancer's diagnostics (`balancer/...`, see `named`) and the metrics of `mtrl.conflict`.
+    Numbers that are not finite and numbers of tasks that are missing from the batch are left out. At other calls the
+    recorder only counts. In a data-parallel run, record on one process.
 
-    Where the file is there, the recording goes on after it; a last line that was only half written is dropped.
+    If the file exists, the recording continues it. A last line that was only half written is dropped.
 
     Args:
-        path: the file; its folder is made if need be.
-        balancer: what to listen to.
-        tasks: names of the tasks, T of them. Default None: their numbers.
-        every: calls from one line to the next. Default 10.
-        step: calls made so far; lines after it, which the loop is going to write again, are dropped, and 0 begins the
-            file anew. Default None: as many as the file's last line says.
+        path: the file. Missing parent folders are created.
+        balancer: the balancer to listen to.
+        tasks: the names of the T tasks. Default: their numbers.
+        every: the number of calls from one line to the next. Default 10.
+        step: the number of calls made so far. Later lines in the file are dropped, because the loop is going to write
+            them again; 0 starts the file afresh. Default: the number in the file's last line.
 
     Attributes:
-        step: calls so far; the `env_step` of a line, as a loop without environments has no other.
+        step: the number of calls so far. It is the `env_step` of a line, since a loop without environments has no
+            environment steps.
 
     Raises:
-        ValueError: `every` is below 1, `step` is negative, or the names are not distinct, hold a slash, or are not as
-            many as the tasks.
-        RecordingError: the file is there and is no recording. It is left as it is.
-        OSError: the file can't be opened.
+        ValueError: `every` is below 1, `step` is negative, or the names are not distinct, hold a slash, or are not T.
+        RecordingError: the file exists and is not a recording. It is left unchanged.
+        OSError: the file cannot be opened.
     """
 
     def __init__(
@@ -96,13 +99,11 @@ class Recorder:
         every: int = 10,
         step: int | None = None,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every is {every}; it must be at least 1")
-        if step is not None and step < 0:
-            raise ValueError(f"step is {step}; it must be at least 0")
+        self.every: int = check_number("every", every, least=1, whole=True)
+        if step is not None:
+            check_number("step", step, least=0, whole=True)
         if tasks is not None and (len(set(tasks)) < len(tasks) or not all(task and "/" not in task for task in tasks)):
             raise ValueError(f"tasks must be distinct names without '/', not {', '.join(tasks)}")
-        self.every = every
         self._tasks = None if tasks is None else tuple(tasks)
         if balancer.num_tasks is not None:
             self._names(balancer.num_tasks)
@@ -131,11 +132,11 @@ class Recorder:
         self._file.close()
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Write a line of your own, such as `{"eval/depth/error": 0.1}`, at the present step; it is on disk then."""
+        """Write a line of your own, such as `{"eval/depth/error": 0.1}`, at the present step, and flush the file."""
         self._write(values.items())
 
     def _count(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Balance) -> None:
-        """The balancer has answered: what PyTorch calls with its arguments."""
+        """Count a call of the balancer. PyTorch calls this with the arguments and the answer of the balancer."""
         self.step += 1
         if self.step > 1 and self.step % self.every:
             return
@@ -143,7 +144,7 @@ class Recorder:
         gradients: TaskGradients = arguments["gradients"]
         given = arguments.get("losses")
         losses = gradients.losses if given is None else given
-        assert losses is not None  # the balancer would not have answered
+        assert losses is not None  # without losses the balancer would not have answered
         mask = gradients.mask
         tasks = self._names(gradients.num_tasks if mask is None else len(mask))
         there = tasks if mask is None else tuple(task for task, is_there in zip(tasks, mask, strict=True) if is_there)
@@ -167,18 +168,18 @@ class Recorder:
 
 
 def read_recording(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a recording, or of a training run's `metrics.jsonl`, but for a last one that is half written.
+    """Read the lines of a recording or of a training run's `metrics.jsonl`, without a half-written last line.
 
     Raises:
-        RecordingError: it is neither.
-        OSError: it can't be read.
+        RecordingError: the file is neither.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         return [line for line, _ in _lines(file, Path(path))]
 
 
 def _end(file: BinaryIO, path: Path, step: int | None) -> tuple[int, int]:
-    """How many bytes of a recording to keep, and the step of the last line in them."""
+    """The number of bytes of a recording that belong to lines up to `step`, and the step of the last of these lines."""
     length = last = 0
     for line, size in _lines(file, path):
         if step is not None and line[STEP] > step:
@@ -189,7 +190,7 @@ def _end(file: BinaryIO, path: Path, step: int | None) -> tuple[int, int]:
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, float], int]]:
-    """Each line, and its length in bytes."""
+    """Yield each line and its length in bytes."""
     for number, text in enumerate(file, 1):
         if not text.endswith(b"\n") and (number > 1 or b'{"env_step": '.startswith(text[:13])):
             return

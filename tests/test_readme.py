@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs import TASKS
+from mtrl.balancers import _REGISTRY
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch):
-    from envs import TASKS  # noqa: PLC0415 - restored below
-    from mtrl.balancers import _REGISTRY  # noqa: PLC0415
-
     monkeypatch.chdir(tmp_path)
     # What the blocks take for granted: a model with two losses.
     encoder, heads, x = torch.nn.Linear(4, 8), [torch.nn.Linear(8, 1) for _ in range(2)], torch.randn(16, 4)

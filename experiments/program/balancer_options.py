@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import mtrl  # its names are imported when they are first used, so that `--help` does not load PyTorch
 from experiments.program.flags import UsageError
-from mtrl.limits import check_number
 
 if TYPE_CHECKING:
     from mtrl import Balancer
@@ -84,7 +82,11 @@ def _typed_options(name: str, balancer: type[Balancer], options: Mapping[str, An
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """Convert `value` to the type `hint`, or raise a ValueError. The balancer itself checks the range of the value."""
+    """Convert `value` to the type `hint` of an argument. The balancer itself checks numbers and their ranges.
+
+    Raises:
+        ValueError: the argument is a pair of values or a truth value, and `value` is not.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in parts:
@@ -95,8 +97,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(parts):
             raise ValueError(f"{name} is {value!r}; it must be {len(parts)} values")
         return tuple(_typed(name, part, kind) for part, kind in zip(value, parts, strict=True))
-    if hint in (int, float):
-        return check_number(name, value, most=math.inf, whole=hint is int)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if hint is bool:
         truth = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
         if not isinstance(truth, bool):

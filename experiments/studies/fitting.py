@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.program.progress import progress
 from experiments.supervised.data import Samples
-from mtrl import AIM, Balance, Balancer, LookaheadGuidance, make_balancer
+from mtrl import Balance, Balancer, LookaheadGuidance, make_balancer
 from mtrl.gradients import TaskGradients
 from mtrl.models import MultiTaskModel, task_losses
 
@@ -107,7 +107,7 @@ def fit(
     balancer, answers = _balancer(method, len(losses(phases[0].train)), policy_lr)
     for phase in phases:
         rows = phase.train
-        if isinstance(balancer, AIM):
+        if balancer.wants_guidance:
             balancer.set_guidance(LookaheadGuidance(_total(losses, phase.guidance), shared), eta=learning_rate)
         else:
             rows = joined(phase.train, phase.guidance)
@@ -120,8 +120,8 @@ def fit(
     observe(phases[-1].validation)
     late = answers[-max(1, int(LATE * phases[-1].steps)) :]
     tau, intervention = (_mean(late, name) for name in ("tau", "intervention"))
-    if isinstance(balancer, AIM):
-        tau = balancer.tau.numpy().copy()
+    if (learned := balancer.state_dict().get("tau")) is not None:
+        tau = learned.numpy().copy()
     return _results(points, late, tau, intervention)
 
 
@@ -245,7 +245,7 @@ def settled(gradients: Array, method: str, calls: int) -> Array:
     """
     balancer = make_balancer(METHODS[method], len(gradients))
     jacobian, losses = torch.from_numpy(gradients), torch.ones(len(gradients), dtype=torch.float64)
-    if isinstance(balancer, AIM):
+    if balancer.wants_guidance:
         balancer.set_guidance(lambda step: jacobian.sum(0))
     for _ in range(calls):
         update = balancer.combine(jacobian, losses)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.analysis.plots.style import RC, save
 from experiments.analysis.statistics import Comparison, Estimate, compare, summarise
+from experiments.program.versions import versions
 from mtrl.files import replacing
 
 Array = NDArray[np.float64]
@@ -165,10 +164,7 @@ class Report:
         }
         results = {
             "settings": dict(self.settings),
-            "versions": {
-                "python": platform.python_version(),
-                **{package: importlib.metadata.version(package) for package in ("mtrl", "torch", "numpy")},
-            },
+            "versions": versions("mtrl", "torch", "numpy"),
             "columns": {table.title: list(table.columns) for table in self.tables},
             "numbers": numbers,
             "verdicts": {verdict.claim.text: verdict.outcome for verdict in self.verdicts},

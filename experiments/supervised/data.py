@@ -79,7 +79,7 @@ def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> Ta
         from sklearn.datasets import load_digits  # noqa: PLC0415 - scikit-learn is optional
         from sklearn.model_selection import train_test_split  # noqa: PLC0415
     except ImportError:
-        raise UsageError("the digits need scikit-learn: pip install 'mtrl[supervised]'") from None
+        raise UsageError("the digits need scikit-learn: pip install 'mtrl-balance[supervised]'") from None
     images, digit = load_digits(return_X_y=True)
     labels = {"digit": digit, "parity": digit % 2, "size": digit // 5}
     chosen = train_test_split(

@@ -79,7 +79,7 @@ def _env_file() -> Mapping[str, str | None]:
     try:
         from dotenv import dotenv_values  # noqa: PLC0415 - python-dotenv is optional
     except ImportError:
-        raise UsageError(f"reading '{ENV_FILE}' needs python-dotenv: pip install 'mtrl[supervised]'") from None
+        raise UsageError(f"reading '{ENV_FILE}' needs python-dotenv: pip install 'mtrl-balance[supervised]'") from None
     try:
         return dotenv_values(ENV_FILE, interpolate=False)
     except UnicodeDecodeError:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.program.versions import versions
 from experiments.supervised.settings import Settings
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings and the versions of the packages, for config.json and comparison.json."""
-    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
+    extra = ["scikit-learn"] if settings.data.source == "digits" else []
     return {
         "settings": settings.as_json(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
+        "versions": versions("mtrl", "torch", "numpy", *extra),
     }
 
 

@@ -15,7 +15,7 @@ from experiments.program.balancer_options import balancer_from
 from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
-from mtrl import AIM, Balance, Balancer, LookaheadGuidance, checkpoint
+from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
 from mtrl.conflict import cosines
 from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
@@ -126,7 +126,6 @@ class Learner:
             def guidance_loss() -> Tensor:
                 return multi_task_loss(self.model(held_out.features), held_out.targets, self._weights)
 
-            assert isinstance(self.balancer, AIM)
             guidance = LookaheadGuidance(guidance_loss, self._shared)
             self.balancer.set_guidance(guidance, eta=training.learning_rate)
 
@@ -269,7 +268,7 @@ def _make_model(settings: ModelSettings) -> MultiTaskModel:
 
 def num_held_out(settings: Settings, balancer: Balancer) -> int:
     """The size of the balancer's guidance set: 0 if it needs none, otherwise at least 1 and not all samples."""
-    if not isinstance(balancer, AIM) or balancer.guidance == "none":
+    if not balancer.wants_guidance:
         return 0
     samples = settings.data.num_train
     return min(max(1, round(settings.training.guidance_share * samples)), samples - 1)

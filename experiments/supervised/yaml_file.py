@@ -78,7 +78,7 @@ class _Reader:
         try:
             import yaml  # noqa: PLC0415 - PyYAML is optional
         except ImportError:
-            raise UsageError("reading --config needs PyYAML: pip install 'mtrl[supervised]'") from None
+            raise UsageError("reading --config needs PyYAML: pip install 'mtrl-balance[supervised]'") from None
         try:
             return yaml.compose(content, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:

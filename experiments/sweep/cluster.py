@@ -30,7 +30,7 @@ def import_ray() -> ModuleType:
     try:
         import ray  # noqa: PLC0415
     except ImportError:
-        raise UsageError("a sweep needs Ray, which is not installed: pip install 'mtrl[sweep]'") from None
+        raise UsageError("a sweep needs Ray, which is not installed: pip install 'mtrl-balance[sweep]'") from None
     module: ModuleType = ray
     return module
 

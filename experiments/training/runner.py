@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from experiments.analysis.runs import (
 )
 from experiments.program.flags import UsageError
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.versions import versions
 from experiments.training.checkpoints import Checkpoints, MetricsFile, find_run, locked
 from experiments.training.config import TrainConfig
 from experiments.training.display import TrainingDisplay
@@ -148,7 +147,6 @@ def _finish(config: TrainConfig, agent: MultiTaskDQN, names: list[str]) -> Evalu
 
 def describe(config: TrainConfig) -> dict[str, Any]:
     """The contents of config.json: what ran, with which settings, on which versions."""
-    packages = ("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy")
     return {
         "run": config.run_name,
         "method": config.run_method,
@@ -157,10 +155,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "settings": config.settings,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
+        "versions": versions("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from experiments.analysis.runs import (
 from experiments.program.flags import UsageError
 from experiments.program.progress import progress
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.versions import versions
 from experiments.training.checkpoints import locked
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import Checkpoints, find_run
@@ -94,17 +93,13 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
 
 def describe(config: WorldModelConfig) -> dict[str, Any]:
     """The contents of config.json."""
-    packages = ("mtrl", "gymnasium", "box2d", "torch", "numpy")
     return {
         "run": config.run_name,
         "objectives": list(TASKS),
         "settings": config.settings,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
+        "versions": versions("mtrl", "gymnasium", "box2d", "torch", "numpy"),
     }
 
 

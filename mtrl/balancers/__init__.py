@@ -1,8 +1,8 @@
 """Gradient balancers: one file per method, one registry for all.
 
-Every method is a `Balancer`; `make_balancer("gradnorm", num_tasks=3, alpha=0.5)` makes one by name. To add one, write
-its file and add its line to `_REGISTRY`, or call `register_balancer` from your own code. Names that start with
-`torchjd:` are TorchJD's (`torchjd_names()` lists them) and need the optional extra `torchjd`.
+Every method is a `Balancer`, and `make_balancer("gradnorm", num_tasks=3, alpha=0.5)` makes one by its name. To add a
+method, write its file and add a line to `_REGISTRY`, or call `register_balancer` from your own code. A name that starts
+with `torchjd:` is that of a method of TorchJD (`torchjd_names()` lists them) and needs the optional extra `torchjd`.
 """
 
 from __future__ import annotations
@@ -51,21 +51,25 @@ _REGISTRY: dict[str, type[Balancer]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make_balancer` knows, besides those of TorchJD."""
+    """The names that `make_balancer` knows, without those of TorchJD."""
     return tuple(_REGISTRY)
 
 
 def register_balancer(name: str, balancer: type[Balancer]) -> None:
-    """Make `balancer` available by name, in `make_balancer` and so in every agent; a known name is replaced."""
+    """Make the class `balancer` known to `make_balancer`, and so to every agent. A name that is known is replaced."""
     _REGISTRY[name] = balancer
 
 
 def make_balancer(name: str, num_tasks: int, **kwargs: Any) -> Balancer:
-    """The balancer of that name, for `num_tasks` tasks; `kwargs` are its own arguments.
+    """Make a balancer.
+
+    Args:
+        name: the name of the method; see `names` and `torchjd_names`.
+        num_tasks: T.
+        kwargs: the method's own arguments.
 
     Raises:
-        ValueError: the name or an argument is unknown (the message lists those that exist), or a value is out of
-            the range that the method states.
+        ValueError: the name or an argument is unknown (the message lists the known ones), or a value is out of range.
     """
     if name.startswith(PREFIX):
         return TorchJD(num_tasks, name, **kwargs)

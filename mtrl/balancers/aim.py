@@ -1,4 +1,4 @@
-"""AIM: learned thresholds decide which part of which task's gradient is removed."""
+"""AIM: learned thresholds decide how much of each conflict between two tasks' gradients is removed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, norms_of_rows
 from mtrl.guidance import LookaheadGuidance
+from mtrl.limits import check_choice, check_number
 
 Array = NDArray[np.float64]
 Thresholds = Literal["matrix", "scalar"]
@@ -25,7 +26,7 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's own defaults
 
 @dataclass(frozen=True)
 class _Guide:
-    """What `set_guidance` was given. A copy of the balancer shares it: the model behind it is not the balancer's."""
+    """The arguments of `set_guidance`. Copies of a balancer share them, as they share the model behind them."""
 
     gradient: Callable[[Tensor], Tensor]
     eta: float
@@ -37,58 +38,61 @@ class _Guide:
 class AIM(Balancer):
     r"""Adaptive intervention (Minot & Schneider 2025).
 
-    A policy with one threshold tau_ij per ordered pair of tasks, or one for all, decides how much of its component
-    along g_j the gradient g_i loses. With the raw rows, all at once:
+    A policy has one threshold tau_ij for each ordered pair of tasks, or one for all pairs. It decides how much of the
+    component of g_i along g_j is removed from g_i. All pairs are treated at once, with the raw rows:
 
         w_ij = sigmoid(k (tau_ij - cos(g_i, g_j))),
         g_i' = g_i - sum_{j != i} w_ij (g_i.g_j / |g_j|^2) g_j,   g = sum_i g_i' = sum_j beta_j g_j,
         beta_j = 1 - sum_{i != j} w_ij G_ij / G_jj.
 
-    The update uses the thresholds as they are; then they take a step of Adam on the policy loss
+    The update uses the present thresholds. Afterwards the thresholds take a step of Adam on the policy loss
 
         guidance_weight * L_guide(theta - eta g) / (eta N |h|) + magnitude_weight * (|g| - N)^2 / N^2
         - progress_weight * sum_i alpha_i (g.g_i) / N^2,
 
     with n_i = |g_i|, N = sum_i n_i, h = grad L_guide(theta - eta g) and alpha_i = L_i / sum_j L_j. Denominators, h and
-    alpha are constants. As tau_ij moves beta_j alone, d/dtau_ij = -k w_ij (1 - w_ij) (G_ij / G_jj) d/dbeta_j; with
-    |g|^2 = beta^T G beta and g.g_i = (G beta)_i that costs O(T^2), plus one product with J for the guidance's share:
+    alpha are held constant. Since tau_ij changes beta_j alone, d/dtau_ij = -k w_ij (1 - w_ij) (G_ij / G_jj) d/dbeta_j.
+    With |g|^2 = beta^T G beta and g.g_i = (G beta)_i that costs O(T^2), and the guidance one product with J besides:
 
         dL_guide/dtau_ij = eta k w_ij (1 - w_ij) (G_ij / G_jj) (g_j.h).
 
     Where this departs from the paper and its public codes, and why:
 
-    * They evaluate the guidance loss at the parameters themselves, where its gradient with respect to tau is zero.
-      Here it is evaluated where the update would lead, one step of size eta ahead.
-    * All terms are divided by their natural scale, which changes no term's own direction: otherwise magnitude and
-      progress grow with the square of the gradients' scale, and guidance shrinks with eta until it counts for nothing.
+    * The public codes evaluate the guidance loss at the present parameters, where its gradient with respect to tau is
+      zero. Here it is evaluated one step of size eta ahead, where the update would lead.
+    * Each term is divided by its natural scale, which does not change the direction of its gradient. Otherwise the
+      magnitude and progress terms would grow with the square of the gradients' scale, and the guidance term would
+      vanish with eta.
 
-    The balancer knows no data: `set_guidance` gives it the gradient of the loss on a held-out set. **Until it is
-    called there is no guidance**, and the policy learns from the other two terms.
+    The balancer has no data of its own: `set_guidance` gives it the gradient of the loss on a held-out set. **Until
+    `set_guidance` is called there is no guidance**, and the policy learns from the other two terms.
 
     Args:
         num_tasks: T.
-        tau: one threshold per ordered pair, `"matrix"`, or one for all, `"scalar"`; 0 at first. Default `"matrix"`.
-        k: steepness of the intervention around its threshold. Default 10.
+        tau: `"matrix"` for one threshold per ordered pair, `"scalar"` for one threshold for all pairs. Thresholds start
+            at 0. Default `"matrix"`.
+        k: how steeply the intervention w rises around its threshold. Default 10.
         lr: learning rate of the thresholds. Default 1e-3.
         guidance: `"lookahead"` or `"none"`. Default `"lookahead"`.
-        policy_interval: updates per step of the policy, the first update included. A step with guidance costs one more
-            forward and backward pass, so 10 makes long runs almost as fast as without. Default 1, as in the paper.
-        guidance_weight: Default 1.
-        magnitude_weight: Default 0.1.
-        progress_weight: Default 0.1. If 0, losses may have any sign.
+        policy_interval: the number of updates from one step of the policy to the next; the first update has one. A step
+            with guidance takes one more forward and backward pass, so that with 10 a run is almost as fast as without
+            guidance. Default 1, as in the paper.
+        guidance_weight: weight of the guidance term. Default 1.
+        magnitude_weight: weight of the magnitude term. Default 0.1.
+        progress_weight: weight of the progress term. With 0, losses may have any sign. Default 0.1.
         scale: see `Balancer`.
 
-    Diagnostics: `weight` (beta), `alignment` (T,) the cosine of each g_j with h at the last guided step of the policy
-    (0 before), `tau`, `intervention` (w) and `cosine` (T, T) with row i the task that loses, and the terms
-    `magnitude` and `progress`, without their weights.
+    Diagnostics: `weight` (T,), the coefficients beta; `alignment` (T,), the cosine of each g_j with h at the last
+    guided step of the policy, and 0 before the first; `tau`, `intervention` (w) and `cosine`, each (T, T), where row i
+    belongs to the task whose gradient is changed; and the terms `magnitude` and `progress`, without their weights.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    needs_gramian = True
+    looks_at = "gramian"
     task_state = ("tau", "exp_avg", "exp_avg_sq", "alignment")
-    tau: Tensor  # (T, T), or () with one threshold for all; so are Adam's two moments
+    tau: Tensor  # (T, T), or () with one threshold for all pairs; Adam's two moments have the same shape
     exp_avg: Tensor
     exp_avg_sq: Tensor
     alignment: Tensor
@@ -110,31 +114,16 @@ class AIM(Balancer):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
-        for argument, choice, choices in (
-            ("tau", tau, get_args(Thresholds)),
-            ("guidance", guidance, get_args(Guidance)),
-        ):
-            if choice not in choices:
-                raise ValueError(f"unknown {argument} {choice!r}; choose from {', '.join(choices)}")
-        for argument, value in (("k", k), ("lr", lr)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{argument} is {value}; it must be above 0 and finite")
-        if policy_interval < 1:
-            raise ValueError(f"policy_interval is {policy_interval}; it must be at least 1")
-        for argument, value in (
-            ("guidance_weight", guidance_weight),
-            ("magnitude_weight", magnitude_weight),
-            ("progress_weight", progress_weight),
-        ):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{argument} is {value}; it must be at least 0 and finite")
-        self.k = k
-        self.lr = lr
+        check_choice("tau", tau, get_args(Thresholds))
+        check_choice("guidance", guidance, get_args(Guidance))
+        self.k: float = check_number("k", k, above=0)
+        self.lr: float = check_number("lr", lr, above=0)
         self.guidance: Guidance = guidance
-        self.policy_interval = policy_interval
-        self.guidance_weight = guidance_weight
-        self.magnitude_weight = magnitude_weight
-        self.progress_weight = progress_weight
+        self.wants_guidance = guidance == "lookahead"
+        self.policy_interval: int = check_number("policy_interval", policy_interval, least=1, whole=True)
+        self.guidance_weight: float = check_number("guidance_weight", guidance_weight, least=0)
+        self.magnitude_weight: float = check_number("magnitude_weight", magnitude_weight, least=0)
+        self.progress_weight: float = check_number("progress_weight", progress_weight, least=0)
         self.needs_positive_losses = progress_weight > 0
         self._guide: _Guide | None = None
         shape = () if tau == "scalar" else (num_tasks, num_tasks)
@@ -145,36 +134,30 @@ class AIM(Balancer):
         self.register_buffer("policy_steps", torch.zeros((), dtype=torch.int64))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # `to`, `cuda`, `half`: the state is T x T, stays in float64 and stays where it is computed, on the CPU.
+        # `to`, `cuda` and `half` come here: the state stays in float64 on the CPU, where it is computed.
         return self
 
     def reset(self) -> None:
-        """Thresholds of 0, a policy without history. The guidance stays set."""
+        """Return to thresholds of 0 and a policy without history. The guidance stays set."""
         for buffer in self.buffers():
             buffer.zero_()
 
     def set_guidance(self, gradient: Callable[[Tensor], Tensor] | None, eta: float = 1.0) -> None:
-        """Say where the guidance loss is lower.
-
-        Args:
-            gradient: takes a step (D,) and returns grad L_guide(theta - step), (D,), without side effects; see
-                `LookaheadGuidance`. Both are in the order of the Jacobian's columns. None: no guidance.
-            eta: the step of the update, g times eta: the learning rate of plain gradient descent.
+        """See `Balancer.set_guidance`.
 
         Raises:
             ValueError: the balancer was made without guidance, or `eta` is out of range.
         """
-        if self.guidance == "none" and gradient is not None:
+        if gradient is not None and not self.wants_guidance:
             raise ValueError("this balancer was made with guidance='none'")
-        if not 0 < eta < math.inf:
-            raise ValueError(f"eta is {eta}; it must be above 0 and finite")
+        check_number("eta", eta, above=0)
         self._guide = None if gradient is None else _Guide(gradient, float(eta))
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """The coefficients beta by the thresholds as they are; then the policy's own step."""
+        """Answer with the coefficients beta for the present thresholds, and then let the policy take a step."""
         tau, alignment, updates = self.tau.numpy(), self.alignment.numpy(), self.updates.numpy()
         gramian = gradients.gramian
-        # In units of N: m_i = n_i / N and b_j = n_j beta_j / N, so that no number depends on the gradients' scale.
+        # With m_i = n_i / N and b_j = n_j beta_j / N, no number below depends on the scale of the gradients.
         G = gramian.numpy(force=True)
         n = np.sqrt(G.diagonal())
         N = float(n.sum())
@@ -183,7 +166,7 @@ class AIM(Balancer):
         m = n / N if N > 0 else n
         w = 0.5 + 0.5 * np.tanh(0.5 * self.k * (tau - C))  # the sigmoid, without its overflow
         w.flat[:: len(n) + 1] = 0.0  # the diagonal
-        removed = w * C * m[:, None]  # (T, T): what task i loses along u_j
+        removed = w * C * m[:, None]  # (T, T): the part along u_j that is removed from g_i, divided by N
         b = m - removed.sum(0)
         beta = torch.from_numpy(np.where(n > 0, b * (N * inverse), 1.0))
 
@@ -192,7 +175,7 @@ class AIM(Balancer):
         alpha = self._shares(losses)
         used = tau.copy()
         if int(updates) % self.policy_interval == 0:
-            # Each |u_i.g| <= |g|: the bounds only matter where g is so near 0 that rounding errors are all there is.
+            # As |u_i.g| <= |g|, clipping changes only what is rounding error, when g is very near 0.
             unit = clip(along / norm) if norm > 0 else np.zeros_like(along)
             by_b = 2.0 * self.magnitude_weight * (norm - 1.0) * unit - self.progress_weight * (C @ (alpha * m))
             if self._guide is not None:
@@ -215,11 +198,11 @@ class AIM(Balancer):
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)
 
     def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
-        """With guidance, the shared parameters and their order are the guidance's.
+        """With guidance, the shared parameters are those of the guidance, in its order.
 
         Raises:
-            ValueError: `parameters` are not those of the guidance, or are left out where the guidance is a function of
-                the user's own, whose order is unknown.
+            ValueError: `parameters` are not those of the guidance; or they are left out, and the guidance is a function
+                of the user's own, so that the order of its parameters is unknown.
         """
         guidance = None if self._guide is None else self._guide.gradient
         if isinstance(guidance, LookaheadGuidance):
@@ -230,11 +213,11 @@ class AIM(Balancer):
                     raise ValueError("`parameters` are not those of the guidance, in its order")
             return known
         if guidance is not None and parameters is None:
-            raise ValueError("pass `parameters`, in the order of the guidance gradient's columns")
+            raise ValueError("pass `parameters`, in the order of the guidance gradient")
         return parameters
 
     def _shares(self, losses: Tensor) -> Array:
-        """The alpha (T,): each task's share of the loss; equal if all are 0, and 0 if progress does not count."""
+        """The alpha (T,), each task's share of the loss: equal if all losses are 0, and 0 without a progress term."""
         if self.progress_weight == 0:
             return np.zeros(len(losses))
         values = np.array(losses.tolist())
@@ -243,7 +226,7 @@ class AIM(Balancer):
         return shares
 
     def _align(self, guide: _Guide, gradients: TaskGradients, beta: Tensor) -> Array:
-        """g_j.h / |h| (T,), with h the guidance gradient one step ahead; 0 where h is."""
+        """The products g_j.h / |h| (T,) with h, the guidance gradient one step ahead; 0 if h is 0."""
         eta = guide.eta / gradients.num_tasks if self.scale == "mean" else guide.eta
         h = guide.gradient(eta * gradients.combine(beta)).detach()
         if h.shape != (gradients.size,):
@@ -251,7 +234,7 @@ class AIM(Balancer):
                 f"the guidance gradient has shape {tuple(h.shape)}; it must be one number per shared parameter, "
                 f"({gradients.size},)"
             )
-        if gradients.ranks.count() > 1:  # each process has its own held-out data
+        if gradients.ranks.count() > 1:  # every process has held-out data of its own
             h = gradients.ranks.mean_(h.clone())
         norm = norms_of_rows(h[None]).item()
         if not math.isfinite(norm):
@@ -275,6 +258,6 @@ class AIM(Balancer):
 
 
 def clip(cosines: Array) -> Array:
-    """Rounding errors may have carried them beyond -1 and 1."""
-    clipped: Array = np.minimum(np.maximum(cosines, -1.0), 1.0)  # a third of what `np.clip` takes
+    """Bring cosines that rounding has carried beyond -1 or 1 back to these bounds."""
+    clipped: Array = np.minimum(np.maximum(cosines, -1.0), 1.0)  # takes a third of the time of `np.clip`
     return clipped

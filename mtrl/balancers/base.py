@@ -1,4 +1,4 @@
-"""The contract that every balancer fits."""
+"""The interface of every balancer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients import AutogradEngine, Group, LayerwiseEngine, MaskedLosses, TaskGradients, accumulate
+from mtrl.gradients import AutogradEngine, Group, LayerwiseEngine, LooksAt, MaskedLosses, TaskGradients, accumulate
+from mtrl.limits import check_choice, check_number
 
 Scale = Literal["sum", "mean"]
 
 
 class Deferred(Mapping[str, Tensor]):
-    """Diagnostics that are worked out when somebody looks at them: most updates' nobody does.
+    """Diagnostics that are computed only when somebody reads them, because after most updates nobody does.
 
     Args:
-        make: gives them. What it refers to must not change after the update.
+        make: a function that computes them. Nothing that it refers to may change after the update.
     """
 
     def __init__(self, make: Callable[[], dict[str, Tensor]]) -> None:
@@ -31,11 +32,11 @@ class Deferred(Mapping[str, Tensor]):
     @cached_property
     def _made(self) -> dict[str, Tensor]:
         made = self._make()
-        del self._make  # and what it refers to
+        del self._make  # this frees everything that the function refers to
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)  # copied and pickled as what they are
+        return dict, (dict(self),)  # a copy, pickled or not, is a plain dictionary
 
     def __getitem__(self, name: str) -> Tensor:
         return self._made[name]
@@ -49,14 +50,16 @@ class Deferred(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Balance:
-    """What a balancer answers: the update is `coefficients @ J + direction_scale * direction`.
+    """A balancer's answer: the update is `coefficients @ J + direction_scale * direction`.
 
     Attributes:
         coefficients: (T,), one per task; 0 for a task that is missing from the batch.
-        direction: (D,), what is not a combination of the rows; None for nearly every method. It may be the balancer's
-            own state: not to be changed, and valid until the next call.
-        direction_scale: its factor, apart so that D numbers need not be multiplied and held twice.
-        diagnostics: named tensors, detached: (T,) where per task, (T, T) where per pair, () otherwise.
+        direction: (D,), the part of the update that is not a combination of the rows; None for nearly every method. It
+            may be the balancer's own state: do not change it, and do not use it after the next call.
+        direction_scale: the factor of `direction`. It is kept apart so that the D numbers need not be multiplied into a
+            second vector.
+        diagnostics: detached tensors by name: (T,) with a number per task, (T, T) with a number per pair of tasks, or
+            () with a single number.
     """
 
     coefficients: Tensor
@@ -65,7 +68,7 @@ class Balance:
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def update(self, gradients: TaskGradients) -> Tensor:
-        """The combined gradient (D,), which takes the place of the ordinary one."""
+        """The combined gradient (D,), to be used in place of the gradient of the summed losses."""
         there = self.coefficients
         if gradients.mask is not None:
             there = there[torch.tensor(gradients.mask, device=there.device)]
@@ -75,68 +78,88 @@ class Balance:
 class Balancer(nn.Module):
     """Turns the gradients of T losses into one update direction.
 
-    A subclass implements `balance`. State belongs in buffers, parameters or `get_extra_state`, so that `state_dict`
-    carries all of it; randomness comes from a generator that the balancer owns.
+    A subclass implements `balance`. It keeps its state in buffers, parameters or `get_extra_state`, so that
+    `state_dict` holds all of it, and draws random numbers from a generator of its own.
 
-    A task may be missing from a batch. The method then sees the others as if they were all there are, T being their
-    number; of its state, what belongs to the missing task waits unchanged. The missing task's coefficient is 0, and its
-    diagnostics are NaN.
+    A task may be missing from a batch. The method then works as if the other tasks were the only ones, and T is their
+    number. The state of the missing task stays unchanged. Its coefficient is 0, and its diagnostics are NaN.
 
     Args:
-        num_tasks: T. May be left out where a balancer has no per-task state; it is then taken from the losses.
+        num_tasks: T. It may be left out for a balancer without state per task; T is then the number of losses.
         scale: `"sum"` keeps the scale of a sum over tasks, `"mean"` divides the update by T. Published codes disagree
             by this factor. Default `"sum"`.
 
     Attributes:
-        needs_positive_losses: whether the method divides by losses or takes their logarithm. TD losses are positive,
-            actor losses are not.
-        needs_rows: whether the method looks at the gradients at all. Where it doesn't, engines may leave them out and
-            compute their combination alone; what is not finite in them is then found there, after the method's answer.
-            Default True.
-        needs_gramian: whether the method always asks for the Gramian, which then shows that the rows are finite, too.
-        task_state: names of the attributes, tensors or NumPy arrays, that hold a number for each task (T,) or pair of
-            tasks (T, T). While tasks are missing, `balance` finds the rest of them there.
+        looks_at: how much of the gradients the method looks at before it answers. `"nothing"`: an engine may compute
+            the combination of the rows without the rows, and a number that is not finite is then found after the
+            answer. `"rows"`: the method may ask for anything. `"gramian"`: it also asks for the Gramian at every call.
+            Default `"rows"`.
+        needs_positive_losses: whether the method divides by losses or takes their logarithm. Temporal-difference losses
+            are positive; the losses of actors are not. Default False.
+        wants_guidance: whether the method makes use of `set_guidance`. Default False.
+        task_state: the names of attributes, tensors or NumPy arrays, that hold a number for each task (T,) or for each
+            pair of tasks (T, T). While tasks are missing, `balance` sees only the numbers of the others.
 
     Raises:
         ValueError: `num_tasks` is below 1 or `scale` is unknown.
     """
 
+    looks_at: LooksAt = "rows"
     needs_positive_losses = False
-    needs_rows = True
-    needs_gramian = False
+    wants_guidance = False
     task_state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_tasks: int | None = None, *, scale: Scale = "sum") -> None:
         super().__init__()
-        if num_tasks is not None and num_tasks < 1:
-            raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
-        if scale not in get_args(Scale):
-            raise ValueError(f"unknown scale {scale!r}; scales are {', '.join(get_args(Scale))}")
+        if num_tasks is not None:
+            check_number("num_tasks", num_tasks, least=1, whole=True)
+        check_choice("scale", scale, get_args(Scale))
         self.num_tasks = num_tasks
         self.scale: Scale = scale
 
     def reset(self) -> None:
-        """Return to the state after construction. Stateless methods have nothing to do."""
+        """Return to the state after construction. A method without state does nothing."""
+
+    @property
+    def needs_gramian(self) -> bool:
+        """Whether `looks_at` is `"gramian"`."""
+        return self.looks_at == "gramian"
 
     def record_returns(self, returns: Tensor) -> None:
         """Tell the method how well each task is doing: `returns` (T,), higher is better. Most methods ignore it."""
 
+    def set_guidance(self, gradient: Callable[[Tensor], Tensor] | None, eta: float = 1.0) -> None:
+        """Tell the method where the loss on a held-out guidance set is lower; see `wants_guidance`.
+
+        Args:
+            gradient: a function that takes a step (D,) and returns the gradient (D,) of the guidance loss at the
+                parameters minus that step, without side effects; see `LookaheadGuidance`. Both vectors are in the order
+                of the Jacobian's rows. None: no guidance.
+            eta: the step of an update is eta times the update; the learning rate of plain gradient descent. Default 1.
+
+        Raises:
+            ValueError: the method takes no guidance, or `eta` is not above 0 and finite.
+        """
+        if gradient is not None:
+            raise ValueError(f"{type(self).__name__} takes no guidance")
+
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """The method itself: coefficients on the scale of a sum over tasks."""
+        """Compute the answer of the method, with coefficients on the scale of a sum over tasks."""
         raise NotImplementedError
 
     def forward(self, gradients: TaskGradients, losses: Tensor | None = None) -> Balance:
         """Balance `gradients`.
 
         Args:
-            gradients: of the tasks that are in the batch.
-            losses: theirs, detached, one for each row. Default: those that `gradients` carries, which an engine
-                averages over the processes of a data-parallel run.
+            gradients: the gradients of the tasks that are in the batch.
+            losses: the losses of these tasks, detached, one for each row. Default: the losses that `gradients` carries;
+                an engine averages them over the processes of a data-parallel run.
 
         Raises:
-            ValueError: the number of tasks is not the one the balancer was made for, or a loss that must be positive
-                is negative or not finite, or losses are neither given nor carried.
-            NonFiniteGradientError: a row holds NaN or infinity, unless it is found later; see `needs_rows`.
+            ValueError: the balancer was made for another number of tasks, or a loss that must be positive is negative
+                or not finite, or losses are neither given nor carried.
+            NonFiniteGradientError: a row holds NaN or infinity. If the method looks at nothing, an engine may find this
+                only when the rows are combined.
         """
         losses = gradients.losses if losses is None else losses
         if losses is None:
@@ -151,10 +174,7 @@ class Balancer(nn.Module):
                 if not 0 <= loss < math.inf:
                     task = gradients.task(row)
                     raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
-        if self.needs_gramian:
-            _ = gradients.gramian  # before the check, which then need not look at the rows
-        if self.needs_rows or not gradients.checked_when_combined:
-            gradients.check_finite()
+        gradients.prepare(self.looks_at)
         if mask is None:
             answer = self.balance(gradients, losses)
         else:
@@ -169,7 +189,10 @@ class Balancer(nn.Module):
 
     @contextmanager
     def only(self, mask: Sequence[bool]) -> Iterator[None]:
-        """Inside, `task_state` (and that of balancers within this one) is that of the tasks in `mask` (T,) alone."""
+        """Inside this context, `task_state` holds the numbers of the tasks in `mask` (T,) alone.
+
+        The same is true of the `task_state` of balancers that are part of this one.
+        """
         balancers = [module for module in self.modules() if isinstance(module, Balancer)]
         held = [(balancer, name, getattr(balancer, name)) for balancer in balancers for name in balancer.task_state]
         there = np.flatnonzero(mask)
@@ -180,7 +203,7 @@ class Balancer(nn.Module):
         finally:
             for balancer, name, state in held:
                 part = getattr(balancer, name)
-                if state is None and part is not None:  # made by this very call: the others' begins at 0
+                if state is None and part is not None:  # this call made the state; the missing tasks begin at 0
                     state = np.zeros((len(mask),) * part.ndim)  # noqa: PLW2901
                 if state is not None:
                     state[_places(state, there)] = part
@@ -207,34 +230,36 @@ class Balancer(nn.Module):
         """Fill `.grad` in place of `losses.sum().backward()`.
 
         The shared parameters get the balanced gradient; every other parameter that a loss depends on, such as a
-        task's own head, gets the ordinary gradient. Like `Tensor.backward`, it adds to a `.grad` that is there: over
-        several micro-batches each is balanced by itself. To balance the gradients of all of them once, give an engine:
+        task's own head, gets the ordinary gradient. Like `Tensor.backward`, this adds to a `.grad` that is there
+        already, so that each of several micro-batches is balanced by itself. To balance the gradients of all
+        micro-batches once, give an engine:
 
             engine = AutogradEngine(parameters)
             for batch in micro_batches[:-1]:
                 engine.gather(losses(batch))
             balancer.backward(losses(micro_batches[-1]), engine=engine)
 
-        Losses multiplied by a common factor, as `torch.amp.GradScaler.scale` does, multiply the gradients by it. Where
+        A common factor of the losses, such as that of `torch.amp.GradScaler.scale`, multiplies the gradients, too. If
         they overflow, catch `NonFiniteGradientError` and lower the factor by `scaler.update(factor)`.
 
         Args:
-            losses: T scalars, or one tensor (T,). None for a task that is missing from the batch.
+            losses: T scalars, or one tensor (T,). In a list, None stands for a task that is missing from the batch.
             parameters: the shared parameters. Default: those that at least two losses depend on.
-            last_shared_layer: where norm-balancing methods measure; see `AutogradEngine` for the default.
-            mask: (T,), False for tasks that are missing from the batch. Their losses are not looked at; but where the
-                losses were computed in one piece, other than by `torch.stack`, theirs must be finite, too.
+            last_shared_layer: the layer on which norm-balancing methods measure; see `AutogradEngine` for the default.
+            mask: (T,), False for tasks that are missing from the batch. Their losses are ignored. But if all losses
+                were computed in one tensor, other than by `torch.stack`, the ignored ones must be finite, too.
             low_memory: never hold T gradients of all shared parameters at once; see `LayerwiseEngine`.
             group: the processes of a data-parallel run; see `AutogradEngine`. None: this process alone.
-            engine: takes the gradients in place of the one that `parameters`, `last_shared_layer`, `low_memory` and
-                `group` describe.
+            engine: the engine that computes the gradients, in place of the engine that `parameters`,
+                `last_shared_layer`, `low_memory` and `group` describe.
 
         Returns:
             The coefficients (T,) of the task gradients.
 
         Raises:
-            As calling the balancer does, and as `AutogradEngine.backward`; no `.grad` has changed then.
-            ValueError: `mask` has another length than `losses`, or an engine is given besides what describes one.
+            ValueError: `mask` has another length than `losses`, or an engine is given together with an argument that
+                describes one; or as `forward` and `AutogradEngine.backward`. No `.grad` has changed then.
+            NonFiniteGradientError: a row holds NaN or infinity. No `.grad` has changed then.
         """
         if self.num_tasks not in (None, len(losses)):
             raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(losses)}")
@@ -245,12 +270,7 @@ class Balancer(nn.Module):
             raise ValueError("with `engine`, give what describes an engine to the engine")
         else:
             self.shared_parameters(engine.given)
-        if mask is not None:
-            if len(mask) != len(losses):
-                raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
-            scalars = losses.unbind() if isinstance(losses, Tensor) else losses
-            losses = [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
-        gradients, private = engine.gradients(losses)
+        gradients, private = engine.gradients(losses if mask is None else _only_those_in(losses, mask))
         with torch.no_grad():
             answer: Balance = self(gradients)
             update = answer.update(gradients)
@@ -259,17 +279,25 @@ class Balancer(nn.Module):
         return answer.coefficients
 
     def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
-        """What `backward` takes for the shared parameters when it is given `parameters`; a method may know better."""
+        """The shared parameters that `backward` uses when it is given `parameters`; a method may replace them."""
         return parameters
 
 
+def _only_those_in(losses: MaskedLosses, mask: Sequence[bool] | Tensor) -> MaskedLosses:
+    """The losses (T,), with None in place of those that are False in `mask` (T,)."""
+    if len(mask) != len(losses):
+        raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
+    scalars = losses.unbind() if isinstance(losses, Tensor) else losses
+    return [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
+
+
 def _places(state: Any, there: Any) -> Any:
-    """The index into `state`, (T,), (T, T) or (), of the tasks `there`."""
+    """The index that selects the numbers of the tasks `there` from `state`, which is (T,), (T, T) or ()."""
     return np.ix_(*(there,) * state.ndim) if state.ndim else ()
 
 
 def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
-    """The answer for tasks of which some are missing: (T,) and (T, T) in place of what is there for the others."""
+    """Extend an answer for the tasks in `mask` to all T tasks, with 0 and NaN for the missing ones."""
     there = np.flatnonzero(mask)
 
     def spread(part: Tensor, rest: float) -> Tensor:
@@ -285,14 +313,14 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
 
 
 class RandomBalancer(Balancer):
-    """A balancer that makes random choices, from a generator of its own that `state_dict` carries and `reset` restarts.
+    """A balancer that makes random choices, from a generator of its own.
 
-    Nothing else draws from it, so that a run is reproducible, and every process of a data-parallel run makes the same
-    choices.
+    `state_dict` holds the state of the generator, and `reset` restarts it. Nothing else draws from it, so that a run is
+    reproducible, and every process of a data-parallel run makes the same choices.
 
     Args:
         num_tasks: see `Balancer`.
-        seed: of the generator, at least 0. Default 0.
+        seed: the seed of the generator, at least 0. Default 0.
         scale: see `Balancer`.
 
     Attributes:
@@ -304,19 +332,17 @@ class RandomBalancer(Balancer):
 
     def __init__(self, num_tasks: int | None = None, *, seed: int = 0, scale: Scale = "sum") -> None:
         super().__init__(num_tasks, scale=scale)
-        if seed < 0:
-            raise ValueError(f"seed is {seed}; it must be at least 0")
-        self.seed = seed
-        self.generator = np.random.Generator(np.random.PCG64(seed))
+        self.seed: int = check_number("seed", seed, least=0, whole=True)
+        self.generator = np.random.Generator(np.random.PCG64(self.seed))
 
     def reset(self) -> None:
         """Start the random choices again from the seed."""
         self.generator = np.random.Generator(np.random.PCG64(self.seed))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The generator's place in its sequence."""
+        """The state of the generator."""
         return dict(self.generator.bit_generator.state)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from the place that `get_extra_state` gave."""
+        """Put the generator into a state that `get_extra_state` returned."""
         self.generator.bit_generator.state = state

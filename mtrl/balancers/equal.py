@@ -13,12 +13,12 @@ class EqualWeights(Balancer):
     """`c_i = 1`, or `1/T` with `scale="mean"`.
 
     The baseline of every comparison: Kurin et al., "In Defense of the Unitary Scalarization for Deep Multi-Task
-    Learning" (2022), https://arxiv.org/abs/2201.04122. Stateless; losses may have any sign.
+    Learning" (2022), https://arxiv.org/abs/2201.04122. It has no state, and losses may have any sign.
     """
 
-    needs_rows = False
+    looks_at = "nothing"
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """One for every task."""
+        """A coefficient of 1 for every task."""
         coefficients = torch.ones(gradients.num_tasks, dtype=gradients.dtype, device=gradients.device)
         return Balance(coefficients, diagnostics={"weight": coefficients})

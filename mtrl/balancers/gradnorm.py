@@ -12,28 +12,34 @@ from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
+from mtrl.limits import check_choice, check_number
 
 Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
 
-LARGEST_ALPHA = 100.0  # rates are at most T, and T ** 100 is in the range of float64
-LARGEST_STEP = 50.0  # of a log-weight at once: exp of it neither overflows nor lets the largest weight fade
-TINY = 1e-200  # losses are far above it
+LARGEST_ALPHA = 100  # rates are at most T, and T ** 100 does not overflow in float64 for up to 1,000 tasks
+LARGEST_STEP = 50.0  # the largest change of a log-weight at once: its exponential neither overflows nor vanishes
+TINY = 1e-200  # far below any real loss
 
 
 def project_weights(weights: Array, floor: float, total: float | None = None) -> Array:
-    """Scale positive `weights` (T,) to sum to `total`, by default T, with none below `floor`.
+    """Scale positive `weights` (T,) so that they sum to `total` and none is below `floor`.
 
-    What the floor adds, the others give.
+    Weights below the floor are raised to it, and the other weights are scaled down to keep the sum.
+
+    Args:
+        weights: the weights.
+        floor: the smallest weight allowed, below `total / T`.
+        total: the sum. Default: T.
     """
     total = len(weights) if total is None else total
     there = float(weights.sum())
-    if there == 0:  # without a floor, weights may have faded to 0: those of all the tasks in a batch, too
+    if there == 0:  # without a floor, the weights of all tasks in a batch may have vanished
         return weights
     weights = weights * (total / there)
     low = weights < floor
     while low.any():
-        if low.all():  # all at the floor, but for rounding
+        if low.all():  # possible only by rounding, when all weights are at the floor
             return np.full(len(weights), total / len(weights))
         free = total - floor * np.count_nonzero(low)
         weights = np.where(low, floor, weights * (free / weights[~low].sum()))
@@ -54,7 +60,7 @@ class GradNorm(Balancer):
 
     a constant, so that L_grad = sum_i |G_i - target_i| has the gradient dL_grad/dw_i = sign(G_i - target_i) n_i in
     closed form: no second backward pass. The weights take a step of gradient descent on log w, which keeps them
-    positive, along the gradient of L_grad / mean_j(G_j), which does not depend on the gradients' scale:
+    positive, along the gradient of L_grad / mean_j(G_j), which does not depend on the scale of the gradients:
 
         log w_i  <-  log w_i - lr * sign(G_i - target_i) * G_i / mean_j(G_j),
 
@@ -62,27 +68,29 @@ class GradNorm(Balancer):
 
     Where this departs from the paper, and why:
 
-    * L(0) is the mean over the first `warmup_steps` losses, during which the weights stay 1: one bootstrapped
-      temporal-difference batch says nothing. `warmup_steps=1` is the paper's rule.
-    * A floor under L(0) and one under the weights make a collapse impossible (2.66 / 0.009 / 0.33 is on record).
-    * Tasks that are missing from a batch keep their weights, and the others theirs in sum. Each task has its own
-      warm-up; weights move once all tasks of the batch are through it.
-    * `progress="return"` is an extension of this project: the training rate is what is left of the way to the
-      highest return, Ltilde_i = (high - R_i) / (high - low), with R_i from `record_returns`.
+    * L(0) is the mean over the first `warmup_steps` losses, and the weights stay 1 until then, because the loss of one
+      bootstrapped temporal-difference batch says nothing. `warmup_steps=1` is the paper's rule.
+    * A floor under L(0) and a floor under the weights make a collapse impossible. Without them, weights of 2.66, 0.009
+      and 0.33 have been seen.
+    * A task that is missing from a batch keeps its weight, and the weights of the other tasks keep their sum. Each task
+      has its own warm-up; weights change once all tasks of the batch have finished it.
+    * `progress="return"` is an extension of this project. The training rate is then measured by how much of the way to
+      the highest return is left, Ltilde_i = (high - R_i) / (high - low), with R_i from `record_returns`.
 
-    The state, T numbers a buffer, is computed on the CPU in float64 and stays there: `to` does not move it.
+    The state is a few buffers of T numbers. It is computed on the CPU in float64 and stays there: `to` does not move
+    it.
 
     Args:
         num_tasks: T.
-        alpha: strength of the pull towards tasks that lag behind. 0 equalises all norms; it does not switch the
-            balancing off. Default 1.5.
-        lr: learning rate of the weights: about the largest relative change in one step. Default 0.01.
-        warmup_steps: losses that are averaged into L(0). Default 100.
+        alpha: how strongly tasks that lag behind are favoured, from 0 to 100. 0 equalises all norms; it does not switch
+            the balancing off. Default 1.5.
+        lr: learning rate of the weights, about the largest relative change in one step. Default 0.01.
+        warmup_steps: the number of losses that are averaged into L(0). Default 100.
         weight_floor: smallest weight, on the scale where the mean weight is 1; in [0, 1). Default 0.1.
         initial_loss_floor: smallest L_i(0), as a share of the mean L(0). Default 0.01.
-        progress: what the training rate is measured by, `"loss"` or `"return"`. Default `"loss"`.
-        return_range: (low, high) returns per task that count as no progress and as done; needed for
-            `progress="return"`.
+        progress: the measure of the training rate, `"loss"` or `"return"`. Default `"loss"`.
+        return_range: (low, high), the return that counts as no progress and the return that counts as solved, the same
+            for all tasks; needed for `progress="return"`.
         scale: see `Balancer`.
 
     Diagnostics, per task: `weight`, `norm` (n_i), `target`, `rate` (r_i), `floor_active` (0 or 1).
@@ -95,7 +103,7 @@ class GradNorm(Balancer):
     task_state = ("weights", "initial_losses", "steps", "returns")
     weights: Tensor  # (T,), sum to T
     initial_losses: Tensor
-    steps: Tensor  # (T,), how many batches each task was in
+    steps: Tensor  # (T,), the number of batches that held each task
     returns: Tensor
 
     def __init__(
@@ -112,18 +120,12 @@ class GradNorm(Balancer):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
-        if not 0 <= alpha <= LARGEST_ALPHA:
-            raise ValueError(f"alpha is {alpha}; it must be at least 0 and at most {LARGEST_ALPHA}")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr is {lr}; it must be above 0 and finite")
-        if warmup_steps < 1:
-            raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 1")
-        if not 0 <= weight_floor < 1:
-            raise ValueError(f"weight_floor is {weight_floor}; it must be in [0, 1), where 1 is the mean weight")
-        if not 0 < initial_loss_floor <= 1:
-            raise ValueError(f"initial_loss_floor is {initial_loss_floor}; it must be in (0, 1]")
-        if progress not in get_args(Progress):
-            raise ValueError(f"unknown progress {progress!r}; choose from {', '.join(get_args(Progress))}")
+        check_number("alpha", alpha, least=0, most=LARGEST_ALPHA)
+        check_number("lr", lr, above=0)
+        check_number("warmup_steps", warmup_steps, least=1, whole=True)
+        check_number("weight_floor", weight_floor, least=0, below=1)
+        check_number("initial_loss_floor", initial_loss_floor, above=0, most=1)
+        check_choice("progress", progress, get_args(Progress))
         if progress == "return" and (
             return_range is None or not -math.inf < return_range[0] < return_range[1] < math.inf
         ):
@@ -142,31 +144,31 @@ class GradNorm(Balancer):
         self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # `to`, `cuda`, `half`: the state is T numbers, stays in float64 and stays where it is computed, on the CPU.
+        # `to`, `cuda` and `half` come here: the state stays in float64 on the CPU, where it is computed.
         return self
 
     def reset(self) -> None:
-        """Equal weights, no memory of losses or returns."""
+        """Return to equal weights, and forget all losses and returns."""
         self.weights.fill_(1.0)
         self.initial_losses.zero_()
         self.steps.zero_()
         self.returns.fill_(math.nan)
 
     def record_returns(self, returns: Tensor) -> None:
-        """Note the tasks' recent mean returns (T,), which `progress="return"` measures by. NaN: none known yet."""
+        """Note each task's recent mean return (T,), for `progress="return"`. NaN stands for an unknown return."""
         self.returns.copy_(returns)
 
     def training_rates(self, losses: Array) -> Array:
-        """Relative inverse training rates r (T,) of mean 1: above 1 for tasks that lag behind."""
+        """Relative inverse training rates r (T,), with a mean of 1; a task that lags behind is above 1."""
         if self.progress == "return":
             assert self.return_range is not None
             low, high = self.return_range
-            # A task without a finished episode counts as having made no progress.
+            # A task without a finished episode counts as one that has made no progress.
             left = ((high - np.nan_to_num(self.returns.numpy(), nan=low)) / (high - low)).clip(0.01, 1.0)
         else:
             initial = self.initial_losses.numpy()
             floor = self.initial_loss_floor * float(initial.sum()) / len(initial)
-            if 0 < floor < TINY:  # hardly a loss has been seen yet: the quotients would overflow
+            if 0 < floor < TINY:  # nearly all losses so far were 0, and the quotients would overflow
                 floor = max(floor, TINY * float(losses.max()))
             left = losses / np.maximum(initial, floor) if floor > 0 else np.ones_like(initial)
         mean = float(left.sum()) / len(left)
@@ -180,13 +182,13 @@ class GradNorm(Balancer):
         return np.sign(weighted - targets) * norms, targets, mean
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """The weights as they are; then their own step."""
-        # On T numbers NumPy takes a fraction of torch's time; these arrays are the buffers' own memory.
+        """Answer with the present weights, and then let the weights take a step."""
+        # On T numbers NumPy is several times as fast as torch. These arrays share the memory of the buffers.
         own, initial, steps = self.weights.numpy(), self.initial_losses.numpy(), self.steps.numpy()
         weights, current = own.copy(), np.array(losses.tolist(), dtype=np.float64)
         fewest = min(steps.tolist())
         if fewest < self.warmup_steps:
-            change = (current - initial) / (steps + 1)  # of the running mean
+            change = (current - initial) / (steps + 1)  # the change of the running mean
             initial += np.where(steps < self.warmup_steps, change, 0.0)
         steps += 1
         rates = self.training_rates(current)

@@ -12,30 +12,30 @@ from mtrl.gradients import TaskGradients
 
 
 class GradNormPCGrad(Balancer):
-    """GradNorm weighs the gradients, then PCGrad removes their conflicts: one sees magnitudes, the other directions.
+    """GradNorm weighs the gradients by their magnitudes, then PCGrad removes conflicts between their directions.
 
-    With GradNorm's weights w, PCGrad works on the rows w_i g_i, that is on the Gramian w_i w_j G_ij; its coefficients
-    c on those rows are the coefficients c_i w_i on the gradients. This combination is of this project.
+    With GradNorm's weights w, PCGrad works on the rows w_i g_i, that is, on the Gramian w_i w_j G_ij. Its coefficients
+    c_i for these rows are the coefficients c_i w_i for the gradients. The combination is this project's own.
 
     Args:
         num_tasks: T.
-        alpha: this and the following six as in `GradNorm`.
+        alpha: see `GradNorm`.
         lr: see `GradNorm`.
         warmup_steps: see `GradNorm`.
         weight_floor: see `GradNorm`.
         initial_loss_floor: see `GradNorm`.
         progress: see `GradNorm`.
         return_range: see `GradNorm`.
-        seed: of PCGrad's random order; see `RandomBalancer`. Default 0.
+        seed: the seed of PCGrad's random order; see `RandomBalancer`. Default 0.
         scale: see `Balancer`.
 
-    Diagnostics: those of both, where `weight` is the coefficients and `gradnorm_weight` GradNorm's weights.
+    Diagnostics: those of both methods; `weight` holds the coefficients and `gradnorm_weight` GradNorm's weights.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    needs_gramian = True
+    looks_at = "gramian"
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class GradNormPCGrad(Balancer):
         self.needs_positive_losses = self.gradnorm.needs_positive_losses
 
     def reset(self) -> None:
-        """Reset both."""
+        """Reset both methods."""
         self.gradnorm.reset()
         self.pcgrad.reset()
 
     def record_returns(self, returns: Tensor) -> None:
-        """For GradNorm's `progress="return"`."""
+        """Tell GradNorm the returns, for `progress="return"`."""
         self.gradnorm.record_returns(returns)
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """PCGrad on the rows as GradNorm weighs them."""
+        """Weigh the rows by GradNorm and project them by PCGrad."""
         magnitudes = self.gradnorm.balance(gradients, losses)
         weights = magnitudes.coefficients
         w, G = weights.numpy(force=True), gradients.gramian.numpy(force=True)

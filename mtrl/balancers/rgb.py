@@ -1,4 +1,4 @@
-"""RGB: each task's gradient turns towards a consensus, by the angle that lowers conflict most at least change."""
+"""RGB: each task's gradient turns towards a consensus, by an angle that weighs less conflict against less change."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.balancers import _few_tasks
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
+from mtrl.limits import check_choice, check_number
 
 Array = NDArray[np.float64]
 Numbers = list[float]  # one per task
 Magnitude = Literal["unit", "mean_norm", "sum_norm"]
 LARGEST_ANGLE = math.pi / 2 - 1e-6
-FEW = 8  # tasks, up to which plain numbers are faster than arrays
 
 
 def plane_products(C: Array, c: Array, inverse_s: Array) -> Array:
-    """Inner products (2T, 2T) of u_1 .. u_T, w_1 .. w_T, which span the planes that the tasks turn in; see `RGB`.
+    """Inner products (2T, 2T) of the vectors u_1 .. u_T, w_1 .. w_T, where task i turns in the plane of u_i and w_i.
 
     Args:
-        C: inner products of the unit gradients, (T, T).
-        c: their inner products with d, (T,).
-        inverse_s: 1/s (T,), or 0 where there is no direction to turn in: w is then 0.
+        C: inner products u_i.u_j of the unit gradients, (T, T).
+        c: inner products u_i.d with the consensus, (T,).
+        inverse_s: 1/s_i (T,), or 0 for a task without a plane to turn in; its w_i is then 0.
     """
     num_tasks = len(c)
-    column, cC = c[:, None], c * C
+    c_i, cC = c[:, None], c * C
     products = np.empty((2 * num_tasks, 2 * num_tasks))
-    uw = (column - cC) * inverse_s
+    uw = (c_i - cC) * inverse_s
     products[:num_tasks, :num_tasks] = C
     products[:num_tasks, num_tasks:] = uw
     products[num_tasks:, :num_tasks] = uw.T
-    products[num_tasks:, num_tasks:] = (1.0 - c * c - column * (column - cC)) * inverse_s * inverse_s[:, None]
+    products[num_tasks:, num_tasks:] = (1.0 - c * c - c_i * (c_i - cC)) * inverse_s * inverse_s[:, None]
     return products
 
 
 def angle_gradient(angles: Array, products: Array, lambd: float, num_tasks: int) -> Array:
-    """`dF/da` (T,), for T = `num_tasks` of the rows: those whose u is not zero; see `RGB`.
+    """The gradient dF/da; see `RGB`.
 
     Args:
-        angles: a (T,).
-        products: `plane_products`.
-        lambd: weight of the proximity term.
-        num_tasks: T in the formulas, at least 2.
+        angles: a, one number per row.
+        products: the inner products that `plane_products` gives.
+        lambd: lambda, the weight of the proximity term.
+        num_tasks: T in the formulas, the number of rows that are not zero; at least 2.
     """
     sin, cos = np.sin(angles), np.cos(angles)
     along = products @ np.concatenate((cos, sin))  # S.u_i and S.w_i
@@ -56,43 +57,38 @@ def angle_gradient(angles: Array, products: Array, lambd: float, num_tasks: int)
     return gradient
 
 
-def rotate_few(
+def rotate(
     angles: Numbers,
     C: list[Numbers],
     c: Numbers,
     inverse_s: Numbers,
+    *,
     lambd: float,
     num_tasks: int,
     rate: float,
     steps: int,
+    largest: float,
 ) -> Numbers:
-    """The angles (T,) after `steps` steps along `angle_gradient`, in plain numbers: for few tasks faster than arrays.
+    """Take `steps` steps of gradient descent on F, and return the angles (T,); see `RGB`.
 
     Args:
-        angles: a (T,), before.
+        angles: a (T,), before the steps.
         C: see `plane_products`.
-        c: likewise.
-        inverse_s: likewise.
+        c: see `plane_products`.
+        inverse_s: see `plane_products`.
         lambd: see `angle_gradient`.
-        num_tasks: likewise.
-        rate: of the steps.
-        steps: their number.
+        num_tasks: see `angle_gradient`.
+        rate: the learning rate of the steps.
+        steps: the number of steps.
+        largest: the angles stay between 0 and this.
     """
-    tasks = range(len(angles))
-    uw = [[(c[i] - c[j] * C[i][j]) * inverse_s[j] for j in tasks] for i in tasks]  # u_i.w_j
-    ww = [
-        [(1 - c[j] ** 2 - c[i] * (c[i] - c[j] * C[i][j])) * inverse_s[i] * inverse_s[j] for j in tasks] for i in tasks
-    ]
-    proximity, agreement = lambd / (2 * num_tasks), 1 / (num_tasks * (num_tasks - 1))
-    after = list(angles)
+    products = plane_products(np.array(C), np.array(c), np.array(inverse_s))
+    after = np.array(angles)
     for _ in range(steps):
-        cos, sin = [math.cos(angle) for angle in after], [math.sin(angle) for angle in after]
-        for i in tasks:
-            s_u = sum(cos[j] * C[i][j] + sin[j] * uw[i][j] for j in tasks)  # S.u_i
-            s_w = sum(cos[j] * uw[j][i] + sin[j] * ww[i][j] for j in tasks)  # S.w_i
-            gradient = proximity * sin[i] - agreement * (cos[i] * s_w - sin[i] * s_u)
-            after[i] = min(max(after[i] - rate * gradient, 0.0), LARGEST_ANGLE)
-    return after
+        after = after - rate * angle_gradient(after, products, lambd, num_tasks)
+        after = np.minimum(np.maximum(after, 0.0), largest)
+    turned: Numbers = after.tolist()
+    return turned
 
 
 class RGB(Balancer):
@@ -106,65 +102,67 @@ class RGB(Balancer):
 
         r_i(a) = cos(a_i) u_i + sin(a_i) w_i,   w_i = normalise(d - c_i u_i),   c_i = u_i.d.
 
-    The angles take `alpha_steps` steps of gradient descent at rate `lr_inner`, from where the last call left them, in
-    [0, pi/2), on
+    From the values that they had after the last call, the angles take `alpha_steps` steps of gradient descent at rate
+    `lr_inner`, within [0, pi/2), on
 
         F(a) = 1/(T(T-1)) sum_{i<j} (1 - r_i.r_j) + lambda/(4T) sum_i |r_i - u_i|^2,
 
     where |r_i - u_i|^2 = 2 - 2 cos(a_i), and the update is mean_i r_i times the magnitude. With C = (u_i.u_j) and
-    s_i = |d - c_i u_i| = sqrt(1 - c_i^2) both sides are closed forms (S = sum_j r_j, and r_i' its derivative):
+    s_i = |d - c_i u_i| = sqrt(1 - c_i^2), the gradient and the update are closed forms (S = sum_j r_j,
+    r_i' = dr_i/da_i):
 
         dF/da_i = -(r_i'.S)/(T(T-1)) + lambda sin(a_i)/(2T),
         mean_i r_i = sum_i beta_i u_i + gamma d,
         beta_i = (cos a_i - sin(a_i) c_i/s_i)/T,   gamma = sum_i (sin(a_i)/s_i)/T,
 
-    so that a call costs O(T^2) a step besides one product `J d` and two combinations of the rows. beta_i/|g_i| are the
-    coefficients, gamma d is the direction.
+    so that a step costs O(T^2), and a call one product `J d` and two combinations of the rows besides. The coefficients
+    are beta_i/|g_i|, and the direction is gamma d, times the magnitude.
 
-    Where this adds to the paper, and why:
+    What this adds to the paper, and why:
 
-    * `magnitude`. The published update has norm at most 1, whatever the gradients: it never gets smaller as training
-      converges, and a learning rate for another method does not fit. The default gives it the norm that the sum of
-      the gradients would have if they agreed, so that one task keeps its gradient as it is and `scale` means what it
-      means in every balancer. Adaptive optimizers see little of the difference.
-    * `invariant_steps`. A gradient of F is of order 1/(T-1) per task, so that with the published rate the rotation
-      vanishes as T grows. These steps are T - 1 times as long: the published ones at T = 2, and at any T the same for
-      tasks that are as similar.
-    * Tasks with a zero gradient take no part: all is as if they were not there, and their angle waits for them. A
-      lone task is not rotated. A task that lies along d, or exactly against it, has no plane to turn in and stays.
-    * If the mean of the unit gradients is zero, as for two opposed tasks, there is no y and d stays as it is. Without
-      a d, at the first call, nothing turns: the update is mean_i r_i = mean_i u_i, which is zero then. "Zero" and
-      "along" are to within the rounding of the gradients' dtype.
+    * `magnitude`. The published update has a norm of at most 1 for any gradients: it does not get smaller as training
+      converges, and a learning rate that was chosen for another method does not fit. By default the update has the norm
+      that the sum of the gradients would have if all had the same direction. The gradient of a single task then stays
+      as it is, and `scale` means the same as in every balancer. With an adaptive optimizer the difference is small.
+    * `invariant_steps`. The gradient of F is of order 1/(T-1) for each task, so that with the published rate the
+      rotation vanishes as T grows. Invariant steps are T - 1 times as long. At T = 2 they are the published ones, and
+      for equally similar tasks they are the same at any T.
+    * A task with a zero gradient is treated as missing, and its angle stays unchanged. If there is only one task, it is
+      not rotated. A task that points along d or exactly against it has no plane to turn in and is not rotated either.
+    * If the mean of the unit gradients is zero, as for two opposed tasks, there is no y, and d stays as it is. If that
+      happens at the first call, there is no d, and no task turns. "Zero" and "along" mean up to the rounding of the
+      gradients' dtype.
 
-    The consensus has a number per parameter, in their order: with `backward`, give `parameters` if the graph may differ
-    from call to call, as otherwise their order is the graph's. Losses may have any sign.
+    The consensus holds a number per parameter, in the order of the parameters. With `backward`, give `parameters` if
+    the graph may differ from call to call, because otherwise the graph decides their order. Losses may have any sign.
 
     Args:
-        num_tasks: T; may be left out, and is then that of the first call.
-        mu: how much of the consensus stays at each call, in [0, 1). Default 0.9.
-        lambd: weight of the proximity term: larger turns less. Default 1.0.
-        alpha_steps: steps that the angles take at each rotation, at most 10,000. Default 3.
-        lr_inner: rate of those steps. Default 0.2.
-        update_interval: rotate at every so many calls; in between the update is mean_i u_i, times the magnitude. The
-            consensus follows at every call. Default 1.
-        magnitude: norm of the update if the r_i agreed: `"unit"` 1, as published (with `scale="sum"`), `"mean_norm"`
-            the mean and `"sum_norm"` the sum of |g_i|. Default `"sum_norm"`.
-        invariant_steps: take steps that do not depend on T. Default None: for more than 3 tasks.
+        num_tasks: T; if left out, it is the number of tasks at the first call.
+        mu: the share of the old consensus that is kept at each call, in [0, 1). Default 0.9.
+        lambd: lambda, the weight of the proximity term; a larger weight turns the gradients less. Default 1.0.
+        alpha_steps: the number of steps that the angles take at each rotation, at most 10,000. Default 3.
+        lr_inner: the rate of those steps. Default 0.2.
+        update_interval: the number of calls from one rotation to the next. At the other calls the update is mean_i u_i,
+            times the magnitude, and the consensus still follows. Default 1.
+        magnitude: the norm that the update would have if all r_i were equal: `"unit"` for 1, as published (with
+            `scale="sum"`), `"mean_norm"` for the mean of the |g_i|, and `"sum_norm"` for their sum. Default
+            `"sum_norm"`.
+        invariant_steps: whether to take steps that do not depend on T. Default None: for more than 3 tasks.
         scale: see `Balancer`.
 
     Attributes:
-        consensus: d (D,), in the gradients' dtype; None before the first.
+        consensus: d (D,), in the dtype of the gradients; None as long as there is no consensus.
         angles: a (T,), a NumPy array; None before the first call.
-        steps: number of calls.
+        steps: the number of calls.
 
-    Diagnostics: `weight` (T,), the coefficients; `angle` (T,), by which each task was turned; `cosine` (T, T), of the
-    raw gradients; `consensus_cosine` (T,), the c_i, once there is a consensus.
+    Diagnostics: `weight` (T,), the coefficients; `angle` (T,), the angle by which each task was turned; `cosine` (T, T)
+    of the raw gradients; `consensus_cosine` (T,), the c_i, once there is a consensus.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    needs_gramian = True
+    looks_at = "gramian"
     task_state = ("angles",)
     consensus: Tensor | None
 
@@ -182,23 +180,15 @@ class RGB(Balancer):
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
-        if not 0 <= mu < 1:
-            raise ValueError(f"mu is {mu}; it must be in [0, 1)")
-        if not 0 <= lambd < math.inf:
-            raise ValueError(f"lambd is {lambd}; it must be at least 0 and finite")
-        if not 1 <= alpha_steps <= 10**4:
-            raise ValueError(f"alpha_steps is {alpha_steps}; it must be between 1 and 10000")
-        if not 0 < lr_inner < math.inf:
-            raise ValueError(f"lr_inner is {lr_inner}; it must be above 0 and finite")
-        if update_interval < 1:
-            raise ValueError(f"update_interval is {update_interval}; it must be at least 1")
-        if magnitude not in get_args(Magnitude):
-            raise ValueError(f"unknown magnitude {magnitude!r}; choose from {', '.join(get_args(Magnitude))}")
+        check_number("mu", mu, least=0, below=1)
+        check_number("lambd", lambd, least=0)
+        check_number("lr_inner", lr_inner, above=0)
+        check_choice("magnitude", magnitude, get_args(Magnitude))
         self.mu = mu
         self.lambd = lambd
-        self.alpha_steps = alpha_steps
+        self.alpha_steps: int = check_number("alpha_steps", alpha_steps, least=1, most=10**4, whole=True)
         self.lr_inner = lr_inner
-        self.update_interval = update_interval
+        self.update_interval: int = check_number("update_interval", update_interval, least=1, whole=True)
         self.magnitude: Magnitude = magnitude
         self.invariant_steps = invariant_steps
         self.register_buffer("consensus", None)
@@ -206,35 +196,38 @@ class RGB(Balancer):
         self.steps = 0
 
     def reset(self) -> None:
-        """No consensus and no angles."""
+        """Forget the consensus and the angles."""
         self.consensus = None
         self.angles = None
         self.steps = 0
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What is not a buffer: the angles and the number of calls."""
+        """The state that is not in buffers: the angles and the number of calls."""
         return {"angles": None if self.angles is None else self.angles.tolist(), "steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_extra_state` gave."""
+        """Restore a state that `get_extra_state` returned."""
         self.angles = None if state["angles"] is None else np.array(state["angles"], dtype=np.float64)
         self.steps = state["steps"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Make room for the buffer that the first call makes, or drop it if the state has none."""
+        """Give the consensus the shape that it has in the state, or drop it if the state has none."""
         consensus = state_dict.get(prefix + "consensus")
         if consensus is None or self.consensus is None or self.consensus.shape != consensus.shape:
             self.consensus = None if consensus is None else torch.empty_like(consensus)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def follow(self, gradients: TaskGradients, inverse: Numbers, C: list[Numbers], count: int) -> Numbers | None:
-        """Move the consensus, and give its inner products with the unit gradients, c (T,); None without a consensus.
+        """Move the consensus, and return its inner products with the unit gradients, c (T,).
 
         Args:
             gradients: the gradients.
-            inverse: 1/|g_i| (T,), or 0.
+            inverse: 1/|g_i| (T,), or 0 for a zero gradient.
             C: inner products of the unit gradients, (T, T).
-            count: how many of the gradients are not zero.
+            count: the number of gradients that are not zero.
+
+        Returns:
+            c, or None if there is no consensus yet.
         """
         c: Numbers | None = None
         d = self.consensus
@@ -246,46 +239,48 @@ class RGB(Balancer):
                 d = self.consensus = d.to(gradients.dtype)
             c = [product * own for product, own in zip(gradients.dot(d).tolist(), inverse, strict=True)]
         sums = [sum(row) for row in C]
-        length = math.sqrt(max(sum(sums), 0)) / count  # of the mean of the unit gradients
+        length = math.sqrt(max(sum(sums), 0)) / count  # the norm of the mean of the unit gradients
         tolerance = rounding(gradients.dtype)
         if length <= tolerance:
             return c
-        to_y = 1 / (count * length)  # times the sum of the unit gradients is y
+        to_y = 1 / (count * length)  # y is this times the sum of the unit gradients
         if d is None or c is None:
             self.consensus = gradients.combine(vector([own * to_y for own in inverse]))
             return [each * to_y for each in sums]
         mu = self.mu
         norm = math.sqrt(max(mu**2 + (1 - mu) ** 2 + 2 * mu * (1 - mu) * to_y * sum(c), 0))
-        if norm <= tolerance:  # mu = 1/2 and y = -d
+        if norm <= tolerance:  # this happens for mu = 1/2 and y = -d
             return c
         old, new = mu / norm, (1 - mu) / norm * to_y
         d = self.consensus = gradients.combine(vector([own * new for own in inverse]), d, old)
-        if old > 1:  # otherwise rounding errors in |d| = 1, each time multiplied by old^2, die out
+        if old > 1:  # each call multiplies the rounding error of |d| = 1 by old^2, so that it would grow
             d.div_(torch.linalg.vector_norm(d))
         return [old * along + new * each for along, each in zip(c, sums, strict=True)]
 
     def rotate(self, angles: Numbers, C: list[Numbers], c: Numbers, inverse_s: Numbers, count: int) -> Numbers:
-        """The angles (T,) after their steps."""
+        """Take this balancer's steps from `angles` (T,); see the function `rotate`, where `num_tasks` is `count`."""
         invariant = len(C) > 3 if self.invariant_steps is None else self.invariant_steps
-        rate = self.lr_inner * (count - 1 if invariant else 1)
-        if len(C) <= FEW:
-            return rotate_few(angles, C, c, inverse_s, self.lambd, count, rate, self.alpha_steps)
-        products = plane_products(np.array(C), np.array(c), np.array(inverse_s))
-        after = np.array(angles)
-        for _ in range(self.alpha_steps):
-            after = after - rate * angle_gradient(after, products, self.lambd, count)
-            after = np.minimum(np.maximum(after, 0.0), LARGEST_ANGLE)
-        turned: Numbers = after.tolist()
-        return turned
+        rotation = rotate if len(C) > _few_tasks.FEW else _few_tasks.rotate
+        return rotation(
+            angles,
+            C,
+            c,
+            inverse_s,
+            lambd=self.lambd,
+            num_tasks=count,
+            rate=self.lr_inner * (count - 1 if invariant else 1),
+            steps=self.alpha_steps,
+            largest=LARGEST_ANGLE,
+        )
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """Move the consensus, turn the tasks towards it."""
+        """Move the consensus, and turn the tasks towards it."""
         num_tasks, gramian = gradients.num_tasks, gradients.gramian
         if self.angles is None:
             self.angles = np.zeros(num_tasks)
         if len(self.angles) != num_tasks:
             raise ValueError(f"this balancer was made for {len(self.angles)} tasks and got {num_tasks}")
-        # In plain numbers: there are T of them, and for few an array takes longer.
+        # These are plain numbers, because for few tasks arrays take longer.
         n = [math.sqrt(square) for square in gradients.squares]
         inverse = [1 / norm if norm > 0 else 0.0 for norm in n]
         C = [
@@ -320,10 +315,10 @@ class RGB(Balancer):
 
 
 def vector(numbers: Sequence[Any]) -> Tensor:
-    """Numbers, or rows of them, as a tensor in float64."""
+    """Numbers, or rows of numbers, as a tensor in float64."""
     return torch.tensor(numbers, dtype=torch.float64)
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Below this a length that is a difference of unit vectors is noise, if they were computed in `dtype`."""
+    """The length below which a difference of two unit vectors is noise, if they were computed in `dtype`."""
     return 10 * math.sqrt(torch.finfo(dtype).eps)

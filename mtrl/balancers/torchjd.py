@@ -19,12 +19,12 @@ from mtrl.files import one_line
 from mtrl.gradients import JacobianNotHeldError, TaskGradients
 
 PREFIX = "torchjd:"
-REPETITIONS = ("max_iters", "n_iter", "optim_niter")  # what a call takes time in proportion to
+REPETITIONS = ("max_iters", "n_iter", "optim_niter")  # the time of a call is proportional to these arguments
 WEIGHTING = "Weighting"
 
 
 def torchjd_names() -> tuple[str, ...]:
-    """What may follow `torchjd:`; a class that TorchJD has as aggregator and as weighting is listed once.
+    """The names that may follow `torchjd:`. A class that is both aggregator and weighting in TorchJD is listed once.
 
     Raises:
         ValueError: TorchJD is not installed.
@@ -38,34 +38,35 @@ def torchjd_names() -> tuple[str, ...]:
 class TorchJD(RandomBalancer):
     r"""An aggregator or weighting of TorchJD (https://torchjd.org), by name.
 
-    TorchJD's aggregators map the Jacobian to an update; most are a weighting of the Gramian, and then only the
-    weighting runs, on the Gramian in float64 that is there already. What runs, and what it gives:
+    An aggregator of TorchJD maps the Jacobian to an update. Most of them weigh the rows by a function of the Gramian;
+    then only that function runs, on the Gramian in float64 that is known already. There are four cases:
 
-    * a Gramian-based aggregator (UPGrad, CAGrad, MGDA, AlignedMTL, ...) or a weighting of its own (MoDoWeighting,
-      SDMGradWeighting, which their authors feed from two batches and which get one here): its weights of the Gramian;
-    * another weighted aggregator (Mean, Constant, NashMTL, ExcessMTL, ...): its weights of the Jacobian;
-    * an aggregator without weights (ConFIG, GradDrop, TrimmedMean), which works coordinate by coordinate or on the
-      whole matrix: its update is the balance's `direction`, and the coefficients are 0;
-    * CRMOGMWeighting: give the weighting that it smooths by name, `weighting="UPGrad"`.
+    * An aggregator that is based on the Gramian (UPGrad, CAGrad, MGDA, AlignedMTL, ...), or a weighting without an
+      aggregator (MoDoWeighting and SDMGradWeighting; their authors use two batches, here they get one), gives weights
+      computed from the Gramian.
+    * Another weighted aggregator (Mean, Constant, NashMTL, ExcessMTL, ...) gives weights computed from the Jacobian.
+    * An aggregator without weights (ConFIG, GradDrop, TrimmedMean) works coordinate by coordinate or on the whole
+      Jacobian. Its update is the `direction` of the balance, and the coefficients are 0.
+    * CRMOGMWeighting smooths another weighting; give that one by name, as in `weighting="UPGrad"`.
 
     `UPGradWeighting` is the same as `UPGrad`. Vectors (`pref_vector`, `weights`, `leak`) may be any sequence of
-    numbers. Random choices (PCGrad's and GradVac's order, Random, GradDrop) are drawn with a seed from the balancer's
-    own generator, and torch's global one is as it was. `state_dict` carries what a method remembers between calls.
-    Losses play no part and may have any sign.
+    numbers. Random choices (the order of PCGrad and GradVac, Random, GradDrop) are drawn with a seed from the
+    balancer's own generator, and torch's global generator keeps its state. `state_dict` holds everything that a method
+    remembers between calls. Losses are not used and may have any sign.
 
     Args:
-        num_tasks: T; also NashMTL's `n_tasks`.
-        aggregator: its name in `torchjd.aggregation`.
+        num_tasks: T; for NashMTL also the argument `n_tasks`.
+        aggregator: the name of the class in `torchjd.aggregation`, with or without the prefix `torchjd:`.
         seed: see `RandomBalancer`. Default 0.
-        scale: `"sum"` leaves TorchJD's own scale, which for some methods is that of a sum over tasks (PCGrad, GradVac)
+        scale: `"sum"` keeps TorchJD's own scale, which for some methods is that of a sum over tasks (PCGrad, GradVac)
             and for others that of a mean (UPGrad, MGDA); `"mean"` divides it by T.
         kwargs: the aggregator's own arguments.
 
-    Diagnostics: `weight` (T,), where there are weights.
+    Diagnostics: `weight` (T,), if the method has weights.
 
     Raises:
-        ValueError: TorchJD, or what the aggregator needs besides, is not installed; its name or an argument is unknown,
-            missing or out of range; or it cannot do with T tasks.
+        ValueError: TorchJD, or another package that the aggregator needs, is not installed; the name or an argument is
+            unknown, missing or out of range; or the aggregator does not work with T tasks.
     """
 
     def __init__(
@@ -77,28 +78,28 @@ class TorchJD(RandomBalancer):
         if takes_tasks and (given := kwargs.setdefault("n_tasks", num_tasks)) != num_tasks:
             raise ValueError(f"{PREFIX}{self.aggregator}: n_tasks is {given!r}; there are {num_tasks} tasks")
         self._kwargs = {name: _vector(value) for name, value in kwargs.items()}
-        # In float64 on the CPU, whatever the Jacobian is in, where a vector takes part.
+        # With a vector among the arguments, everything is computed in float64 on the CPU.
         self._has_vectors = any(isinstance(value, Tensor) for value in self._kwargs.values())
         self._held = self._make()
         self._remembers = self._rehearse(num_tasks)
         self._restored: dict[str, Any] = {}
 
     def reset(self) -> None:
-        """Forget what the method remembers, and start the random choices again."""
+        """Clear the memory of the method, and start the random choices again from the seed."""
         super().reset()
         self._held = self._make()
         self._restored = {}
 
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
-        """TorchJD's own answer.
+        """Answer as TorchJD does.
 
         Raises:
-            ValueError: as TorchJD.
+            ValueError: TorchJD raised an error; the message quotes it.
             FloatingPointError: the answer is not finite.
         """
         seed = int(self.generator.integers(2**63))
         if self._restored:
-            # TorchJD drops its state at a first call of unknown shape: let it have that call, then give it the state.
+            # TorchJD drops its state at the first call, so it gets a call before it gets the restored state.
             self._answer(gradients, seed)
             self._recall(self._restored)
             self._restored = {}
@@ -123,7 +124,7 @@ class TorchJD(RandomBalancer):
         """See `Balancer.only`.
 
         Raises:
-            ValueError: the method remembers, or was given, something for each task.
+            ValueError: the method has a memory or an argument that holds something for each task.
         """
         if self._remembers or self._has_vectors or "n_tasks" in self._kwargs:
             missing = ", ".join(str(task) for task, there in enumerate(mask) if not there)
@@ -131,16 +132,16 @@ class TorchJD(RandomBalancer):
         yield
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The generator's place, and what the method remembers."""
+        """The state of the generator and the memory of the method."""
         return {"generator": super().get_extra_state(), "memory": copy.deepcopy(self._restored or self._memory())}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on from where `get_extra_state` was called."""
+        """Restore a state that `get_extra_state` returned."""
         super().set_extra_state(state["generator"])
         self._held = self._make()
         self._restored = copy.deepcopy(state["memory"])
 
-    # What follows knows TorchJD's classes.
+    # The methods below depend on TorchJD's classes.
 
     def _make(self) -> tuple[nn.Module]:
         library = _library()
@@ -152,21 +153,21 @@ class TorchJD(RandomBalancer):
         method = _construct(self.aggregator, kwargs)
         name = self.aggregator if inner is None else type(inner).__name__
         kind = getattr(library, name.removesuffix(WEIGHTING), None)
-        # A weighting without an aggregator takes the Gramian, too.
+        # A weighting without an aggregator also takes the Gramian.
         self._on_gramian = kind is None or issubclass(kind, library.GramianWeightedAggregator)
         if isinstance(method, library.GramianWeightedAggregator):
             method = method.gramian_weighting
         elif isinstance(method, library.WeightedAggregator):
             method = method.weighting
         self._has_weights = isinstance(method, library.Weighting)
-        return (method,)  # not a submodule: `state_dict` and `to` must not see its buffers, which come and go
+        return (method,)  # within a tuple it is no submodule, so `state_dict` and `to` pass over its changing buffers
 
     def _answer(self, gradients: TaskGradients, seed: int) -> Tensor:
         matrix = gradients.gramian.cpu() if self._on_gramian else gradients.jacobian.detach()
         if self._has_vectors:
             matrix = matrix.double().cpu()
         with _seeded(seed, matrix.device), warnings.catch_warnings(), torch.no_grad():
-            # Of the problems that its aggregators pose; nothing that a caller could change.
+            # These warnings are about the optimization problems of TorchJD's aggregators; a caller cannot act on them.
             warnings.filterwarnings("ignore", module=r"cvxpy\.")
             warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
             answer: Tensor = self._held[0](matrix)
@@ -188,7 +189,7 @@ class TorchJD(RandomBalancer):
             setattr(modules[path], name, value)
 
     def _rehearse(self, num_tasks: int) -> list[tuple[str, str]]:
-        """Try the method once, so that it fails here or not at all, and note the attributes that it remembers by."""
+        """Call the method once, so that a wrong argument fails here; returns the attributes that hold its memory."""
         before = {path: dict(vars(module)) for path, module in self._held[0].named_modules()}
         rows = torch.eye(num_tasks, dtype=torch.float64) + 0.1
         try:
@@ -211,7 +212,7 @@ def _library() -> ModuleType:
     try:
         import torchjd.aggregation  # noqa: PLC0415 - optional, and a second to import
     except ImportError:
-        raise ValueError(f"{PREFIX}... needs TorchJD: pip install 'mtrl[torchjd]'") from None
+        raise ValueError(f"{PREFIX}... needs TorchJD: pip install 'mtrl-balance[torchjd]'") from None
     library: ModuleType = torchjd.aggregation
     return library
 
@@ -247,7 +248,7 @@ def _construct(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _vector(value: Any) -> Any:
-    """Numbers in a sequence or tensor as a float64 tensor; anything else as it is."""
+    """A tensor or a sequence of numbers as a float64 tensor; any other value unchanged."""
     if isinstance(value, Tensor):
         return value.detach().double().cpu()
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -257,7 +258,7 @@ def _vector(value: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, torch's global generators of the CPU and of `device` start from `seed`; afterwards they are as before."""
+    """A context in which torch's global generators, of the CPU and `device`, start from `seed`; it restores them."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device.index] if cuda else []):
         torch.default_generator.manual_seed(seed)

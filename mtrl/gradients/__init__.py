@@ -1,37 +1,39 @@
 """Per-task gradients: the rows that every balancer combines.
 
-`T` losses and `D` shared parameters give a Jacobian `J` of shape (T, D) whose row `g_i` is the gradient of loss `i`.
-Two engines compute it behind one interface, `with engine.record(): losses = ...` and then `engine.backward(losses)`:
+`T` losses and `D` shared parameters give a Jacobian `J` of shape (T, D), and its row `g_i` is the gradient of loss `i`.
+There are four engines. The first two have one interface: `with engine.record(): losses = ...`, and then
+`engine.backward(losses)`.
 
-* `AutogradEngine` takes any graph, at the price of T backward passes;
-* `TaskMajorEngine` takes task-major batches (row `t * B + b` of every layer's input belongs to task `t`) and needs one
-  forward and one backward pass: each layer's weight gradient is a batched product per task instead of one product over
-  all rows, so the arithmetic is that of an ordinary backward pass.
+* `AutogradEngine` works for any graph and takes T backward passes.
+* `TaskMajorEngine` works for task-major batches, in which row `t * B + b` of every layer's input belongs to task `t`.
+  It takes one forward and one backward pass: the weight gradient of a layer is one batched product with a factor per
+  task instead of one product over all rows, so that the arithmetic is that of an ordinary backward pass.
+* `ChainEngine` gives the rows of `TaskMajorEngine` for a plain chain of layers. It starts from the gradients of the
+  losses with respect to the chain's output and does without autograd, which takes most of an update's time if networks
+  are small.
+* `LayerwiseEngine` is an `AutogradEngine` for models that are so large that T x D numbers are too many to hold.
 
-`ChainEngine` computes what `TaskMajorEngine` does for a plain chain of layers, from the derivatives of the losses with
-respect to its output, without autograd: where networks are small, that is most of an update's time.
-
-`LayerwiseEngine` is an `AutogradEngine` for models so large that T x D numbers are too many to hold. All of them
-average over the processes of a data-parallel run (`Ranks`).
+Each engine averages its rows over the processes of a data-parallel run (`Ranks`).
 """
 
 from mtrl.gradients.autograd import AutogradEngine, graph_leaves
-from mtrl.gradients.chain import Chain, ChainEngine, Step, inference, register_step
+from mtrl.gradients.chain import Chain, ChainEngine, inference
+from mtrl.gradients.layout import ParameterLayout, accumulate
 from mtrl.gradients.low_memory import JacobianNotHeldError, LayerwiseEngine
 from mtrl.gradients.processes import Group, Ranks
 from mtrl.gradients.rows import (
     GradientEngine,
+    LooksAt,
     Losses,
     MaskedLosses,
     NonFiniteGradientError,
-    ParameterLayout,
     Private,
     TaskGradients,
-    accumulate,
+    TaskRows,
     norms_of_rows,
 )
-from mtrl.gradients.rules import LayerRule, Saved, Scratch, TaskRows, register_rule
-from mtrl.gradients.task_major import TaskMajorEngine, UnsupportedLayerError
+from mtrl.gradients.steps import Step, register_step
+from mtrl.gradients.task_major import LayerRule, Saved, TaskMajorEngine, UnsupportedLayerError, register_rule
 
 __all__ = [
     "AutogradEngine",
@@ -42,6 +44,7 @@ __all__ = [
     "JacobianNotHeldError",
     "LayerRule",
     "LayerwiseEngine",
+    "LooksAt",
     "Losses",
     "MaskedLosses",
     "NonFiniteGradientError",
@@ -49,7 +52,6 @@ __all__ = [
     "Private",
     "Ranks",
     "Saved",
-    "Scratch",
     "Step",
     "TaskGradients",
     "TaskMajorEngine",

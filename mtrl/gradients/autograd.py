@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from mtrl.gradients.layout import ParameterLayout, accumulate
 from mtrl.gradients.processes import Group, Ranks
-from mtrl.gradients.rows import MaskedLosses, ParameterLayout, Private, TaskGradients, accumulate
+from mtrl.gradients.rows import MaskedLosses, Private, TaskGradients
 
 
 def graph_leaves(loss: Tensor | Any) -> list[Tensor]:
-    """The leaves that require a gradient and that `loss` (or a node of the graph) depends on, the nearest first."""
+    """The trainable leaves that `loss`, a tensor or a node of the graph, depends on, the nearest first."""
     leaves: dict[int, Tensor] = {}
     root = loss.grad_fn if isinstance(loss, Tensor) else loss
     queue: list[Any] = [] if root is None else [root]
@@ -35,19 +36,19 @@ def graph_leaves(loss: Tensor | Any) -> list[Tensor]:
 
 
 class Roots:
-    """Where the losses of the tasks that are in a batch end the graph.
+    """The losses of the tasks that are in a batch, and the places in the graph where they begin their way back.
 
     Args:
         losses: one scalar per task; None for a task that is missing.
 
     Attributes:
-        mask: which of all tasks are there.
-        losses: their losses.
-        edges: for each of these, the node of the graph where it ends, and which of the node's outputs it is.
-        leaves: for each of these, the leaves that it depends on.
+        mask: for each of all tasks, whether it is in the batch.
+        losses: the losses of the tasks in the batch.
+        edges: for each of these losses, the node of the graph that computed it and the number of the node's output.
+        leaves: for each of these losses, the leaves that it depends on.
 
     Raises:
-        ValueError: a loss is not a scalar or has no graph, or there is none.
+        ValueError: a loss is not a scalar or has no graph, or all losses are missing.
     """
 
     def __init__(self, losses: MaskedLosses) -> None:
@@ -77,20 +78,21 @@ class Roots:
 class AutogradEngine:
     """Per-task gradients of any graph by T backward passes.
 
-    A parameter that a loss does not reach has zeros in that loss's row. In a list of losses, None stands for a task
+    If a loss does not depend on a parameter, its row holds zeros there. In a list of losses, None stands for a task
     that is missing from the batch and gets no row.
 
     Args:
-        parameters: the shared parameters; frozen ones are left out. Default: found from the graph at each
-            `backward`, as the leaves that at least two losses depend on (with one loss, all that it depends on).
-            Losses computed in one tensor, other than by `torch.stack`, all depend on the same leaves: where tasks
-            have parameters of their own, give a list of losses.
-        last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default, among the matrices
-            that every loss depends on: the nearest to the losses if the parameters are found from the graph, and the
-            last in `parameters` otherwise.
-        group: the processes of a data-parallel run, over which each task's row and loss, and the gradients of other
-            parameters, are averaged; see `Ranks`. There `parameters` must be given, and the batches have the same
-            tasks on every process. Default `"world"`: the default group, where `torch.distributed` is initialised.
+        parameters: the shared parameters; frozen ones are left out. Default: at each `backward`, the leaves of the
+            graph that at least two losses depend on (with one loss, all leaves that it depends on). Losses that were
+            computed in one tensor, other than by `torch.stack`, all depend on the same leaves. If tasks have parameters
+            of their own, give a list of losses.
+        last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: one of the matrices
+            that every loss depends on. If `parameters` are given, it is the last of these; otherwise it is the one that
+            is nearest to the losses.
+        group: the processes of a data-parallel run. Each task's row and loss, and the gradients of other parameters,
+            are averaged over them; see `Ranks`. With several processes, `parameters` must be given, and a batch must
+            hold the same tasks on every process. Default `"world"`: the default group, if `torch.distributed` is
+            initialised.
     """
 
     layout: ParameterLayout
@@ -111,19 +113,19 @@ class AutogradEngine:
 
     @property
     def given(self) -> tuple[Tensor, ...] | None:
-        """The shared parameters, where the engine was told them."""
+        """The shared parameters that the engine was given, or None if it finds them from the graph."""
         return None if self._given is None else self._given.parameters
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Nothing to record: autograd's own graph is enough."""
+        """A context manager that does nothing, because autograd's own graph is enough."""
         yield
 
     def backward(self, losses: MaskedLosses) -> TaskGradients:
         """See `GradientEngine.backward`.
 
         Raises:
-            ValueError: a loss is not a scalar or has no graph, no parameter is shared, or no task is there.
+            ValueError: a loss is not a scalar or has no graph, no parameter is shared, or all tasks are missing.
             NonFiniteGradientError: a row holds NaN or infinity.
         """
         gradients, private = self.gradients(losses)
@@ -131,7 +133,7 @@ class AutogradEngine:
         return gradients
 
     def gradients(self, losses: MaskedLosses) -> tuple[TaskGradients, Private]:
-        """As `backward`, but no `.grad` changes: the gradients of parameters outside the layout are returned."""
+        """Like `backward`, but returns the gradients of parameters outside the layout and changes no `.grad`."""
         roots = self._roots(losses)
         jacobian, private = self._rows(roots)
         layer, mask, values = self._last_layer(roots.leaves), roots.mask, roots.values()
@@ -146,10 +148,10 @@ class AutogradEngine:
         return gradients, private
 
     def gather(self, losses: MaskedLosses) -> None:
-        """Keep the rows and losses of a micro-batch: the next `backward` adds them to its own.
+        """Keep the rows and losses of a micro-batch; the next `backward` adds them to its own.
 
-        So the gradients of a batch that is too large for one graph are balanced once, as those of the whole batch. A
-        task that is missing from some micro-batches counts with those that it is in. Parameters outside the layout get
+        In this way a batch that is too large for one graph is balanced once, by the gradients of the whole batch. If a
+        task is missing from some micro-batches, its row is the sum over the others. Parameters outside the layout get
         their ordinary `.grad` at once.
 
         Raises:
@@ -164,11 +166,11 @@ class AutogradEngine:
         accumulate(private)
 
     def discard(self) -> None:
-        """Forget what `gather` kept, as after an error."""
+        """Forget the rows that `gather` has kept, for example after an error."""
         self._gathered = None
 
     def _with_gathered(self, mask: list[bool], jacobian: Tensor, values: Tensor) -> tuple[list[bool], Tensor, Tensor]:
-        """The sum with what was gathered: the mask, and rows and losses of all tasks."""
+        """Add the gathered rows and losses; returns the mask, and the rows and losses of all tasks."""
         there = torch.tensor(mask, device=jacobian.device)
         total = jacobian.new_zeros(len(mask), jacobian.shape[1])
         total[there] = jacobian
@@ -191,7 +193,7 @@ class AutogradEngine:
         return roots
 
     def _rows(self, roots: Roots) -> tuple[Tensor, Private]:
-        """The Jacobian, and the gradients of the other parameters."""
+        """The Jacobian, and the gradients of the parameters outside the layout."""
         layout = self.layout
         jacobian = layout.empty(len(roots.losses))
         of_own: dict[int, tuple[Tensor, Tensor]] = {}
@@ -211,23 +213,24 @@ class AutogradEngine:
                     continue
                 if id(leaf) in of_own:
                     of_own[id(leaf)][1].add_(gradient)
-                else:  # a copy: autograd may return one tensor for two leaves
+                else:  # autograd may return one tensor for two leaves, so each gets a copy
                     of_own[id(leaf)] = (leaf, gradient.clone(memory_format=torch.contiguous_format))
         return jacobian, list(of_own.values())
 
     def _last_layer(self, reached: Sequence[Sequence[Tensor]]) -> slice:
         if self._last is not None:
-            return self.layout.layer_columns(self._last)
+            return self.layout.slice_of(self._last)
         from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
         common = set.intersection(*({id(leaf) for leaf in leaves} for leaves in reached))
         matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2 and id(parameter) in common]
-        return self.layout.columns(matrices[0]) if matrices else slice(None)
+        return self.layout.slice_of(matrices[0]) if matrices else slice(None)
 
 
 def _end(loss: Tensor) -> tuple[Any, int]:
-    """Where a loss ends the graph, looking through a `torch.stack` that it has been taken out of again.
+    """The node of the graph that computed a loss, and the number of the node's output.
 
-    Through the stack every loss would seem to depend on every task's parameters.
+    If the loss is an element of a tensor that `torch.stack` made, the node is the one that computed the element before
+    it was stacked. Otherwise every loss would seem to depend on every task's parameters.
     """
     node: Any = loss.grad_fn
     if node is not None and node.name() == "UnbindBackward0":
@@ -239,7 +242,7 @@ def _end(loss: Tensor) -> tuple[Any, int]:
 
 
 def _check_agreement(ranks: Ranks, mask: Sequence[bool], layout: ParameterLayout) -> None:
-    """Raise, on every process, if the processes cannot average their gradients."""
+    """Raise `ValueError` on every process if the processes cannot average their gradients."""
     device = layout.parameters[0].device
     if ranks.differing((len(mask), layout.size), device):
         raise ValueError("the processes disagree about the number of tasks or of shared parameters")
@@ -248,7 +251,7 @@ def _check_agreement(ranks: Ranks, mask: Sequence[bool], layout: ParameterLayout
 
 
 def _shared(reached: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The leaves that at least two losses reach; with one loss, all it reaches."""
+    """The leaves that at least two losses depend on; with one loss, all leaves that it depends on."""
     leaves = {id(leaf): leaf for leaves in reached for leaf in leaves}
     counts = dict.fromkeys(leaves, 0)
     for task_leaves in reached:

@@ -15,12 +15,12 @@ Group = dist.ProcessGroup | Literal["world"] | None
 class Ranks:
     """The processes that train one model together, each on its own share of every batch.
 
-    A balancer is not linear in the gradients: what has to be averaged over processes is each task's gradient, before
-    the Gramian is formed. A mean of the processes' own Gramians or updates is something else.
+    A balancer is not linear in the gradients. Each task's gradient therefore has to be averaged over the processes
+    before the Gramian is formed: a mean of the processes' Gramians or updates would be wrong.
 
     Args:
-        group: the process group. `"world"` is the default group of `torch.distributed`, if it is initialised at the
-            time; None: this process alone. Default `"world"`.
+        group: the process group. `"world"` is the default group of `torch.distributed`, or this process alone as long
+            as that is not initialised; None is this process alone. Default `"world"`.
 
     Raises:
         ValueError: `group` is a string other than `"world"`.
@@ -32,7 +32,7 @@ class Ranks:
         self._group = group
 
     def count(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         if self._group is None or not dist.is_available() or not dist.is_initialized():
             return 1
         return dist.get_world_size(None if isinstance(self._group, str) else self._group)
@@ -46,13 +46,13 @@ class Ranks:
         return tensor
 
     def mean_all_(self, tensors: Sequence[Tensor]) -> None:
-        """Average several tensors, in place, one after the other."""
+        """Average several tensors over the processes, in place."""
         if self.count() > 1:
             for tensor in tensors:
                 self.mean_(tensor)
 
     def differing(self, numbers: Sequence[int], device: torch.device) -> list[int]:
-        """Places where the processes do not have the same whole number; communicates by tensors on `device`."""
+        """The places in `numbers`, whole numbers, where the processes differ; tensors on `device` are exchanged."""
         if self.count() == 1:
             return []
         both = torch.tensor([*numbers, *(-number for number in numbers)], device=device)

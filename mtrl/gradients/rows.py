@@ -1,25 +1,26 @@
-"""Parameters as one vector, and the gradients of T losses with respect to it."""
+"""The gradients of T losses with respect to one parameter vector, and what balancers ask of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, reduce
-from typing import Protocol
+from functools import cached_property
+from typing import Literal, Protocol, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mtrl.gradients.layout import ParameterLayout
 from mtrl.gradients.processes import Ranks
 
 Losses = Tensor | Sequence[Tensor]
-MaskedLosses = Tensor | Sequence[Tensor | None]  # None: a task without data in this batch
-Private = list[tuple[Tensor, Tensor]]  # parameters of single tasks, each with its ordinary gradient
+MaskedLosses = Tensor | Sequence[Tensor | None]  # None stands for a task without data in this batch
+Private = list[tuple[Tensor, Tensor]]  # parameters that belong to single tasks, each with its ordinary gradient
+LooksAt = Literal["nothing", "rows", "gramian"]
 
-
-# Between these a sum of squares is exact but for rounding: the smallest normal number times 1 / eps, as what is below
-# that number may be lost, and the largest.
+# A sum of squares between these two numbers is exact up to rounding. The upper one is the largest number of the dtype.
+# The lower one is its smallest normal number divided by its precision: smaller sums may have lost digits.
 RANGES = {
     dtype: (limits.tiny / limits.eps, limits.max)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,7 +33,7 @@ class NonFiniteGradientError(FloatingPointError):
 
     Args:
         message: one line.
-        task: the task's number; None where it is not a single task's gradient.
+        task: the number of the task; None if the gradient does not belong to a single task.
     """
 
     def __init__(self, message: str, task: int | None = None) -> None:
@@ -40,109 +41,24 @@ class NonFiniteGradientError(FloatingPointError):
         self.task = task
 
 
-class ParameterLayout:
-    """Parameters laid end to end as one vector of D numbers.
-
-    Args:
-        parameters: tensors, in the order in which they take their columns. Duplicates take one place.
-
-    Raises:
-        ValueError: there is no parameter.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.parameters = tuple({id(parameter): parameter for parameter in parameters}.values())
-        if not self.parameters:
-            raise ValueError("no parameters to take gradients of")
-        self._columns: dict[int, slice] = {}
-        start = 0
-        for parameter in self.parameters:
-            self._columns[id(parameter)] = slice(start, start + parameter.numel())
-            start += parameter.numel()
-        self.size = start
-
-    def __contains__(self, parameter: Tensor) -> bool:
-        return id(parameter) in self._columns
-
-    def columns(self, parameter: Tensor) -> slice:
-        """The columns of one parameter; raises `ValueError` for a tensor that is not in the layout."""
-        try:
-            return self._columns[id(parameter)]
-        except KeyError:
-            raise ValueError(f"a parameter of shape {tuple(parameter.shape)} is not among the shared ones") from None
-
-    def layer_columns(self, layer: nn.Module | Tensor) -> slice:
-        """The columns of a layer's weight matrix (the last, if it has several), or of a parameter itself.
-
-        Raises:
-            ValueError: the layer has no matrix among the parameters.
-        """
-        if isinstance(layer, Tensor):
-            return self.columns(layer)
-        matrices = [parameter for parameter in layer.parameters() if parameter.ndim >= 2 and parameter in self]
-        if not matrices:
-            raise ValueError(f"{type(layer).__name__} has no weight matrix among the shared parameters")
-        return self.columns(matrices[-1])
-
-    def empty(self, *rows: int) -> Tensor:
-        """An uninitialised tensor (*rows, D) of the parameters' device and dtype, the widest if they have several."""
-        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters))
-        return torch.empty(*rows, self.size, dtype=dtype, device=self.parameters[0].device)
-
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Views of `flat` (..., D), one per parameter, of shape (..., *parameter.shape)."""
-        return [flat[..., self.columns(p)].view((*flat.shape[:-1], *p.shape)) for p in self.parameters]
-
-    def flatten_(self) -> nn.Parameter:
-        """Move the parameters into one vector (D,), of which each becomes a view, and return that vector.
-
-        An optimizer over the vector takes one step instead of one per parameter, and copying a network is one copy.
-        Moving the module to another device or dtype afterwards undoes it.
-        """
-        vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
-        for parameter, view in zip(self.parameters, self.split(vector.data), strict=True):
-            parameter.data = view
-        return vector
-
-    def accumulate_grad(self, vector: Tensor) -> None:
-        """Add `vector` (D,) to the parameters' `.grad`, as a backward pass would."""
-        parts = zip(self.parameters, self.split(vector), strict=True)
-        accumulate((parameter, part.to(parameter.dtype)) for parameter, part in parts)
-
-
-def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Add to each parameter's `.grad`, as a backward pass would, given pairs of parameter and gradient.
-
-    The gradients are the caller's to give away: no two share memory.
-    """
-    for parameter, gradient in gradients:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Inside, products keep the dtype of `tensor`, even under `torch.autocast`."""
+    """A context in which products keep the dtype of `tensor`, even under `torch.autocast`."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 class TaskGradients:
-    """The gradients of T losses with respect to D shared parameters, and the few things balancers ask of them.
+    """The gradients of T losses with respect to D shared parameters, and the few things that balancers ask of them.
 
-    Where tasks are missing from a batch, they have no row: T is then the number of tasks that are there.
+    A task that is missing from a batch has no row: T is then the number of the tasks that are present.
 
     Args:
-        jacobian: (T, D), row `i` is the gradient of loss `i`.
-        layer: columns of the last shared layer, where norm-balancing methods measure; default all of them.
-        mask: which of all tasks the rows belong to, bools; default: every task has its row.
+        jacobian: (T, D); row `i` is the gradient of loss `i`.
+        layer: the slice of the last shared layer, on which norm-balancing methods measure. Default: the whole row.
+        mask: for each of all tasks, whether it has a row. Default: every task has one.
         losses: the losses (T,) themselves, detached.
-        ranks: the processes over which rows and losses have been averaged; default this one alone.
-
-    Attributes:
-        checked_when_combined: whether `combine` raises `NonFiniteGradientError` itself, so that a method that does
-            nothing else with the rows need not have them checked before.
+        ranks: the processes over which rows and losses have been averaged. Default: this process alone.
     """
-
-    checked_when_combined = False
 
     def __init__(
         self,
@@ -176,16 +92,16 @@ class TaskGradients:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The rows' dtype, which tells how exact the numbers made from them are."""
+        """The dtype in which the rows were computed; it limits how exact the numbers made from them are."""
         return self._jacobian.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
+        """The device that holds the rows."""
         return self._jacobian.device
 
     def task(self, row: int) -> int:
-        """The task that a row belongs to, counted with those that are missing."""
+        """The number of the task to which a row belongs, counted among all tasks, the missing ones included."""
         return row if self.mask is None else [task for task, there in enumerate(self.mask) if there][row]
 
     @cached_property
@@ -195,23 +111,39 @@ class TaskGradients:
 
     @property
     def gramian(self) -> Tensor:
-        """`J J^T`, (T, T), in float64: what follows it is O(T^3) at most and should not lose digits."""
+        """`J J^T`, (T, T), in float64: the work on it is O(T^3) at most and should not lose digits."""
         return self._products[0]
 
     @property
     def squares(self) -> list[float]:
-        """The Gramian's diagonal, the rows' squared norms, as T plain numbers."""
+        """The squared norms of the rows (the diagonal of the Gramian), as T plain numbers."""
         return self._products[1]
 
     @cached_property
     def layer_norms(self) -> Tensor:
-        """Euclidean norm of each row over the last shared layer's columns, (T,), float64."""
+        """The Euclidean norm of each row over the slice of the last shared layer, (T,), float64."""
         return norms_of_rows(self.jacobian[:, self._layer])
+
+    def prepare(self, looks_at: LooksAt) -> None:
+        """Compute what a balancer is going to look at, and check that the rows are finite.
+
+        Gradients that have not been computed yet may put the check off until `combine` if the balancer looks at
+        nothing.
+
+        Args:
+            looks_at: see `Balancer.looks_at`.
+
+        Raises:
+            NonFiniteGradientError: a row holds NaN or infinity.
+        """
+        if looks_at == "gramian":
+            _ = self.gramian  # a finite Gramian shows that the rows are finite, so they need not be read again
+        self.check_finite()
 
     def check_finite(self) -> None:
         """Raise `NonFiniteGradientError` if a row holds NaN or infinity."""
-        # One sum sees nearly every case at little cost; rows are looked at one by one only when it is not finite. That
-        # of known squares costs even less, and what is not finite in a row is not in its square either.
+        # One sum finds nearly every case at little cost, and rows are read one by one only if that sum is not finite.
+        # If the squares are known, their sum costs even less: a number that is not finite makes its square so, too.
         known = "_products" in self.__dict__
         if math.isfinite(sum(self.squares) if known else self.jacobian.sum().item()):
             return
@@ -231,14 +163,15 @@ class TaskGradients:
 
         Args:
             coefficients: c (T,).
-            vector: v (D,), of the rows' dtype. Default: none.
+            vector: v (D,), of the rows' dtype. Default: no vector is added.
             factor: f.
         """
         rows = self.jacobian
         with without_autocast(rows):
             largest, weights = RANGES[rows.dtype][1], coefficients.tolist()
             if not (max(weights) <= largest and min(weights) >= -largest):
-                # Those of rows that are so much smaller than others; the products are in range again.
+                # A row that is very much smaller than the others may have such a coefficient. In float64 it does not
+                # overflow, and the products are in the range of the rows' dtype again.
                 combined = (coefficients.to(rows.device, torch.float64) @ rows.double()).to(rows.dtype)
                 return combined if vector is None else combined.add_(vector, alpha=factor)
             if vector is None:
@@ -247,7 +180,7 @@ class TaskGradients:
 
 
 def products_of_rows(rows: Tensor) -> tuple[Tensor, list[float]]:
-    """`R R^T` (T, T), in float64, for `rows` (T, n), and its diagonal."""
+    """`R R^T` (T, T), in float64, for `rows` R (T, n), and its diagonal as plain numbers."""
     products = rows @ rows.T
     squares = products.diagonal().tolist()
     if in_range(squares, rows.dtype):
@@ -265,21 +198,77 @@ def norms_of_rows(rows: Tensor) -> Tensor:
 
 
 def in_range(squares: Sequence[float], dtype: torch.dtype) -> bool:
-    """Whether squares of rows, summed in `dtype`, are what they should be: none overflows or fades away.
+    """Whether the squared norms of rows, summed in `dtype`, neither overflowed nor lost digits to underflow.
 
-    If so, neither do the products of different rows. A zero row counts as faded: who asks can't tell the two apart.
+    If so, the products of different rows did not either. The square of a zero row counts as an underflow, because the
+    two cannot be told apart by the square.
     """
     least, most = RANGES[dtype]
     return sum(squares) < most and min(squares) > least
 
 
+class TaskRows:
+    """The buffer into which a backward pass writes the Jacobian: for each parameter a view of shape (T, *shape).
+
+    A layer may be used several times in one forward pass. Its first use then writes, and the others add.
+    """
+
+    def __init__(self, layout: ParameterLayout, num_tasks: int) -> None:
+        self.num_tasks = num_tasks
+        self.jacobian = layout.empty(num_tasks)
+        views = layout.split(self.jacobian)
+        self._views = {id(parameter): view for parameter, view in zip(layout.parameters, views, strict=True)}
+        self._written: set[int] = set()
+
+    def start(self) -> None:
+        """Begin an update: nothing has been written yet."""
+        self._written.clear()
+
+    def finish(self) -> None:
+        """Set the rows of parameters that no layer has written to zero."""
+        for key, view in self._views.items():
+            if key not in self._written:
+                view.zero_()
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The rows of one parameter, (T, *shape)."""
+        return self._views[id(parameter)]
+
+    def wanted(self, parameter: Tensor | None) -> TypeGuard[Tensor]:
+        """Whether a layer has this parameter and it is trained."""
+        return id(parameter) in self._views
+
+    def add(self, parameter: Tensor, per_task: Tensor) -> None:
+        """Add `per_task` (T, *shape)."""
+        if self._first(parameter):
+            self._views[id(parameter)].copy_(per_task)
+        else:
+            self._views[id(parameter)].add_(per_task)
+
+    def add_sum(self, parameter: Tensor, per_row: Tensor) -> None:
+        """Add the sum of `per_row` (T, B, *shape) over B."""
+        if self._first(parameter):
+            torch.sum(per_row, 1, out=self._views[id(parameter)])
+        else:
+            self._views[id(parameter)].add_(per_row.sum(1))
+
+    def add_product(self, parameter: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add the batched product `left @ right`, (T, *shape)."""
+        self._views[id(parameter)].baddbmm_(left, right, beta=0 if self._first(parameter) else 1)
+
+    def _first(self, parameter: Tensor) -> bool:
+        first = id(parameter) not in self._written
+        self._written.add(id(parameter))
+        return first
+
+
 class GradientEngine(Protocol):
-    """What turns T losses into `TaskGradients`; see the package's docstring for the two kinds."""
+    """Turns T losses into `TaskGradients`. The package's docstring compares the engines."""
 
     layout: ParameterLayout
 
     def record(self) -> AbstractContextManager[None]:
-        """A context manager: the forward pass that leads to the losses runs inside."""
+        """A context manager around the forward pass that leads to the losses."""
 
     def backward(self, losses: Losses) -> TaskGradients:
-        """Gradients of `losses` (T,), one row each. Parameters outside the layout get an ordinary `.grad`."""
+        """The gradients of `losses` (T,), one row each. Parameters outside the layout get an ordinary `.grad`."""

@@ -10,61 +10,203 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.gradients.autograd import graph_leaves
+from mtrl.gradients.layout import ParameterLayout, accumulate
 from mtrl.gradients.processes import Group, Ranks
-from mtrl.gradients.rows import Losses, ParameterLayout, TaskGradients, accumulate, without_autocast
-from mtrl.gradients.rules import RULES, Scratch, TaskRows, fusible, hooks_of, refusal
+from mtrl.gradients.rows import Losses, TaskGradients, TaskRows, without_autocast
+from mtrl.limits import check_number
+
+Saved = tuple[Tensor, ...]
 
 
 class UnsupportedLayerError(ValueError):
-    """A module holds a layer whose per-task gradient `TaskMajorEngine` has no rule for."""
+    """A module holds a layer that an engine does not know how to treat; the message names the layer."""
+
+
+class LayerRule:
+    """How one kind of layer runs, and how its backward pass fills the rows; `register_rule` takes an instance.
+
+    Attributes:
+        parameters: the names of the layer's own parameters whose rows `backward` writes. A layer with other parameters,
+            as pruning or weight normalisation make it, is refused.
+    """
+
+    parameters: tuple[str, ...] = ("weight", "bias")
+
+    def unsupported(self, layer: Any) -> str | None:
+        """Why this particular layer cannot be treated, or None if it can."""
+        return None
+
+    def forward(self, layer: Any, x: Tensor) -> tuple[Tensor, Saved]:
+        """The output of `layer` for `x`, and the tensors that `backward` will need."""
+        raise NotImplementedError
+
+    def backward(self, layer: Any, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool) -> Tensor | None:
+        """Write the rows of the layer's parameters, and return the gradient of its input.
+
+        Args:
+            layer: the layer.
+            saved: the tensors that `forward` saved.
+            grad: the gradient of the output.
+            rows: where the rows are written.
+            needs_input: whether the gradient of the input is wanted; if not, None may be returned.
+        """
+        raise NotImplementedError
+
+
+class _LinearRule(LayerRule):
+    def forward(self, layer: nn.Linear, x: Tensor) -> tuple[Tensor, Saved]:
+        return F.linear(x, layer.weight, layer.bias), (x,)
+
+    def backward(
+        self, layer: nn.Linear, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool
+    ) -> Tensor | None:
+        x = saved[0].reshape(rows.num_tasks, -1, layer.in_features)  # (T, B, in)
+        per_task = grad.reshape(rows.num_tasks, -1, layer.out_features)  # (T, B, out)
+        if rows.wanted(layer.weight):
+            rows.add_product(layer.weight, per_task.mT, x)
+        if rows.wanted(layer.bias):
+            rows.add_sum(layer.bias, per_task)
+        return grad @ layer.weight if needs_input else None
+
+
+class _LayerNormRule(LayerRule):
+    def forward(self, layer: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Saved]:
+        y, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+        return y, (x, mean, rstd)
+
+    def backward(
+        self, layer: nn.LayerNorm, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool
+    ) -> Tensor | None:
+        x, mean, rstd = saved
+        if rows.wanted(layer.weight):
+            normalised = (x - mean) * rstd
+            rows.add_sum(layer.weight, (grad * normalised).reshape(rows.num_tasks, -1, *layer.normalized_shape))
+        if rows.wanted(layer.bias):
+            rows.add_sum(layer.bias, grad.reshape(rows.num_tasks, -1, *layer.normalized_shape))
+        if not needs_input:
+            return None
+        gradients: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), x, layer.normalized_shape, mean, rstd, layer.weight, layer.bias, [True, False, False]
+        )
+        return gradients[0]
+
+
+class _EmbeddingRule(LayerRule):
+    def unsupported(self, layer: nn.Embedding) -> str | None:
+        plain = layer.max_norm is None and not layer.scale_grad_by_freq and not layer.sparse
+        return None if plain else "max_norm, scale_grad_by_freq and sparse are not supported"
+
+    def forward(self, layer: nn.Embedding, x: Tensor) -> tuple[Tensor, Saved]:
+        return F.embedding(x, layer.weight), (x,)
+
+    def backward(self, layer: nn.Embedding, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool) -> None:
+        if not rows.wanted(layer.weight):
+            return
+        index = saved[0].reshape(rows.num_tasks, -1)  # (T, B)
+        # One tall table stands for the tables of all tasks: its row t * num_embeddings + n is row n of task t.
+        tall = index + layer.num_embeddings * torch.arange(rows.num_tasks, device=index.device)[:, None]
+        table = grad.new_zeros(rows.num_tasks * layer.num_embeddings, layer.embedding_dim)
+        table.index_add_(0, tall.flatten(), grad.reshape(-1, layer.embedding_dim))
+        table = table.view(rows.num_tasks, layer.num_embeddings, layer.embedding_dim)
+        if layer.padding_idx is not None:
+            table[:, layer.padding_idx] = 0
+        rows.add(layer.weight, table)  # the input holds indices, which have no gradient
+
+
+class _Conv2dRule(LayerRule):
+    def unsupported(self, layer: nn.Conv2d) -> str | None:
+        plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return None if plain else "only zero padding given in pixels is supported"
+
+    def forward(self, layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Saved]:
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups), (x,)
+
+    def backward(
+        self, layer: nn.Conv2d, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool
+    ) -> Tensor | None:
+        x = saved[0]
+        backward = partial(
+            torch.ops.aten.convolution_backward,
+            weight=layer.weight,
+            bias_sizes=None,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            transposed=False,
+            output_padding=[0, 0],
+            groups=layer.groups,
+        )
+        if rows.wanted(layer.weight):
+            # One convolution for each task's share of the batch takes as much work as one for the whole batch.
+            pairs = zip(grad.chunk(rows.num_tasks), x.chunk(rows.num_tasks), strict=True)
+            per_task = [backward(g, part, output_mask=[False, True, False])[1] for g, part in pairs]
+            rows.add(layer.weight, torch.stack(per_task))
+        if rows.wanted(layer.bias):
+            rows.add_sum(layer.bias, grad.sum((2, 3)).view(rows.num_tasks, -1, layer.out_channels))
+        if not needs_input:
+            return None
+        gradient: Tensor = backward(grad, x, output_mask=[True, False, False])[0]
+        return gradient
+
+
+RULES: dict[type[nn.Module], LayerRule] = {
+    nn.Linear: _LinearRule(),
+    nn.LayerNorm: _LayerNormRule(),
+    nn.Embedding: _EmbeddingRule(),
+    nn.Conv2d: _Conv2dRule(),
+}
+
+
+def register_rule(kind: type[nn.Module], rule: LayerRule) -> None:
+    """Teach `TaskMajorEngine` how to treat layers of the type `kind`."""
+    RULES[kind] = rule
 
 
 class _Recorded(torch.autograd.Function):
     """Runs a layer by its rule, so that the backward pass fills the rows instead of the parameters' `.grad`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: nn.Module, rows: TaskRows, scratch: Scratch) -> Tensor:
-        # `anchor` is unused: it makes the output require a gradient when the layer's input does not.
-        chain = scratch if isinstance(layer, nn.Sequential) else None
-        y, saved = RULES[type(layer)].forward(layer, x, chain)
-        if chain is not None and chain.owns(y):  # a last layer that returns its input: the caller may keep it
-            y = y.clone()
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: nn.Module, rows: TaskRows) -> Tensor:
+        # `anchor` takes no part in the computation. It requires a gradient, so that the output does, too, even if the
+        # layer's input does not.
+        y, saved = RULES[type(layer)].forward(layer, x)
         ctx.save_for_backward(*saved)
-        ctx.layer, ctx.rows, ctx.scratch = layer, rows, chain
+        ctx.layer, ctx.rows = layer, rows
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rule = RULES[type(ctx.layer)]
-        needs_input = ctx.needs_input_grad[0]
-        gradient = rule.backward(ctx.layer, ctx.saved_tensors, grad, ctx.rows, ctx.scratch, needs_input)
-        return gradient, None, None, None, None
+        with without_autocast(grad):
+            gradient = rule.backward(ctx.layer, ctx.saved_tensors, grad, ctx.rows, ctx.needs_input_grad[0])
+        return gradient, None, None, None
 
 
 class TaskMajorEngine:
     """Per-task gradients of a module by one forward and one backward pass over task-major batches.
 
-    The leading dimension of every layer's input is T * B (or anything else that divides by T), task 0's rows first,
-    and loss `t` must depend on task `t`'s rows alone: so no layer may mix rows, as batch normalisation does. Layers
-    with parameters must be `nn.Linear`, `nn.LayerNorm`, `nn.Embedding` or `nn.Conv2d`, and their parameters used by
-    those layers alone. Where gradients are disabled, layers run as they do outside.
-    Under `torch.autocast` they keep their parameters' precision.
-    The Jacobian is one buffer that the next `backward` overwrites.
+    The leading dimension of every layer's input is T * B (or another multiple of T), with the rows of task 0 first, and
+    loss `t` must depend on the rows of task `t` alone. So no layer may mix rows, as batch normalisation does. Layers
+    with parameters must be of a type in `RULES`: `nn.Linear`, `nn.LayerNorm`, `nn.Embedding`, `nn.Conv2d` and what
+    `register_rule` adds; their parameters must be used by those layers alone. Where gradients are disabled, layers run
+    as they do outside. Under `torch.autocast` they keep the precision of their parameters. The Jacobian is one buffer,
+    which the next `backward` overwrites.
 
     Args:
-        module: its trainable parameters are the shared ones.
+        module: a module; its trainable parameters are the shared ones.
         num_tasks: T.
         last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: the module's last
-            trainable matrix, or everything if there is none.
-        group: the processes of a data-parallel run, over which each task's row and loss, and the gradients of other
-            parameters, are averaged; see `Ranks`. Default `"world"`: the default group, where `torch.distributed` is
+            trainable matrix, or all parameters if there is no matrix.
+        group: the processes of a data-parallel run. Each task's row and loss, and the gradients of other parameters,
+            are averaged over them; see `Ranks`. Default `"world"`: the default group, if `torch.distributed` is
             initialised.
 
     Raises:
-        UnsupportedLayerError: names the first layer that has no rule.
+        UnsupportedLayerError: there is a layer without a rule; the message names the first one.
         ValueError: `num_tasks` is below 1, or nothing is trainable.
     """
 
@@ -76,39 +218,28 @@ class TaskMajorEngine:
         *,
         group: Group = "world",
     ) -> None:
-        if num_tasks < 1:
-            raise ValueError(f"num_tasks is {num_tasks}; it must be at least 1")
+        check_number("num_tasks", num_tasks, least=1, whole=True)
         self._module = module
         self._ranks = Ranks(group)
-        self._find_layers()
+        # A layer that is used in two places has two names and counts once, under the first.
+        self._layers = {layer: name for name, layer in reversed(list(_layers_with_rules(module)))}
         self.layout = ParameterLayout(p for p in module.parameters() if p.requires_grad)
         self._rows = TaskRows(self.layout, num_tasks)
-        self._scratch = Scratch()
-        self._last_layer = last_layer_columns(self.layout, last_shared_layer)
+        self._last_layer = self.layout.slice_of_last(last_shared_layer)
         self._anchor = torch.empty(0, requires_grad=True)
         self._recorded = False
 
-    def _find_layers(self) -> None:
-        # By identity: a layer that is used in two places has two names.
-        self._layers = {layer: name for name, layer in reversed(list(_recorded_layers(self._module)))}
-        chains = [layer for layer in self._layers if isinstance(layer, nn.Sequential)]
-        self._hooks = [hooks for chain in chains for layer in chain.modules() for hooks in hooks_of(layer)]
-
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Inside, the module's layers run by their per-task rules; outside they are what they were."""
-        if any(self._hooks):  # one has been registered since
-            self._find_layers()
+        """Inside this context the module's layers run by their per-task rules."""
         self._rows.start()
-        self._scratch.start()
         self._recorded = False
-        layers = self._layers
-        for layer, name in layers.items():
+        for layer, name in self._layers.items():
             layer.__dict__["forward"] = partial(self._run, name, layer)
         try:
             yield
         finally:
-            for layer in layers:
+            for layer in self._layers:
                 del layer.__dict__["forward"]
 
     def _run(self, name: str, layer: nn.Module, input: Tensor) -> Tensor:
@@ -121,11 +252,10 @@ class TaskMajorEngine:
                 f"layer '{name}' got {x.shape[0]} rows, which do not divide into {self._rows.num_tasks} tasks"
             )
         self._recorded = True
-        rows, scratch = self._rows, self._scratch
         if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-            x = x.to(rows.jacobian.dtype)
+            x = x.to(self._rows.jacobian.dtype)
         with without_autocast(x):
-            y: Tensor = _Recorded.apply(x, self._anchor, layer, rows, scratch)  # type: ignore[no-untyped-call]
+            y: Tensor = _Recorded.apply(x, self._anchor, layer, self._rows)  # type: ignore[no-untyped-call]
         return y
 
     def backward(self, losses: Losses) -> TaskGradients:
@@ -133,8 +263,8 @@ class TaskMajorEngine:
 
         Raises:
             ValueError: there are not T scalar losses.
-            RuntimeError: no forward pass ran inside `record()`, or the losses reach a shared parameter on a way that
-                was not recorded.
+            RuntimeError: no forward pass ran inside `record()`, or the losses depend on a shared parameter in a way
+                that was not recorded.
         """
         if len(losses) != self._rows.num_tasks:
             raise ValueError(f"got {len(losses)} losses for {self._rows.num_tasks} tasks")
@@ -164,7 +294,7 @@ class TaskMajorEngine:
         return TaskGradients(jacobian, self._last_layer, losses=values, ranks=self._ranks)
 
     def _backward_of_own_share(self, losses: Tensor) -> None:
-        """The backward pass, after which parameters outside the layout have the mean gradient over all processes."""
+        """Go back from this process's losses, and average the gradients of parameters outside the layout."""
         private = [leaf for leaf in graph_leaves(losses) if leaf is not self._anchor and leaf not in self.layout]
         before = [leaf.grad for leaf in private]
         for leaf in private:
@@ -177,36 +307,38 @@ class TaskMajorEngine:
         accumulate(pairs)
 
 
-def last_layer_columns(layout: ParameterLayout, last_shared_layer: nn.Module | Tensor | None) -> slice:
-    """Where norm-balancing methods measure: the columns of a layer, by default of the last matrix, else all."""
-    if last_shared_layer is None:
-        matrices = [parameter for parameter in layout.parameters if parameter.ndim >= 2]
-        last_shared_layer = matrices[-1] if matrices else None
-    return slice(None) if last_shared_layer is None else layout.layer_columns(last_shared_layer)
-
-
 def _stamp(parameter: Tensor) -> tuple[int, int]:
-    """What changes when a backward pass adds to `.grad`."""
+    """A pair of numbers that changes when a backward pass adds to the parameter's `.grad`."""
     return (0, 0) if parameter.grad is None else (id(parameter.grad), parameter.grad._version)
 
 
-def _recorded_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers that run by a rule: the outermost fusible ones that hold trainable parameters."""
+def _layers_with_rules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers with trainable parameters of their own, by name; raises `UnsupportedLayerError` as the engine does."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
         raise UnsupportedLayerError(f"layer '{name}' ({type(module).__name__}) mixes the rows of different tasks")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         return
-    if fusible(module):
+    if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        reason = _refusal(module)
+        if reason is not None:
+            supported = ", ".join(kind.__name__ for kind in RULES)
+            raise UnsupportedLayerError(
+                f"layer '{name}' ({type(module).__name__}) cannot be treated: {reason}; supported: {supported}"
+            )
         yield name, module
         return
-    if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-        reason = refusal(module)
-        if reason is None:
-            yield name, module
-            return
-        supported = ", ".join(kind.__name__ for kind in RULES if kind not in (nn.ReLU, nn.Sequential))
-        raise UnsupportedLayerError(
-            f"layer '{name}' ({type(module).__name__}) cannot be treated: {reason}; supported: {supported}"
-        )
     for child_name, child in module.named_children():
-        yield from _recorded_layers(child, f"{name}.{child_name}" if name else child_name)
+        yield from _layers_with_rules(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _refusal(layer: nn.Module) -> str | None:
+    """Why a layer cannot run by a rule, or None if it can."""
+    rule = RULES.get(type(layer))  # the type must match exactly: a subclass may compute something else
+    if rule is None:
+        return "it has no per-task gradient rule"
+    if "forward" in vars(layer):
+        return "its forward has been replaced on this instance"
+    for name in layer._parameters:
+        if name not in rule.parameters:
+            return f"its rule knows no parameter '{name}'"
+    return rule.unsupported(layer)

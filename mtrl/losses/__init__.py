@@ -1,7 +1,7 @@
-"""Losses of a video world model in four tasks, and the aggregator that hands them to a balancer.
+"""The losses of a video world model with four tasks, and the aggregator that makes one loss per task for a balancer.
 
-`ModelOutputs` says what the model gives; `ELBOLoss`, `PerceiverLoss`, `PredictiveLoss` and `AdversarialLoss` make terms
-of it, one file each; `LossAggregator` weighs them and groups them by task:
+`ModelOutputs` describes the outputs of the model. From them `ELBOLoss`, `PerceiverLoss`, `PredictiveLoss` and
+`AdversarialLoss`, each in its own file, compute terms. `LossAggregator` weighs the terms and adds them up by task:
 
     losses, task_losses = LossAggregator().compute_losses(model.forward_sequence(observations, actions), observations)
     RGB().backward(task_losses)

@@ -1,4 +1,4 @@
-"""Adversarial: a discriminator tells frames from reconstructions, and the model is to deceive it."""
+"""Adversarial task: a discriminator tells frames from reconstructions, and the model learns to deceive it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from mtrl.limits import check_choice
 from mtrl.losses.outputs import stacked, widened
 
 AdversarialKind = Literal["non_saturating", "hinge"]
@@ -17,19 +18,23 @@ AdversarialKind = Literal["non_saturating", "hinge"]
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """The generator's terms, and the discriminator's loss, which is no task's: it has a step and optimizer of its own.
+    """The terms of the generator, and the loss of the discriminator.
 
-    Terms, all scalars, means over all logits or features:
+    The loss of the discriminator belongs to none of the balanced tasks: it has an optimizer and steps of its own.
+
+    Terms, all scalars, each a mean over all logits or features:
 
     * `generator_loss`: softplus(-D(x')) in nats, at least 0 (`"non_saturating"`, Goodfellow et al. 2014,
       https://arxiv.org/abs/1406.2661), or -D(x'), of any sign (`"hinge"`, Miyato et al. 2018,
       https://arxiv.org/abs/1802.05957).
-    * `feature_matching_loss`: |f(x) - f(x')|, mean over layers of the mean over features; the observations' features
-      get no gradient (Wang et al. 2018, https://arxiv.org/abs/1711.11585). Left out where the model gives none.
+    * `feature_matching_loss`: |f(x) - f(x')|, the mean over layers of the mean over features. The features of the
+      observations get no gradient (Wang et al. 2018, https://arxiv.org/abs/1711.11585). It is left out if the outputs
+      hold no features.
 
     Args:
-        kind: `"non_saturating"`, whose loss fits every balancer, or `"hinge"`, whose generator loss is negative once
-            the discriminator is deceived, which some refuse. Default `"non_saturating"`.
+        kind: `"non_saturating"` or `"hinge"`. The first suits every balancer. With the second the generator's loss
+            becomes negative once the discriminator is deceived, and some balancers refuse negative losses. Default
+            `"non_saturating"`.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -39,14 +44,13 @@ class AdversarialLoss:
 
     def __post_init__(self) -> None:
         """Check the kind."""
-        if self.kind not in get_args(AdversarialKind):
-            raise ValueError(f"unknown kind {self.kind!r}; choose from {', '.join(get_args(AdversarialKind))}")
+        check_choice("kind", self.kind, get_args(AdversarialKind))
 
     def __call__(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The generator's terms by name, each ().
+        """The terms of the generator by name, each ().
 
         Args:
-            outputs: `fake_logits`, and perhaps `real_features` and `fake_features`; see `ModelOutputs`.
+            outputs: `fake_logits`, and optionally `real_features` and `fake_features`; see `ModelOutputs`.
 
         Raises:
             ValueError: an output is missing or does not fit the others.
@@ -62,20 +66,21 @@ class AdversarialLoss:
         return terms
 
     def generator(self, fake_logits: Tensor) -> Tensor:
-        """The generator's loss () for the discriminator's `fake_logits`, of any shape, on what it made."""
+        """The loss () of the generator for the discriminator's `fake_logits`, of any shape, on reconstructions."""
         return softplus(-fake_logits).mean() if self.kind == "non_saturating" else -fake_logits.mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The discriminator's loss (), at least 0: the mean over real logits and that over fake ones, added.
+        """The loss () of the discriminator, at least 0.
 
-        softplus(-D(x)) + softplus(D(x')), or max(0, 1 - D(x)) + max(0, 1 + D(x')) for `"hinge"`.
+        It is the mean of softplus(-D(x)) plus the mean of softplus(D(x')), or for `"hinge"` the mean of
+        max(0, 1 - D(x)) plus the mean of max(0, 1 + D(x')).
 
         Args:
-            real_logits: of observations, any shape.
-            fake_logits: of reconstructions that are detached: the step is the discriminator's alone.
+            real_logits: D(x) for observations, of any shape.
+            fake_logits: D(x') for detached reconstructions, of any shape, so that only the discriminator learns.
 
         Raises:
-            ValueError: one is no floating-point tensor, or empty.
+            ValueError: one of them is not a floating-point tensor, or is empty.
         """
         real, fake = _logits("real_logits", real_logits), _logits("fake_logits", fake_logits)
         if self.kind == "non_saturating":
@@ -87,11 +92,11 @@ def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Mean over layers of the mean of |f(x) - f(x')|, ().
 
     Args:
-        real: features of observations, one tensor per layer, of any shapes; they get no gradient.
-        fake: those of reconstructions, of the same shapes.
+        real: the features of observations, one tensor of any shape per layer; they get no gradient.
+        fake: the features of reconstructions, of the same shapes.
 
     Raises:
-        ValueError: there are no layers, or they differ in number or shape.
+        ValueError: there are no layers, or the two differ in number or shape.
     """
     shapes = [[tuple(layer.shape) for layer in layers] for layers in (real, fake)]
     if shapes[0] != shapes[1] or not shapes[0]:

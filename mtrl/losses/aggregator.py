@@ -1,8 +1,7 @@
-"""From a model's outputs to the losses that a balancer balances: all weights in one place."""
+"""From the outputs of a model to one loss per task: the weights of all terms in one place."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrl.limits import check_number
 from mtrl.losses.adversarial import AdversarialLoss
 from mtrl.losses.elbo import ELBOLoss
 from mtrl.losses.outputs import ModelOutputs, Steps
@@ -17,31 +17,54 @@ from mtrl.losses.perceiver import PerceiverLoss
 from mtrl.losses.predictive import PredictiveLoss
 
 TASKS = ("elbo", "perceiver", "predictive", "adversarial")
-# The task's own loss in the dictionary of all.
+# The name of each task's total in the dictionary of all losses.
 TOTALS = dict(zip(TASKS, ("total_vae_loss", "perceiver_loss", "attention_loss", "adversarial_loss"), strict=True))
+WEIGHTS = (
+    "beta",
+    "lambda_recon",
+    "entropy_weight",
+    "lambda_gram",
+    "commitment_weight",
+    "lambda_att_dyn",
+    "lambda_diversity",
+    "lambda_gan",
+    "lambda_features",
+)
 
 
 @dataclass(frozen=True)
 class LossAggregator:
-    """Computes every term and groups them by task: ELBO, Perceiver, Predictive and, if there is one, Adversarial.
+    """Computes all terms, and adds them up by task: ELBO, Perceiver, Predictive and, optionally, Adversarial.
 
         aggregator = LossAggregator()
         losses, task_losses = aggregator.compute_losses(outputs, observations, beta=schedule(step))
         rgb.backward(task_losses)
         optimizer.step()
 
-    `rgb.backward(task_losses, shared)` is the better call where `shared` are the parameters that make the features all
-    tasks look at. Left out, it is whatever two losses depend on, the decoder too; and as RGB gives all gradients equal
-    say, there the adversarial one, which is next to nothing at first, would count as much as the reconstruction's.
+    If `shared` are the parameters that compute the features that all tasks use, `rgb.backward(task_losses, shared)` is
+    the better call. Without `shared`, all parameters that two losses depend on are balanced, such as those of the
+    decoder. RGB gives equal weight to the directions of all gradients, so that there the adversarial gradient, which is
+    tiny at first, would count as much as that of the reconstruction.
 
-    The discriminator's own loss is no task: `aggregator.adversarial.discriminator(real_logits, fake_logits)`, with its
-    own optimizer.
+    With the weights of `compute_losses` the totals are
+
+        total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl + attention_kl)
+                           - entropy_weight cluster_entropy + lambda_gram gram_enc_loss
+        perceiver_loss   = perceiver_recon_loss + vq_codebook_loss + commitment_weight vq_commitment_loss
+        attention_loss   = lambda_att_dyn attention_dynamics_loss + lambda_diversity attention_diversity
+        adversarial_loss = lambda_gan (generator_loss + lambda_features feature_matching_loss)
+
+    The cluster entropy is subtracted because it is to be maximised. `total_vae_loss` is therefore at least
+    -entropy_weight log K. The other totals are at least 0, except for the adversarial one with `kind="hinge"`.
+
+    The loss of the discriminator is not part of a task. It needs an optimizer of its own:
+    `aggregator.adversarial.discriminator(real_logits, fake_logits)`.
 
     Args:
-        elbo: terms of the first task, with their settings.
-        perceiver: of the second.
-        predictive: of the third.
-        adversarial: of the fourth, and the discriminator's loss.
+        elbo: computes the terms of the first task.
+        perceiver: computes the terms of the second task.
+        predictive: computes the terms of the third task.
+        adversarial: computes the terms of the fourth task, and the loss of the discriminator.
     """
 
     elbo: ELBOLoss = field(default_factory=ELBOLoss)
@@ -64,53 +87,33 @@ class LossAggregator:
         lambda_gan: float = 0.1,
         lambda_features: float = 1.0,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """All terms, and the losses of the tasks.
-
-            total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl + attention_kl)
-                               - entropy_weight cluster_entropy + lambda_gram gram_enc_loss
-            perceiver_loss   = perceiver_recon_loss + vq_codebook_loss + commitment_weight vq_commitment_loss
-            attention_loss   = lambda_att_dyn attention_dynamics_loss + lambda_diversity attention_diversity
-            adversarial_loss = lambda_gan (generator_loss + lambda_features feature_matching_loss)
-
-        Cluster entropy is subtracted: it is made larger. `total_vae_loss` is thus at least -entropy_weight log K; the
-        others are at least 0, but for the generator's with `kind="hinge"`.
+        """Compute all terms, and the loss of each task.
 
         Args:
-            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task: its names are not in the
-                dictionary and it has no place in the list.
+            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task: neither the dictionary nor
+                the list has an entry for it.
             observations: (B, T, C, H, W), floating point, in the units of the reconstructions.
             beta: weight of the three KLs, for annealing. Default 1.0.
             lambda_recon: weight of the reconstruction. Default 1.0.
-            entropy_weight: of the cluster entropy. Default 0.1.
-            lambda_gram: of the Gram penalty. Default 0.05.
-            commitment_weight: of the VQ commitment; 0.25 as in van den Oord et al. (2017).
-            lambda_att_dyn: of the attention dynamics. Default 0.1.
-            lambda_diversity: of the overlap of slots. Default 0.1.
-            lambda_gan: of the adversarial task. Default 0.1.
-            lambda_features: of feature matching within it. Default 1.0.
+            entropy_weight: weight of the cluster entropy. Default 0.1.
+            lambda_gram: weight of the Gram penalty. Default 0.05.
+            commitment_weight: weight of the commitment. Default 0.25, as in van den Oord et al. (2017).
+            lambda_att_dyn: weight of the attention dynamics. Default 0.1.
+            lambda_diversity: weight of the overlap of slots. Default 0.1.
+            lambda_gan: weight of the adversarial task. Default 0.1.
+            lambda_features: weight of feature matching within the adversarial task. Default 1.0.
 
         Returns:
-            Terms and totals by name, each () and attached to the graph (the perplexity, a metric, is not), and the
-            totals in the order elbo, perceiver, predictive, adversarial.
+            Terms and totals by name, each () and attached to the graph except for the perplexity, which is a metric;
+            and the totals in the order elbo, perceiver, predictive, adversarial.
 
         Raises:
-            ValueError: an output is missing or has the wrong shape (the message names it and what was expected), or a
-                weight is negative or not finite.
+            ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        weights = {
-            "beta": beta,
-            "lambda_recon": lambda_recon,
-            "entropy_weight": entropy_weight,
-            "lambda_gram": lambda_gram,
-            "commitment_weight": commitment_weight,
-            "lambda_att_dyn": lambda_att_dyn,
-            "lambda_diversity": lambda_diversity,
-            "lambda_gan": lambda_gan,
-            "lambda_features": lambda_features,
-        }
-        for name, value in weights.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be at least 0 and finite")
+        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
+        of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
+        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
+            check_number(name, weight, least=0)
 
         losses = self.elbo(outputs, observations)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
@@ -124,7 +127,6 @@ class LossAggregator:
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
         losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
-
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
@@ -133,7 +135,7 @@ class LossAggregator:
 
 
 def loss_metrics(losses: Mapping[str, Tensor]) -> dict[str, float]:
-    """What `compute_losses` gave, as numbers to log: detached, with one transfer from the device for all."""
+    """The losses that `compute_losses` returned, as numbers to log, with one transfer from the device for all."""
     if not losses:
         return {}
     values = torch.stack([loss.detach().double() for loss in losses.values()]).tolist()

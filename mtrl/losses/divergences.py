@@ -1,11 +1,11 @@
-"""Divergences between distributions, in nats; leading dimensions are kept."""
+"""Divergences between distributions, in nats. All functions keep the leading dimensions of their arguments."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-FLOOR = 1e-12  # added within logarithms of probabilities: 0 counts as this, and its gradient stays finite
-LOG_VARIANCE = 30.0  # log-variances are held within [-30, 30]
+FLOOR = 1e-12  # is added to a probability before its logarithm is taken, so that the gradient at 0 stays finite
+LOG_VARIANCE = 30.0  # log-variances are clamped to [-30, 30]
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
@@ -15,10 +15,10 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
     any second Gaussian.
 
     Args:
-        mean: (..., D), of the first.
-        log_variance: (..., D), held within [-30, 30]: outside, the gradient with respect to it is 0.
-        other_mean: (..., D), of the second; the shapes broadcast.
-        other_log_variance: (..., D).
+        mean: m (..., D), of the first Gaussian.
+        log_variance: log s^2 (..., D), clamped to [-30, 30]: outside this range its gradient is 0.
+        other_mean: m' (..., D), of the second Gaussian; the shapes broadcast.
+        other_log_variance: log s'^2 (..., D), clamped to [-30, 30].
 
     Returns:
         (...), summed over D.
@@ -26,16 +26,16 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
     own = log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
     other = other_log_variance.clamp(-LOG_VARIANCE, LOG_VARIANCE)
     ratio = own - other
-    # expm1(x) - x is 0 to the last digit where the variances agree; e^x - 1 - x would not be.
+    # If the variances agree, expm1(x) - x is exactly 0, but e^x - 1 - x is not.
     return 0.5 * (ratio.expm1() - ratio + (mean - other_mean).square() * (-other).exp()).sum(-1)
 
 
 def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) = sum_k p_k log(p_k / q_k), in nats, at most -log(1e-12) = 27.6 for what q excludes.
+    """KL(p || q) = sum_k p_k log(p_k / q_k), in nats. Where q_k is 0, log(1/q_k) counts as 27.6.
 
     Args:
-        p: (..., K), non-negative, sums to 1 over K.
-        q: (..., K), likewise.
+        p: (..., K), non-negative, with sum 1 over K.
+        q: (..., K), non-negative, with sum 1 over K.
 
     Returns:
         (...).

@@ -1,4 +1,4 @@
-"""ELBO: how well frames are rebuilt, and what it costs to say them, under a stick-breaking mixture prior."""
+"""ELBO task: the evidence lower bound of a video model with a stick-breaking mixture prior."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrl.limits import check_number
 from mtrl.losses.divergences import categorical_kl, entropy, gaussian_kl
 from mtrl.losses.outputs import OutputReader, Steps
 from mtrl.losses.sticks import expected_log_weights, kumaraswamy_beta_kl
@@ -19,29 +20,29 @@ from mtrl.losses.sticks import expected_log_weights, kumaraswamy_beta_kl
 class ELBOLoss:
     r"""The terms of the negative evidence lower bound, and two regularisers.
 
-    The model is a mixture (Jiang et al., "Variational Deep Embedding" (2017), https://arxiv.org/abs/1611.05148) whose
-    weights pi come from broken sticks (Nalisnick and Smyth 2017, https://arxiv.org/abs/1605.06197): a component
-    c ~ pi, a latent z ~ N(mu_c, s_c^2), a frame x ~ N(decode(z), sigma^2). With q(z | x) q(c | x) q(v) in place of the
-    posterior, the negative bound of a frame is `recon_loss + kl_z + hierarchical_kl`, but for the constant
+    The model is a mixture (Jiang et al., "Variational Deep Embedding" (2017), https://arxiv.org/abs/1611.05148) with
+    weights pi from broken sticks (Nalisnick and Smyth 2017, https://arxiv.org/abs/1605.06197): a component c ~ pi, a
+    latent z ~ N(mu_c, s_c^2), and a frame x ~ N(decode(z), sigma^2). With q(z | x) q(c | x) q(v) in place of the
+    posterior, the negative bound of a frame is `recon_loss + kl_z + hierarchical_kl`, up to the constant
     C H W log(sigma sqrt(2 pi)).
 
-    Terms, all scalars, in nats per frame (means over sequences and frames) if not said otherwise:
+    Terms, all scalars. Unless stated otherwise they are in nats per frame, as means over sequences and frames:
 
-    * `recon_loss`: 1/2 sum |x - x'|^2/sigma^2 over channels and pixels; 0 where they agree.
+    * `recon_loss`: 1/2 sum |x - x'|^2/sigma^2 over channels and pixels; 0 for a perfect reconstruction.
     * `kl_z`: sum_k r_k KL(q(z | x) || component k), summed over latent dimensions; r are the responsibilities.
-    * `hierarchical_kl`: sum_k KL(q(v_k) || Beta(1, alpha)) for the sticks, and KL(r || pi) on average over them, which
-      is sum_k r_k (log r_k - E[log pi_k]). Sticks (B, T, K - 1) are a frame's own. Sticks (K - 1,) are said once for
-      the whole data set: their KL is divided by `num_frames`.
-    * `attention_kl`: KL(map || prior map), summed over slots; against the uniform prior log(h w) minus the entropy.
-    * `cluster_entropy`: of the responsibilities' mean over the batch, in nats, from 0 (one component does it all) to
-      log K (all are used alike). To be made larger: it is the one term that a total subtracts.
-    * `gram_enc_loss`: mean square of the off-diagonal of the slots' Gram matrix G, that is |G - I|^2/(S(S - 1)) with
-      slots of unit length: 0 if they are orthogonal, 1 if they are parallel; no unit.
+    * `hierarchical_kl`: sum_k KL(q(v_k) || Beta(1, alpha)) for the sticks, plus the expectation of KL(r || pi) over the
+      sticks, which is sum_k r_k (log r_k - E[log pi_k]). Sticks (B, T, K - 1) belong to single frames. Sticks (K - 1,)
+      belong to the whole data set, and their KL is divided by `num_frames`.
+    * `attention_kl`: KL(map || prior map), summed over slots. With the uniform prior it is log(h w) minus the entropy.
+    * `cluster_entropy`: the entropy of the responsibilities' mean over the batch, in nats, from 0 (one component is
+      used) to log K (all components are used equally). It is the only term that a total subtracts, and so maximises.
+    * `gram_enc_loss`: the mean square of the off-diagonal of the Gram matrix G of the slots, scaled to unit length,
+      that is |G - I|^2/(S(S - 1)). It is 0 if the slots are orthogonal and 1 if they are parallel, and has no unit.
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
         concentration: alpha of the prior Beta(1, alpha) of the sticks, above 0. Default 1.0.
-        num_frames: number of frames in the data set. Default: the batch's B T.
+        num_frames: the number of frames in the data set. Default: the number of frames in the batch, B T.
 
     Raises:
         ValueError: an argument is out of range.
@@ -53,11 +54,10 @@ class ELBOLoss:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("observation_std", "concentration"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
-        if self.num_frames is not None and self.num_frames < 1:
-            raise ValueError(f"num_frames is {self.num_frames}; it must be at least 1")
+        check_number("observation_std", self.observation_std, above=0)
+        check_number("concentration", self.concentration, above=0)
+        if self.num_frames is not None:
+            check_number("num_frames", self.num_frames, least=1, whole=True)
 
     def __call__(self, outputs: Mapping[str, Any], observations: Steps) -> dict[str, Tensor]:
         """The terms by name, each ().
@@ -98,13 +98,13 @@ class ELBOLoss:
 def mixture_kl(
     mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor, responsibilities: Tensor
 ) -> Tensor:
-    """sum_k r_k KL(N(m, s^2) || N(m_k, s_k^2)) in nats: no less than the KL to the mixture that r weighs.
+    """sum_k r_k KL(N(m, s^2) || N(m_k, s_k^2)) in nats, an upper bound of the KL to the mixture with weights r.
 
     Args:
-        mean: (..., D).
-        log_variance: (..., D).
-        prior_mean: (K, D) or (..., K, D), of the components.
-        prior_log_variance: likewise.
+        mean: m (..., D).
+        log_variance: log s^2 (..., D).
+        prior_mean: m_k (K, D) or (..., K, D), of the components.
+        prior_log_variance: log s_k^2 (K, D) or (..., K, D), of the components.
         responsibilities: r (..., K).
 
     Returns:
@@ -131,8 +131,8 @@ def attention_kl(attention: Tensor, prior: Tensor | None = None) -> Tensor:
     """KL(map || prior) over positions, in nats.
 
     Args:
-        attention: (..., h, w), each map sums to 1.
-        prior: (..., h, w), likewise. Default: uniform.
+        attention: (..., h, w), maps with sum 1.
+        prior: (..., h, w), maps with sum 1. Default: the uniform map.
 
     Returns:
         (...).
@@ -144,7 +144,7 @@ def attention_kl(attention: Tensor, prior: Tensor | None = None) -> Tensor:
 
 
 def gram_penalty(slots: Tensor) -> Tensor:
-    """|G - I|^2/(S(S - 1)) of the Gram matrix G (S, S) of slots (..., S, F) of unit length; 0 for one slot; (...)."""
+    """|G - I|^2/(S(S - 1)) with the Gram matrix G of `slots` (..., S, F), scaled to unit length; 0 for one slot."""
     unit = torch.nn.functional.normalize(slots, dim=-1, eps=1e-6)
     squares = (unit @ unit.mT).square()
     num_slots = slots.shape[-2]

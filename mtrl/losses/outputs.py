@@ -1,4 +1,4 @@
-"""What a video model hands to the losses: names, shapes, and the check that they agree."""
+"""The outputs of a video model from which the losses are computed: their names, their shapes, and a check of both."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ Steps = Tensor | Sequence[Tensor]  # (B, T, ...), or T tensors (B, ...)
 
 
 class ModelOutputs(TypedDict):
-    """The contract between a model's `forward_sequence(observations, actions)` and `LossAggregator`.
+    """The outputs of a model's `forward_sequence(observations, actions)`, as `LossAggregator` takes them.
 
-    Sizes: B sequences, T frames of C channels and H x W pixels; D latent dimensions; K components of the mixture prior;
-    S slots of F features, each with an attention map of h x w positions; E numbers per token. In place of (B, T, ...)
-    the losses also take a list of T tensors (B, ...). Shapes are checked, values are not: a categorical distribution
-    is non-negative and sums to 1, log-variances are held within [-30, 30].
+    Sizes: B sequences; T frames of C channels and H x W pixels; D latent dimensions; K components of the mixture prior;
+    S slots of F features, each with an attention map of h x w positions; E numbers per token. In place of a tensor
+    (B, T, ...), the losses also take a list of T tensors (B, ...). Shapes are checked, but values are not. The numbers
+    of a categorical distribution must be non-negative with sum 1. Log-variances are clamped to [-30, 30].
 
     ELBO:
         reconstruction: (B, T, C, H, W), the mean of p(x | z), in the units of the observations.
         latent_mean, latent_log_variance: (B, T, D), of q(z | x), a diagonal Gaussian.
-        prior_mean, prior_log_variance: (K, D), or (B, T, K, D) where they depend on the past: the prior's components.
-        responsibilities: (B, T, K), q(c | x), how much each component answers for a frame; over K it sums to 1.
-        stick_a, stick_b: (K - 1,), or (B, T, K - 1): Kumaraswamy(a, b) posteriors of the sticks, positive.
-        slots: (B, T, S, F), features of which the Gram matrix is taken.
-        attention: (B, T, S, h, w), categorical over the h w positions: each slot's map sums to 1.
-        attention_prior: (B, T, S, h, w), what the maps are compared with; left out, it is uniform.
+        prior_mean, prior_log_variance: (K, D), or (B, T, K, D) if they depend on the past: the components of the prior.
+        responsibilities: (B, T, K), the categorical distribution q(c | x) over components.
+        stick_a, stick_b: (K - 1,) or (B, T, K - 1), positive: Kumaraswamy(a, b) posteriors of the sticks.
+        slots: (B, T, S, F), the features from which the Gram matrix is computed.
+        attention: (B, T, S, h, w), for each slot a categorical distribution over the h w positions.
+        attention_prior: (B, T, S, h, w), the maps to compare `attention` with. Default: uniform maps.
 
     Perceiver:
         token_encoding: (B, ..., E), the encoder's vectors before quantisation.
-        token_code: as token_encoding, the rows of the codebook that were chosen, as they are: with the gradient to the
-            codebook, and without the straight-through estimator, which belongs to the decoder's input alone.
-        token_index: (B, ...), integers: which rows.
+        token_code: (B, ..., E), the chosen rows of the codebook, with the gradient to the codebook. They must not go
+            through the straight-through estimator, which is meant for the input of the decoder alone.
+        token_index: (B, ...), integers, the numbers of the chosen rows.
         perceiver_reconstruction: (B, T, C, H, W), decoded from the codes.
 
     Predictive:
-        predicted_attention: (B, T - 1, S, h, w): at place t, what was predicted for `attention[:, t + 1]` from what was
-            known at t and the action.
+        predicted_attention: (B, T - 1, S, h, w): at place t, the prediction of `attention[:, t + 1]` from the frames up
+            to t and the action.
 
-    Adversarial, where there is a discriminator; without `fake_logits` the task is left out:
-        fake_logits: any shape: the discriminator on the reconstruction, attached to the graph, with the
-            discriminator's own parameters frozen (`requires_grad_(False)`) so that they get no gradient of this.
-        real_features, fake_features: tensors of the same shapes, one per layer: the discriminator's features of the
-            observations and of the reconstruction. Both or neither.
+    Adversarial, if there is a discriminator. Without `fake_logits` the task is left out:
+        fake_logits: of any shape, the discriminator's logits for the reconstruction, attached to the graph. The
+            parameters of the discriminator are frozen (`requires_grad_(False)`), so that they get no gradient.
+        real_features, fake_features: one tensor per layer, of the same shapes: the discriminator's features of the
+            observations and of the reconstruction. Give both or neither.
     """
 
     reconstruction: Tensor
@@ -69,15 +69,15 @@ class ModelOutputs(TypedDict):
 
 
 class OutputReader:
-    """Takes tensors out of a model's outputs, each only in the shape that the others leave for it.
+    """Reads tensors from the outputs of a model, and checks that their shapes agree with each other.
 
     Args:
-        outputs: see `ModelOutputs`; keys that are not read are ignored.
+        outputs: see `ModelOutputs`; other keys are ignored.
         observations: (B, T, C, H, W), floating point.
 
     Attributes:
-        observations: the same, as one tensor.
-        sizes: the sizes that the tensors read so far have agreed on, by letter.
+        observations: the observations as one tensor.
+        sizes: by letter, the sizes that are known from the tensors read so far.
 
     Raises:
         ValueError: `observations` has another shape.
@@ -92,11 +92,11 @@ class OutputReader:
         return self.outputs.get(name) is not None
 
     def __call__(self, name: str, *forms: str) -> Tensor:
-        """The tensor `name`, in one of `forms`, such as `"K D"`; a size may be `"T-1"`.
+        """The tensor `name`, whose shape must be one of `forms`, such as `"K D"` or `"B T-1"`.
 
         Raises:
-            ValueError: it is missing, no floating-point tensor, empty, or of another shape; the message has the name
-                and the shape that was expected.
+            ValueError: the tensor is missing, not of floating point, empty, or of another shape; the message gives the
+                name and the expected shape.
         """
         if name not in self:
             raise ValueError(f"the outputs have no {name!r}; expected a tensor {_shapes(forms)}")
@@ -127,7 +127,7 @@ def stacked(name: str, value: object) -> Tensor:
     """`value` as one tensor: a sequence of T tensors (B, ...) becomes (B, T, ...).
 
     Raises:
-        ValueError: it is neither a tensor nor a sequence of tensors of one shape; the message calls it `name`.
+        ValueError: `value` is neither a tensor nor a sequence of tensors of one shape; the message calls it `name`.
     """
     if isinstance(value, list | tuple) and value and all(isinstance(step, Tensor) for step in value):
         shapes = {tuple(step.shape) for step in value}
@@ -140,7 +140,7 @@ def stacked(name: str, value: object) -> Tensor:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """`tensor`, in float32 if it is of half precision: losses sum over thousands of numbers."""
+    """`tensor`, converted to float32 if it is of half precision, because losses sum thousands of numbers."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -1,8 +1,7 @@
-"""Perceiver: how well a tokenizer with a codebook rebuilds the video, and how much of the codebook it uses."""
+"""Perceiver task: the reconstruction of the video by a tokenizer with a codebook, and the use of the codebook."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtrl.limits import check_number
 from mtrl.losses.outputs import OutputReader, Steps, stacked, widened
 
 
@@ -19,14 +19,15 @@ class PerceiverLoss:
 
     Terms, all scalars:
 
-    * `vq_commitment_loss`: mean over tokens and their E numbers of (z - sg(e))^2: tokens stay near their codes.
-    * `vq_codebook_loss`: the mean of (sg(z) - e)^2: codes move to their tokens. The same number, another gradient. A
-      codebook that follows by moving averages has e without a gradient, and this term is then a constant.
-    * `perceiver_recon_loss`: mean over frames, channels and pixels of (x - x')^2/sigma^2.
-    * `codebook_perplexity`: exp of the entropy of how often each code is used in the batch, from 1 (one code) to the
-      number of codes (all alike). A metric, without gradient.
+    * `vq_commitment_loss`: the mean over tokens and their E numbers of (z - sg(e))^2, where sg stops the gradient. It
+      keeps tokens z near their codes e.
+    * `vq_codebook_loss`: the mean of (sg(z) - e)^2, the same number with another gradient. It moves codes towards their
+      tokens. If the codebook follows by moving averages, e has no gradient, and this term is a constant.
+    * `perceiver_recon_loss`: the mean over frames, channels and pixels of (x - x')^2/sigma^2.
+    * `codebook_perplexity`: the exponential of the entropy of the frequencies of the codes in the batch, from 1 (one
+      code is used) to the number of codes (all are used equally). It is a metric without a gradient.
 
-    All are means per number, not sums, so that the three losses weigh alike whatever the sizes of frames and tokens.
+    The three losses are means and not sums, so that their weights do not depend on the sizes of frames and tokens.
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
@@ -39,8 +40,7 @@ class PerceiverLoss:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 0 < self.observation_std < math.inf:
-            raise ValueError(f"observation_std is {self.observation_std}; it must be above 0 and finite")
+        check_number("observation_std", self.observation_std, above=0)
 
     def __call__(self, outputs: Mapping[str, Any], observations: Steps) -> dict[str, Tensor]:
         """The terms by name, each ().
@@ -67,7 +67,7 @@ def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """`token_encoding` (B, ..., E), `token_code` (B, ..., E) and `token_index` (B, ...).
 
     Raises:
-        ValueError: one is missing or does not fit the others.
+        ValueError: one of them is missing or does not fit the others.
     """
     names = ("token_encoding", "token_code", "token_index")
     for name in names:
@@ -90,7 +90,7 @@ def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def perplexity(index: Tensor) -> Tensor:
-    """exp(H) of how often each number comes in `index`, of any shape; from 1 to how many different ones there are."""
+    """exp(H) for the entropy H of the frequencies of the numbers in `index`, which has any shape."""
     _, counts = index.unique(return_counts=True)  # type: ignore[no-untyped-call]
     shares: Tensor = counts.double() / index.numel()
     return (-(shares * shares.log()).sum()).exp()

@@ -1,4 +1,4 @@
-"""Predictive: whether the next attention maps were foreseen, and whether slots look at different places."""
+"""Predictive task: how well the next attention maps are predicted, and how different the maps of the slots are."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from mtrl.losses.outputs import OutputReader, Steps
 
 @dataclass(frozen=True)
 class PredictiveLoss:
-    """The dynamics of attention maps, given actions, and their diversity.
+    """The dynamics of attention maps under actions, and the diversity of the maps.
 
     Terms, both scalars:
 
-    * `attention_dynamics_loss`: KL(map at t + 1 || what was predicted for it), in nats per predicted frame: summed over
-      slots, mean over sequences and the T - 1 frames. 0 where the prediction is right.
-    * `attention_diversity`: how much slots overlap: the cosine of two slots' maps, mean over pairs, sequences and
-      frames; from 0 (no position is shared) to 1 (all look at the same). To be made smaller. 0 for one slot.
+    * `attention_dynamics_loss`: KL(map at t + 1 || its prediction), in nats per predicted frame, summed over slots and
+      averaged over sequences and the T - 1 frames. It is 0 if all predictions are right.
+    * `attention_diversity`: the overlap of slots, that is, the cosine between the maps of two slots, averaged over
+      pairs, sequences and frames. It is 1 if all slots have the same map, 0 if no two slots share a position, and 0 if
+      there is one slot. Training makes it smaller.
 
     Args:
-        detach_target: whether the maps that were to be predicted get no gradient of the dynamics. Otherwise maps learn
-            to be predictable, which never moving is. Default True.
+        detach_target: whether the dynamics loss gives no gradient to the maps that are predicted. If it does, maps
+            learn to be predictable, and those that never move are. Default True.
     """
 
     detach_target: bool = True
@@ -36,10 +37,10 @@ class PredictiveLoss:
 
         Args:
             outputs: see `ModelOutputs`.
-            observations: (B, T, C, H, W), T at least 2; only the sizes matter.
+            observations: (B, T, C, H, W) with T at least 2; only their sizes are used.
 
         Raises:
-            ValueError: an output is missing or has the wrong shape, or there is one frame only.
+            ValueError: an output is missing or has the wrong shape, or there is only one frame.
         """
         read = OutputReader(outputs, observations)
         if read.sizes["T"] < 2:
@@ -57,8 +58,8 @@ def attention_dynamics(attention: Tensor, predicted: Tensor) -> Tensor:
     """KL(map at t + 1 || prediction) in nats, summed over slots.
 
     Args:
-        attention: (B, T, S, h, w), each map sums to 1.
-        predicted: (B, T - 1, S, h, w), of the maps from the second on.
+        attention: (B, T, S, h, w), maps with sum 1.
+        predicted: (B, T - 1, S, h, w), the predictions of all maps but the first.
 
     Returns:
         (B, T - 1).
@@ -67,7 +68,7 @@ def attention_dynamics(attention: Tensor, predicted: Tensor) -> Tensor:
 
 
 def overlap(attention: Tensor) -> Tensor:
-    """Mean cosine of two slots' maps of `attention` (..., S, h, w), from 0 to 1; 0 for one slot; (...)."""
+    """The mean cosine between the maps of two slots in `attention` (..., S, h, w), from 0 to 1; 0 for one slot."""
     unit = torch.nn.functional.normalize(attention.flatten(-2), dim=-1)  # (..., S, h w)
     num_slots = unit.shape[-2]
     cosines = unit @ unit.mT

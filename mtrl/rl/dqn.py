@@ -22,7 +22,6 @@ from stable_baselines3.common.utils import get_device, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from envs import TaskOneHot
 from mtrl import checkpoint
 from mtrl.balancers import AIM, Balancer, make_balancer
 from mtrl.conflict import conflict_metrics
@@ -46,6 +45,7 @@ from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch, TaskReplayBuffer
 from mtrl.rl.td import TDError, TDLoss
+from mtrl.rl.vec_env import TaskOneHot
 
 TargetUnit = Literal["updates", "episodes"]
 
@@ -58,7 +58,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
     A Stable-Baselines3 algorithm: `learn`, `predict`, `save`, `load`, callbacks, logger and `evaluate_policy` work as
     they do there. What differs from `stable_baselines3.DQN`, on purpose:
 
-    * the columns of `env` belong to tasks, in task-major order (`envs.make_task_vec_env`); each task has its own
+    * the columns of `env` belong to tasks, in task-major order (`mtrl.rl.make_task_vec_env`); each task has its own
       replay, and an update takes `batch_size` transitions of *every* task;
     * `train` computes one gradient per task in a single backward pass and lets `balancer` combine them;
     * double Q-learning (van Hasselt et al. 2016), Huber loss, no gradient clipping by default;
@@ -70,7 +70,7 @@ class MultiTaskDQN(OffPolicyAlgorithm):
         policy: `"MlpPolicy"` or a subclass of `MultiTaskQPolicy`.
         env: a vector environment with equally many columns per task, task after task. A column's task is read from
             its attribute `task` (its `name`, if it has one). An environment without it counts as one task. Columns
-            wrapped in `envs.TaskOneHot` make the agent task-aware.
+            wrapped in `mtrl.rl.TaskOneHot` make the agent task-aware.
         balancer: a name from `mtrl.balancers.names()` or a `Balancer`. Default `"equal"`.
         balancer_kwargs: arguments of the balancer, where it is given by name.
         learning_rate: of Adam; a number or a function of the remaining progress (1 to 0). Default 5e-4.

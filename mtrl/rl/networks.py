@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
+from mtrl.gradients import LayerRule, Saved, Step, TaskRows, register_rule, register_step
 from mtrl.limits import (
     LARGEST_EMBEDDING,
     MOST_LAYERS,
@@ -41,17 +41,11 @@ class TaskEmbedding(nn.Module):
 
 
 class _TaskEmbeddingRule(LayerRule):
-    def forward(self, layer: TaskEmbedding, x: Tensor, scratch: Scratch | None) -> tuple[Tensor, Saved]:
+    def forward(self, layer: TaskEmbedding, x: Tensor) -> tuple[Tensor, Saved]:
         return layer(x), (x,)
 
     def backward(
-        self,
-        layer: TaskEmbedding,
-        saved: Saved,
-        grad: Tensor,
-        rows: TaskRows,
-        scratch: Scratch | None,
-        needs_input: bool,
+        self, layer: TaskEmbedding, saved: Saved, grad: Tensor, rows: TaskRows, needs_input: bool
     ) -> Tensor | None:
         tasks, dim = layer.weight.shape
         one_hot = saved[0][:, -tasks:].reshape(rows.num_tasks, -1, tasks)  # (T, B, tasks)

@@ -126,7 +126,7 @@ def test_the_one_hot_ranges_over_the_given_tasks() -> None:
 
 
 def test_bad_arguments_are_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match=r"^unknown variant 'awake'; variants are aware, blind$"):
+    with pytest.raises(ValueError, match=r"^unknown variant 'awake'; choose from aware, blind$"):
         make_task_env("Windy", variant="awake")
     with pytest.raises(ValueError, match=r"^task 'Windy' is not one of the tasks Standard, Heavy$"):
         make_task_env("Windy", tasks=["Standard", "Heavy"])

@@ -66,7 +66,7 @@ def test_tasks_are_immutable_hashable_and_survive_pickling() -> None:
     ],
 )
 def test_a_bad_field_is_named_in_one_line(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{field} of task 'Bad' must be [^\n]+, not {value!r}$"):
+    with pytest.raises(ValueError, match=rf"^{field} of task 'Bad' is {value!r}; it must be [^\n]+$"):
         LunarLanderTask("Bad", **{field: value})  # type: ignore[arg-type]
 
 

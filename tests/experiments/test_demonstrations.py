@@ -100,7 +100,7 @@ def test_losses_fall_on_the_whole_way(balancer, capsys):
     [
         ("rgb_balancing", "--tasks 1", "tasks is 1; it must be between 2 and 10"),
         ("rgb_balancing", "--cosine -0.9", "cosine is -0.9; for 4 tasks it must be above -1/3 = -0.333 and below 1"),
-        ("rgb_balancing", "--mu 1", "mu is 1.0; it must be in [0, 1)"),
+        ("rgb_balancing", "--mu 1", "mu is 1.0; it must be at least 0 and below 1"),
         ("rgb_balancing", "--norm-ratio nan", "norm_ratio is nan; it must be between 1 and 1e12"),
         ("rgb_balancing", "--size 99999999", "size is 99999999; it must be between 4 and 2500000"),
         ("loss_aggregation", "--frames 1", "frames is 1; it must be between 2 and 64"),

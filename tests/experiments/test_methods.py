@@ -376,7 +376,7 @@ def test_torchjd_is_an_extra(tmp_path, monkeypatch, capsys):
     for name in ("torchjd", "torchjd.aggregation"):
         monkeypatch.setitem(sys.modules, name, None)
     line = fails(parts("torchjd").train, ["--results-dir", tmp_path / "runs"], capsys)
-    assert "needs TorchJD: pip install 'mtrl[torchjd]'" in line
+    assert "needs TorchJD: pip install 'mtrl-balance[torchjd]'" in line
     assert list(tmp_path.iterdir()) == []
     assert parts("pcgrad").config().balancer == "pcgrad"  # the others do without
 

@@ -379,5 +379,5 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
         analyze_results.main(["--results-dir", str(REFERENCE_RUNS), "--output-dir", str(output), "--html"])
     printed = capsys.readouterr()
     assert (stop.value.code, len(printed.err.splitlines())) == (2, 1)
-    assert f"--html needs the package {package}: pip install 'mtrl[report]'" in printed.err
+    assert f"--html needs the package {package}: pip install 'mtrl-balance[report]'" in printed.err
     assert not output.exists()

@@ -366,7 +366,7 @@ def test_lines_are_those_of_the_keys(tmp_path):
 def test_a_missing_package_is_named_with_the_command_that_brings_it(module, argv, prepare, monkeypatch, capsys):
     prepare()
     monkeypatch.setitem(sys.modules, module, None)
-    assert "pip install 'mtrl[supervised]'" in fails(train, argv, capsys)
+    assert "pip install 'mtrl-balance[supervised]'" in fails(train, argv, capsys)
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -560,10 +560,10 @@ def test_what_cannot_be_asked_for_is_refused(argv, message, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("{alpha: -1}", "alpha is -1; it must be at least 0"),
+        ("{alpha: -1}", "alpha is -1; it must be between 0 and 100"),
         ("{beta: 1}", "balancer 'gradnorm' has no argument 'beta'; it has alpha"),
         ("{alhpa: 1}", "balancer 'gradnorm' has no argument 'alhpa'; did you mean 'alpha'?"),
-        ("{alpha: abc}", "alpha is 'abc'; it must be a number"),
+        ("{alpha: abc}", "alpha is 'abc'; it must be a number, between 0 and 100"),
     ],
 )
 def test_options_of_the_balancer_are_its_own(options, message, tmp_path, capsys):

@@ -149,7 +149,7 @@ def test_without_ray_one_line_says_how_to_install_it(capsys, monkeypatch, tmp_pa
     with pytest.raises(SystemExit) as stop:
         program.main(["--methods", "rgb", "--results-dir", str(tmp_path / "runs")])
     assert stop.value.code == 2
-    expected = "experiments.sweep: a sweep needs Ray, which is not installed: pip install 'mtrl[sweep]'\n"
+    expected = "experiments.sweep: a sweep needs Ray, which is not installed: pip install 'mtrl-balance[sweep]'\n"
     assert capsys.readouterr().err == expected
     assert not (tmp_path / "runs").exists()
 

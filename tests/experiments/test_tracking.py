@@ -103,6 +103,7 @@ def test_disabled_is_no_import_no_process_no_network_and_no_folder(tmp_path):
         connections, processes = [], []
         sys.addaudithook(lambda event, args: connections.append(args) if event == "socket.connect" else None)
         sys.addaudithook(lambda event, args: processes.append(args) if event == "subprocess.Popen" else None)
+        sys.path[0] = os.getcwd()  # the empty string there would follow the change of folder
         os.chdir(sys.argv[1])
         from experiments.shared_dqn.train import main
         before = set(Path("/proc/self/task").iterdir())
@@ -121,7 +122,7 @@ def test_a_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         shared_train.main([*SMALL, "--results-dir", str(tmp_path), "--wandb", "offline"])
     assert stop.value.code == 2
-    message = "--wandb offline needs the package wandb: pip install 'mtrl[wandb]'"
+    message = "--wandb offline needs the package wandb: pip install 'mtrl-balance[wandb]'"
     assert capsys.readouterr().err == f"experiments.shared_dqn.train: {message}\n"
     assert list(tmp_path.iterdir()) == []
 

@@ -195,7 +195,7 @@ def fails(main, arguments, capsys):
         (["--seed", "-1"], "seed is -1"),
         (["--hidden-dims", "0"], "hidden_dims is (0,)"),
         (["--alpha", "nan"], "alpha is nan"),
-        (["--weight-floor", "1.5"], "weight_floor is 1.5; it must be in [0, 1)"),
+        (["--weight-floor", "1.5"], "weight_floor is 1.5; it must be at least 0 and below 1"),
         (["--no-such-flag", "1"], "unrecognized argument"),
         (["--episodes-per-task", "0"], "episodes_per_task is 0"),
         (["--device", "tpu"], "invalid choice 'tpu'"),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mtrl import checkpoint
-from mtrl.balancers import Balance, Balancer, Deferred, GradNorm, make_balancer, names, register_balancer
+from mtrl.balancers import Balance, Balancer, Deferred, GradNorm, _few_tasks, make_balancer, names, register_balancer
 from mtrl.balancers.gradnorm import project_weights
-from mtrl.balancers.pcgrad import project_few, project_many
+from mtrl.balancers.pcgrad import SMALLEST, project
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, graph_leaves
 
 every_balancer = pytest.mark.parametrize("name", names())
@@ -234,7 +234,7 @@ def test_an_unknown_argument_lists_the_known_ones(name: str) -> None:
 @every_balancer
 @pytest.mark.parametrize(("num_tasks", "kwargs"), [(0, {}), (-1, {}), (2, {"scale": "max"})])
 def test_a_value_out_of_range_is_refused_in_one_line(name: str, num_tasks: int, kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"num_tasks is|unknown scale 'max'; scales are sum, mean") as error:
+    with pytest.raises(ValueError, match=r"num_tasks is|unknown scale 'max'; choose from sum, mean") as error:
         make_balancer(name, num_tasks, **kwargs)
     assert "\n" not in str(error.value)
 
@@ -254,6 +254,44 @@ def test_a_registered_balancer_is_made_by_name(monkeypatch: pytest.MonkeyPatch) 
     losses = torch.ones(3)
     assert torch.equal(make_balancer("first", 3).combine(jacobian, losses), jacobian[0] + 1)
     torch.testing.assert_close(make_balancer("first", 3, scale="mean").combine(jacobian, losses), (jacobian[0] + 1) / 3)
+
+
+@every_balancer
+def test_guidance_is_taken_by_those_that_want_it_alone(name: str) -> None:
+    balancer = make_balancer(name, 3)
+    balancer.set_guidance(None)
+    if balancer.wants_guidance:
+        balancer.set_guidance(torch.zeros_like, eta=0.1)
+    else:
+        with pytest.raises(ValueError, match=f"^{type(balancer).__name__} takes no guidance$"):
+            balancer.set_guidance(torch.zeros_like, eta=0.1)
+
+
+@every_balancer
+def test_how_much_of_the_gradients_it_looks_at(name: str) -> None:
+    asked = set()
+
+    class Watched(TaskGradients):
+        """Notes what it is asked for, besides the check of its rows."""
+
+        @property
+        def jacobian(self) -> Tensor:
+            asked.add("rows")
+            return super().jacobian
+
+        @property
+        def gramian(self) -> Tensor:
+            asked.add("gramian")
+            return super().gramian
+
+        def prepare(self, looks_at: str) -> None:
+            pass
+
+    balancer = make_balancer(name, 3)
+    jacobian, losses = problem(3, 0)
+    balancer(Watched(jacobian), losses)
+    assert bool(asked) == (balancer.looks_at != "nothing")
+    assert ("gramian" in asked) == (balancer.looks_at == "gramian")
 
 
 # ---------------------------------------------------------------------------------------------- backward
@@ -278,7 +316,7 @@ class TwoHeads(nn.Module):
     def gradients(self, parameters: list[Tensor]) -> TaskGradients:
         rows = [torch.autograd.grad(loss, parameters) for loss in (self.losses()[0], self.losses()[1])]
         jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-        return TaskGradients(jacobian, ParameterLayout(parameters).columns(self.encoder[2].weight))
+        return TaskGradients(jacobian, ParameterLayout(parameters).slice_of(self.encoder[2].weight))
 
 
 @pytest.fixture
@@ -577,15 +615,15 @@ def test_rows_whose_squares_overflow_do_no_harm() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"alpha": math.nan}, "alpha is nan; it must be at least 0"),
-        ({"alpha": -1.0}, "alpha is -1.0; it must be at least 0"),
+        ({"alpha": math.nan}, "alpha is nan; it must be between 0 and 100"),
+        ({"alpha": -1.0}, "alpha is -1.0; it must be between 0 and 100"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"lr": math.nan}, "lr is nan; it must be above 0"),
         ({"warmup_steps": 0}, "warmup_steps is 0; it must be at least 1"),
-        ({"weight_floor": 1.0}, "weight_floor is 1.0; it must be in"),
-        ({"weight_floor": -0.1}, "weight_floor is -0.1; it must be in"),
-        ({"initial_loss_floor": 0.0}, "initial_loss_floor is 0.0; it must be in"),
-        ({"initial_loss_floor": 1.1}, "initial_loss_floor is 1.1; it must be in"),
+        ({"weight_floor": 1.0}, "weight_floor is 1.0; it must be at least 0 and below 1"),
+        ({"weight_floor": -0.1}, "weight_floor is -0.1; it must be at least 0 and below 1"),
+        ({"initial_loss_floor": 0.0}, "initial_loss_floor is 0.0; it must be above 0 and at most 1"),
+        ({"initial_loss_floor": 1.1}, "initial_loss_floor is 1.1; it must be above 0 and at most 1"),
         ({"progress": "reward"}, "unknown progress 'reward'; choose from loss, return"),
         ({"progress": "return"}, "return_range is None; progress='return' needs"),
         ({"progress": "return", "return_range": (1.0, 1.0)}, r"return_range is \(1.0, 1.0\)"),
@@ -667,7 +705,7 @@ def test_pcgrad_projects_alike_by_numbers_and_by_arrays(num_tasks):
     gramian = rows @ rows.T
     others = [[other for other in range(num_tasks) if other != task] for task in range(num_tasks)]
     partners = [rng.permutation(others_of_one).tolist() for others_of_one in others]
-    few, many = (project(gramian.tolist(), partners) for project in (project_few, project_many))
+    few, many = (form(gramian.tolist(), partners, SMALLEST) for form in (_few_tasks.project, project))
     np.testing.assert_allclose(few[0], many[0], rtol=1e-12)
     np.testing.assert_array_equal(few[1], many[1])
     assert num_tasks < 3 or sum(few[1]) > 0

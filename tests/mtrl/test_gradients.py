@@ -19,7 +19,6 @@ from mtrl.gradients import (
     GradientEngine,
     NonFiniteGradientError,
     ParameterLayout,
-    Scratch,
     TaskGradients,
     TaskMajorEngine,
     UnsupportedLayerError,
@@ -63,7 +62,7 @@ def one_linear(rng: random.Random) -> tuple[nn.Module, Inputs]:
     return nn.Linear(width, 5, bias=rng.random() < 0.5), vectors(width)
 
 
-def unfused(rng: random.Random) -> tuple[nn.Module, Inputs]:
+def tanh_mlp(rng: random.Random) -> tuple[nn.Module, Inputs]:
     widths = dims(rng)
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 4)), vectors(widths[0])
@@ -185,7 +184,7 @@ def tied(rng: random.Random) -> tuple[nn.Module, Inputs]:
 
 
 def frozen(rng: random.Random) -> tuple[nn.Module, Inputs]:
-    module, inputs = rng.choice([mlp, layer_norm, embedding, unfused])(rng)
+    module, inputs = rng.choice([mlp, layer_norm, embedding, tanh_mlp])(rng)
     parameters = list(module.parameters())
     for parameter in rng.sample(parameters, rng.randint(1, len(parameters) - 1)):
         parameter.requires_grad_(False)
@@ -206,7 +205,7 @@ def task_embedding_in_the_middle(rng: random.Random) -> tuple[nn.Module, Inputs]
 FAMILIES: list[Family] = [
     mlp,
     one_linear,
-    unfused,
+    tanh_mlp,
     nested,
     layer_norm,
     layer_norm_of_matrices,
@@ -360,7 +359,7 @@ def test_parameters_that_a_loss_does_not_reach_have_zero_rows() -> None:
         rows = engine.backward(losses).jacobian
         assert bool((rows[1] == 0).all())
         for name, layer in module.items():
-            reached = rows[0, engine.layout.columns(layer.weight)].any()
+            reached = rows[0, engine.layout.slice_of(layer.weight)].any()
             assert bool(reached) == (name == used)
         assert_rows(rows[:1], general.backward(task_losses(module[used](x), 2)).jacobian[:1])
 
@@ -471,21 +470,6 @@ def test_the_output_of_a_chain_that_ends_in_an_empty_one_is_the_callers() -> Non
     assert torch.equal(output, as_it_was)
 
 
-def test_scratch_hands_the_same_buffers_out_at_every_update() -> None:
-    scratch, like = Scratch(), torch.zeros(())
-    first, second = scratch.take(like, 2, 3), scratch.take(like, 2, 3)
-    assert first is not second
-    scratch.start()
-    assert scratch.take(like, 2, 3) is first
-    other = scratch.take(like, 4, 3)
-    assert scratch.owns(first)
-    assert scratch.owns(other)
-    assert not scratch.owns(second)  # given up: its memory may be someone else's by now
-    assert not scratch.owns(like)
-    scratch.start()
-    assert scratch.take(like.double(), 2, 3).dtype == torch.float64
-
-
 # ---------------------------------------------------------------------------------------------- what is refused
 
 
@@ -594,7 +578,7 @@ def test_the_last_shared_layer() -> None:
         with engine.record():
             losses = task_losses(module(x), 2)
         gradients = engine.backward(losses)
-        expected = gradients.jacobian[:, engine.layout.columns(weight)].double().norm(dim=1)
+        expected = gradients.jacobian[:, engine.layout.slice_of(weight)].double().norm(dim=1)
         torch.testing.assert_close(gradients.layer_norms, expected, rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="among the shared"):
         TaskMajorEngine(module, 2, nn.Linear(3, 3))
@@ -614,13 +598,13 @@ def test_layout_lays_parameters_end_to_end() -> None:
     assert torch.equal(torch.cat([part.reshape(2, -1) for part in parts], 1), flat)
     for parameter, part in zip(parameters, parts, strict=True):
         assert parameter in layout
-        assert torch.equal(flat[:, layout.columns(parameter)], part.reshape(2, -1))
+        assert torch.equal(flat[:, layout.slice_of(parameter)], part.reshape(2, -1))
         part.zero_()  # a view
     assert not flat.any()
     stranger = nn.Parameter(parameters[0].detach().clone())
     assert stranger not in layout
     with pytest.raises(ValueError, match=r"shape \(3, 2\) is not among the shared ones"):
-        layout.columns(stranger)
+        layout.slice_of(stranger)
     with pytest.raises(ValueError, match="no parameters"):
         ParameterLayout([])
 
@@ -736,7 +720,7 @@ def test_shared_leaves_are_found_and_heads_are_not_among_them(gather: Any) -> No
         assert all(p.grad is None for p in encoder.parameters())
         for parameter, gradient in zip(heads.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, times * gradient)
-    last = gradients.jacobian[:, engine.layout.columns(encoder[2].weight)]
+    last = gradients.jacobian[:, engine.layout.slice_of(encoder[2].weight)]
     torch.testing.assert_close(gradients.layer_norms, last.double().norm(dim=1), rtol=1e-6, atol=0)
 
 
@@ -752,7 +736,7 @@ def test_a_leaf_of_two_tasks_out_of_three_is_shared() -> None:
     engine = AutogradEngine()
     gradients = engine.backward([(a * b).sum(), (a * b * 2).sum(), (a * c).sum()])
     assert {id(p) for p in engine.layout.parameters} == {id(a), id(b)}
-    assert torch.equal(gradients.jacobian[2, engine.layout.columns(b)], torch.zeros(1))
+    assert torch.equal(gradients.jacobian[2, engine.layout.slice_of(b)], torch.zeros(1))
     assert torch.equal(c.grad, torch.ones(1))
 
 
@@ -773,7 +757,7 @@ def test_norms_are_measured_on_a_matrix_that_every_loss_depends_on() -> None:
     encoder, heads, losses = two_heads()
     engine = AutogradEngine([*encoder.parameters(), *heads.parameters()])
     gradients = engine.backward(losses())
-    expected = gradients.jacobian[:, engine.layout.columns(encoder[2].weight)].double().norm(dim=1)
+    expected = gradients.jacobian[:, engine.layout.slice_of(encoder[2].weight)].double().norm(dim=1)
     torch.testing.assert_close(gradients.layer_norms, expected, rtol=1e-6, atol=0)
 
 

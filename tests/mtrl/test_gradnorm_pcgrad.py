@@ -54,7 +54,7 @@ def test_arguments_and_returns_reach_gradnorm() -> None:
     assert both.gradnorm.returns.tolist() == [0, 90]
     both.reset()
     assert all(map(math.isnan, both.gradnorm.returns.tolist()))
-    with pytest.raises(ValueError, match=r"^alpha is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match=r"^alpha is -1; it must be between 0 and 100"):
         GradNormPCGrad(2, alpha=-1)
     with pytest.raises(ValueError, match=r"^seed is -1; it must be at least 0"):
         GradNormPCGrad(2, seed=-1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mtrl.balancers import Balancer, make_balancer, names
 from mtrl.gradients import AutogradEngine, JacobianNotHeldError, LayerwiseEngine, NonFiniteGradientError
-from mtrl.gradients.low_memory import _in_order, _parts, _segments
+from mtrl.gradients.rows import products_of_rows
+from mtrl.gradients.segments import cut, in_order, parts_of
 from mtrl.guidance import LookaheadGuidance
 
 TASKS = 4
@@ -197,7 +198,7 @@ def test_no_segment_completes_more_than_the_largest_parameter(family: str) -> No
     model, x = make(family)
     losses = model(x)
     largest = max(parameter.numel() for parameter in model.parameters())
-    segments = _segments([(loss.grad_fn, 0) for loss in losses], largest)
+    segments = cut([(loss.grad_fn, 0) for loss in losses], largest)
     for segment in segments:
         sizes = [leaf.numel() for leaf in segment.leaves if id(leaf) in segment.complete]
         one_node = family == "recurrent"  # all parameters of a GRU belong to one node
@@ -208,10 +209,10 @@ def test_no_segment_completes_more_than_the_largest_parameter(family: str) -> No
 
 def test_the_order_respects_the_graph() -> None:
     model, x = make("dense")
-    order, children = _in_order([loss.grad_fn for loss in model(x)])
+    order, children = in_order([loss.grad_fn for loss in model(x)])
     position = {node: index for index, node in enumerate(order)}
     assert all(position[node] < position[child] for node in order for child, _ in children[node])
-    assert [node for part in _parts(order, children, 1) for node in part] == [
+    assert [node for part in parts_of(order, children, 1) for node in part] == [
         n for n in order if not hasattr(n, "variable")
     ]
 
@@ -224,8 +225,12 @@ def test_the_jacobian_is_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Heads(nn.Sequential(*layers), widths[-1])
     sizes: list[int] = []
     engine = LayerwiseEngine(model.encoder.parameters())
-    add = "mtrl.gradients.low_memory.LayerwiseGradients._add_products"
-    monkeypatch.setattr(add, lambda self, parameter, rows: sizes.append(rows.numel()))
+
+    def products(rows: Tensor) -> tuple[Tensor, list[float]]:
+        sizes.append(rows.numel())
+        return products_of_rows(rows)
+
+    monkeypatch.setattr("mtrl.gradients.low_memory.products_of_rows", products)
     engine.backward(model(torch.randn(3, widths[0])))
     assert max(sizes) <= TASKS * max(p.numel() for p in model.parameters()) < engine.layout.size
 

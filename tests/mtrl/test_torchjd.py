@@ -180,7 +180,7 @@ def test_vectors_may_be_sequences_in_any_precision() -> None:
             "unknown TorchJD aggregator 'ConFIGWeighting'; aggregators are",
         ),
         ("UPGrad", 0, {}, "num_tasks is 0; it must be at least 1"),
-        ("UPGrad", 3, {"scale": "max"}, "unknown scale 'max'; scales are sum, mean"),
+        ("UPGrad", 3, {"scale": "max"}, "unknown scale 'max'; choose from sum, mean"),
         ("UPGrad", 3, {"seed": -1}, "seed is -1; it must be at least 0"),
     ],
 )

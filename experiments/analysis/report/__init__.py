@@ -27,7 +27,7 @@ def check(video_dir: Path | None = None) -> None:
         import markdown_it  # noqa: F401, PLC0415
         import plotly  # noqa: F401, PLC0415
     except ImportError as error:
-        raise UsageError(f"--html needs the package {error.name}: pip install 'mtrl[report]'") from None
+        raise UsageError(f"--html needs the package {error.name}: pip install 'mtrl-balance[report]'") from None
     if video_dir is not None and not video_dir.is_dir():
         raise UsageError(f"argument --video-dir: '{video_dir}' is not a folder")
 

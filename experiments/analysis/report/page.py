@@ -23,6 +23,7 @@ from markupsafe import Markup
 from plotly.colors import diverging
 from plotly.offline import get_plotlyjs
 
+import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
 from experiments.analysis.plots.style import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
@@ -93,7 +94,7 @@ def render(
         gradient=Markup(", ".join(getattr(diverging, DIVERGING))),
         settings=_settings([(m.name, run.settings) for m in analysis.methods for run in m.runs], INDIFFERENT),
         versions=_settings([(m.name, _versions(run.config)) for m in analysis.methods for run in m.runs]),
-        tools={name: version(name) for name in ("mtrl", "plotly")},
+        tools={"mtrl": mtrl.__version__, "plotly": version("plotly")},
         videos=_videos(videos, folder),
         limit=f"{EMBEDDED / 1e6:.0f} MB",
         skipped=skipped,

@@ -243,8 +243,8 @@ def test_gradnorm_runs_inside_and_reports_its_weights():
     assert total == pytest.approx(3)
     assert logged["balancer/Windy/weight"] != 1
     # The norm is that of the last hidden layer alone.
-    columns = agent._engine.layout.columns(agent.policy.q_net.last_shared_layer.weight)
-    assert columns.stop - columns.start == 128 * 256
+    of_layer = agent._engine.layout.slice_of(agent.policy.q_net.last_shared_layer.weight)
+    assert of_layer.stop - of_layer.start == 128 * 256
 
 
 def test_returns_reach_the_balancer():
@@ -320,7 +320,7 @@ def test_unreadable_models_are_named(tmp_path):
 
 def test_sb3_tools_work_on_it(tmp_path):
     agent = make()
-    single = make_task_vec_env(["Windy"], envs_per_task=2, seed=3, world=["Standard", "Windy", "Heavy"])
+    single = make_task_vec_env(["Windy"], envs_per_task=2, seed=3, one_hot_tasks=["Standard", "Windy", "Heavy"])
     callbacks = [
         CheckpointCallback(300, str(tmp_path), save_replay_buffer=True),
         EvalCallback(single, eval_freq=100, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0),

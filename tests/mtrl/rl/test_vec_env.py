@@ -49,8 +49,8 @@ def test_the_defaults_are_four_aware_columns_of_each_benchmark_task() -> None:
     assert make_task_vec_env(variant="blind").observation_space.shape == (8,)
 
 
-def test_world_sets_the_one_hot_of_an_evaluation_environment() -> None:
-    observations: Any = make_task_vec_env("Windy", envs_per_task=2, world=envs.DEFAULT_TASKS).reset()
+def test_one_hot_tasks_set_the_one_hot_of_an_evaluation_environment() -> None:
+    observations: Any = make_task_vec_env("Windy", envs_per_task=2, one_hot_tasks=envs.DEFAULT_TASKS).reset()
     np.testing.assert_array_equal(observations[:, 8:], [[0, 1, 0]] * 2)
 
 
@@ -121,12 +121,12 @@ def test_render_mode_reaches_every_column() -> None:
         ({"tasks": ["Windey"]}, UnknownTaskError, "unknown task 'Windey'; tasks are Standard, Windy, Heavy, "),
         ({"tasks": []}, ValueError, "no tasks given"),
         ({"tasks": ["Heavy", TASKS["Heavy"]]}, ValueError, "tasks must be distinct, not Heavy, Heavy"),
-        ({"envs_per_task": 0}, ValueError, "envs_per_task must be at least 1, not 0"),
-        ({"variant": "both"}, ValueError, "unknown variant 'both'; variants are aware, blind"),
-        ({"tasks": "Windy", "world": ["Heavy"]}, ValueError, "task 'Windy' is not one of the tasks Heavy"),
-        ({"world": []}, ValueError, "no tasks given"),
+        ({"envs_per_task": 0}, ValueError, "envs_per_task is 0; it must be at least 1"),
+        ({"variant": "both"}, ValueError, "unknown variant 'both'; choose from aware, blind"),
+        ({"tasks": "Windy", "one_hot_tasks": ["Heavy"]}, ValueError, "task 'Windy' is not one of the tasks Heavy"),
+        ({"one_hot_tasks": []}, ValueError, "no tasks given"),
         ({"seed": -1}, ValueError, "non-negative"),
-        ({"step_timeout": -1}, ValueError, "the time limit is -1 seconds; it must be at least 0 and finite"),
+        ({"step_timeout": -1}, ValueError, "the time limit in seconds is -1; it must be at least 0 and finite"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(arguments: dict[str, Any], error: type, message: str) -> None:

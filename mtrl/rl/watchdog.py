@@ -1,38 +1,37 @@
 """A limit on how long a block of code may take."""
 
-import math
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+from mtrl.limits import check_number
+
 __all__ = ["Watchdog", "WatchdogError"]
 
 
 class WatchdogError(Exception):
-    """The block took too long; the message says how long it had."""
+    """The block took too long. The message states the time limit."""
 
 
 class Watchdog:
     """Raises `WatchdogError` inside a `with` block that takes longer than `seconds`.
 
-    It works by the process's alarm signal: in the main thread, where the system has one; elsewhere it does nothing.
-    Python delivers signals between two of its own operations, so code of another language that never returns to
-    Python isn't interrupted. It costs about ten microseconds a block.
+    The watchdog uses the process's alarm signal. It therefore works in the main thread of systems that have this
+    signal, and does nothing elsewhere. Python delivers a signal between two of its own operations, so the watchdog
+    cannot interrupt compiled code that never returns to Python. It costs about ten microseconds per block.
 
     Args:
-        seconds: the limit, at least 0; 0 for none.
+        seconds: the time limit, finite and at least 0. With 0 there is no limit.
 
     Raises:
         ValueError: `seconds` is negative or not finite.
     """
 
     def __init__(self, seconds: float) -> None:
-        if not 0 <= seconds < math.inf:
-            raise ValueError(f"the time limit is {seconds} seconds; it must be at least 0 and finite")
-        self.seconds = seconds
+        self.seconds = check_number("the time limit in seconds", seconds, least=0)
         self._armed = False
-        self._before: Any = None  # what answered the signal
+        self._before: Any = None  # the handler of the signal before the block
 
     def __enter__(self) -> None:
         main = threading.current_thread() is threading.main_thread()

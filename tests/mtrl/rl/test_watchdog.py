@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from envs.watchdog import Watchdog, WatchdogError
+from mtrl.rl.watchdog import Watchdog, WatchdogError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs the alarm signal")
 
@@ -58,5 +58,5 @@ def test_zero_is_no_limit_and_other_threads_have_none() -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
 def test_a_limit_is_a_number_of_seconds(seconds: float) -> None:
-    with pytest.raises(ValueError, match=f"the time limit is {seconds} seconds"):
+    with pytest.raises(ValueError, match=f"the time limit in seconds is {seconds}; it must be at least 0 and finite"):
         Watchdog(seconds)

@@ -1,0 +1,309 @@
+"""The columns of a vector environment: several copies of every task side by side, for Stable-Baselines3."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from mtrl.limits import check_choice, check_number
+from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks
+from mtrl.rl.watchdog import Watchdog
+
+__all__ = ["ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env", "mark_task", "variants"]
+
+Action = TypeVar("Action")
+Observation = NDArray[Any]
+
+variants = ("aware", "blind")
+"""In the variant `aware` an observation ends with a one-hot of the task; in the variant `blind` it does not."""
+
+EPISODES_KEPT = 100
+"""How many of its last episodes a column keeps, for `Monitor.get_episode_rewards` and similar methods."""
+
+
+class ColumnError(RuntimeError):
+    """A column of a `TaskVecEnv` failed. The message is one line with the task, the seed and the reason."""
+
+
+class TaskOneHot(gymnasium.ObservationWrapper[Observation, Action, Observation]):
+    """Appends a one-hot of the task to the observation: its shape changes from (n,) to (n + num_tasks,).
+
+    Args:
+        env: an environment whose observation space is a one-dimensional Box.
+        index: the position of the task in the one-hot, 0 <= index < num_tasks.
+        num_tasks: the length of the one-hot.
+
+    Raises:
+        ValueError: the observation space is not a one-dimensional Box.
+    """
+
+    def __init__(self, env: gymnasium.Env[Observation, Action], index: int, num_tasks: int) -> None:
+        super().__init__(env)
+        box = env.observation_space
+        if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+            raise ValueError(f"a one-hot of the task needs observations in a one-dimensional Box, not in {box}")
+        self.one_hot = np.zeros(num_tasks, box.dtype)
+        self.one_hot[index] = 1
+        self.observation_space = spaces.Box(
+            np.concatenate((box.low, np.zeros_like(self.one_hot))),
+            np.concatenate((box.high, np.ones_like(self.one_hot))),
+            dtype=cast(Any, box.dtype),
+        )
+
+    def observation(self, observation: Observation) -> Observation:
+        """Append the one-hot to an observation of shape (n,)."""
+        return np.concatenate((observation, self.one_hot))
+
+
+def mark_task(
+    env: gymnasium.Env[Observation, Action], task: AnyTask, one_hot_tasks: Sequence[AnyTask], variant: str
+) -> gymnasium.Env[Observation, Action]:
+    """Append the task's one-hot to the observations of `env` if the variant is `"aware"`.
+
+    Raises:
+        ValueError: the variant is unknown, or `task` is not one of `one_hot_tasks`.
+    """
+    check_choice("variant", variant, variants)
+    if task not in one_hot_tasks:
+        raise ValueError(f"task {task.name!r} is not one of the tasks {', '.join(each.name for each in one_hot_tasks)}")
+    return TaskOneHot(env, one_hot_tasks.index(task), len(one_hot_tasks)) if variant == "aware" else env
+
+
+class Episode(NamedTuple):
+    """The data from which the present episode of a column can be played again."""
+
+    generator: Mapping[str, Any]  # state of the column's generator before the reset that began the episode
+    actions: list[Any]  # the actions of the episode so far
+
+
+class TaskVecEnv(DummyVecEnv):
+    """A `DummyVecEnv` whose columns draw from independent random streams, and which can be saved amid its episodes.
+
+    `DummyVecEnv` seeds column i with `seed + i`, so that runs with the seeds 0 and 1 share all columns but one. This
+    class gives every column a stream of its own instead, also when an algorithm made with `seed=k` calls
+    `env.seed(k)`.
+
+    The state of a physics engine cannot be saved, but the same state can be reached again, bit for bit. `state_dict`
+    therefore holds the state that each column's generator had when the episode began, and the actions since then.
+    `load_state_dict` resets each column from that state and repeats the actions.
+
+    Args:
+        env_fns: functions that make the columns. A column may draw random numbers from `unwrapped.np_random` only, as
+            Gymnasium's environments do.
+        step_timeout: seconds that one step of all columns may take (see `Watchdog`). Default 0: no limit.
+
+    Attributes:
+        column_seeds: the seed of each column's stream; None if the seed came from the operating system.
+
+    Raises:
+        ValueError: the columns' observation or action spaces differ, or `step_timeout` is out of range.
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gymnasium.Env[Any, Any]]], step_timeout: float = 0.0) -> None:
+        super().__init__(env_fns)
+        for column, env in enumerate(self.envs):
+            for kind in ("observation_space", "action_space"):
+                if getattr(env, kind) != getattr(self, kind):
+                    raise ValueError(
+                        f"all columns must have the same {kind}, but column {column}{self._of_task(column)} has "
+                        f"{getattr(env, kind)} and column 0{self._of_task(0)} has {getattr(self, kind)}"
+                    )
+        self.column_seeds: list[int | None] = [None] * self.num_envs
+        self._watchdog = Watchdog(step_timeout)
+        self._episodes: list[Episode] = []
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the columns at the next `reset()`; the same seed gives the same episodes.
+
+        Args:
+            seed: a non-negative integer. Column i gets child i of its NumPy `SeedSequence`. Default None: fresh
+                entropy from the operating system.
+
+        Returns:
+            One 64-bit seed per column.
+        """
+        children = np.random.SeedSequence(seed).spawn(self.num_envs)
+        self._seeds = [int(child.generate_state(1, np.uint64)[0]) for child in children]
+        return self._seeds
+
+    def reset(self) -> VecEnvObs:
+        """Begin an episode in every column, and return the first observations.
+
+        Raises:
+            ColumnError: a column failed or did not answer in time.
+        """
+        episodes = []
+        column = 0
+        try:
+            with self._watchdog:
+                for column, (env, seed) in enumerate(zip(self.envs, self._seeds, strict=True)):
+                    options = {"options": self._options[column]} if self._options[column] else {}
+                    if seed is not None:
+                        self.column_seeds[column] = seed
+                    episodes.append(Episode(_generator_state(env, seed), []))
+                    observation, self.reset_infos[column] = env.reset(seed=seed, **options)
+                    self._keep(column, observation)
+        except Exception as error:
+            raise self._failure(column, error) from error
+        self._episodes = episodes
+        self._reset_seeds()
+        self._reset_options()
+        return self._obs_from_buf()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every column. A column whose episode ends is reset at once, as in `DummyVecEnv`.
+
+        Raises:
+            ColumnError: a column failed, gave an observation of the wrong shape, or did not answer in time.
+                `state_dict` then gives the state before this step.
+        """
+        begun: dict[int, Episode] = {}
+        column = 0
+        try:
+            with self._watchdog:
+                for column, env in enumerate(self.envs):
+                    observation, reward, terminated, truncated, info = env.step(self.actions[column])
+                    self._keep(column, observation)
+                    info = dict(info)  # some environments return the same dictionary at every step
+                    info["TimeLimit.truncated"] = truncated and not terminated
+                    if terminated or truncated:
+                        info["terminal_observation"] = observation
+                        begun[column] = Episode(_generator_state(env), [])
+                        observation, self.reset_infos[column] = env.reset()
+                        self._keep(column, observation)
+                    self.buf_rews[column] = reward
+                    self.buf_dones[column] = terminated or truncated
+                    self.buf_infos[column] = info
+        except Exception as error:
+            raise self._failure(column, error) from error
+        for column, episode in enumerate(self._episodes):
+            if column in begun:
+                self._episodes[column] = begun[column]
+            else:
+                episode.actions.append(self.actions[column])
+        return self._obs_from_buf(), self.buf_rews.copy(), self.buf_dones.copy(), list(self.buf_infos)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every column after the last step that all columns took."""
+        dtype = self.action_space.dtype
+        return {
+            "seeds": list(self.column_seeds),
+            "episodes": [
+                {"generator": dict(episode.generator), "actions": np.array(episode.actions, dtype)}
+                for episode in self._episodes
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> VecEnvObs:
+        """Bring every column into the state that `state_dict` returned, and return the observations in that state.
+
+        Raises:
+            ColumnError: a column cannot be brought into its state.
+            ValueError: the state has another number of columns.
+        """
+        if len(state["episodes"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['episodes'])} columns; there are {self.num_envs}")
+        self.column_seeds = list(state["seeds"])
+        self._episodes = [Episode(saved["generator"], list(saved["actions"])) for saved in state["episodes"]]
+        for column, (env, episode) in enumerate(zip(self.envs, self._episodes, strict=True)):
+            try:
+                env.unwrapped.np_random.bit_generator.state = episode.generator
+                observation, self.reset_infos[column] = env.reset()
+                for action in episode.actions:
+                    observation = env.step(action)[0]
+                self._keep(column, observation)
+            except Exception as error:
+                raise self._failure(column, error) from error
+        self._reset_seeds()
+        return self._obs_from_buf()
+
+    def _obs_from_buf(self) -> VecEnvObs:
+        # The base class keeps the one array of a Box in a dictionary and copies both. Copying the array is enough.
+        return self.buf_obs[None].copy()  # type: ignore[index]
+
+    def _keep(self, column: int, observation: Any) -> None:
+        """Store the observation of a column. NumPy would broadcast a wrong shape and not raise."""
+        if np.shape(observation) != self.observation_space.shape:
+            raise ValueError(f"an observation of shape {np.shape(observation)}, not {self.observation_space.shape}")
+        self._save_obs(column, observation)
+
+    def _failure(self, column: int, error: Exception) -> ColumnError:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        seed = self.column_seeds[column]
+        return ColumnError(f"environment {column}{self._of_task(column)} (seed {seed}) failed: {what}")
+
+    def _of_task(self, column: int) -> str:
+        """The column's task, as part of a message."""
+        task = getattr(self.get_attr("task", column)[0], "name", None) if self.has_attr("task") else None
+        return "" if task is None else f" of task {task}"
+
+
+def _generator_state(env: gymnasium.Env[Any, Any], seed: int | None = None) -> Mapping[str, Any]:
+    """Return the state of the generator from which the next `env.reset(seed=seed)` draws."""
+    generator = env.unwrapped.np_random if seed is None else seeding.np_random(seed)[0]
+    return generator.bit_generator.state
+
+
+class _Column(Monitor[Any, Any]):
+    """One column: it has its task as an attribute, and remembers its last episodes only."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], task: AnyTask) -> None:
+        super().__init__(env)
+        self.task = task
+        self.episode_returns = deque(maxlen=EPISODES_KEPT)  # type: ignore[assignment] # Monitor's lists grow for ever
+        self.episode_lengths = deque(maxlen=EPISODES_KEPT)  # type: ignore[assignment]
+        self.episode_times = deque(maxlen=EPISODES_KEPT)  # type: ignore[assignment]
+
+
+def make_task_vec_env(
+    tasks: TaskLike | Iterable[TaskLike],
+    envs_per_task: int = 4,
+    seed: int | None = None,
+    variant: str = "aware",
+    render_mode: str | None = None,
+    one_hot_tasks: TaskLike | Iterable[TaskLike] | None = None,
+    step_timeout: float = 0.0,
+) -> TaskVecEnv:
+    """Make several copies of each task, as the columns of one vector environment that is stepped in this process.
+
+    The columns are task-major: the first `envs_per_task` columns belong to the first task, and so on.
+    `get_attr("task")` gives the task of every column. A column whose episode ends is reset at once. Its `info` then
+    has the last observation of the episode as `"terminal_observation"`, the episode's return and length as
+    `"episode"` (each column is a `Monitor`), and a `"TimeLimit.truncated"` that is true if only the time limit ended
+    the episode.
+
+    Args:
+        tasks: tasks or names of registered tasks. They must be distinct, and their spaces must be equal.
+        envs_per_task: columns per task, at least 1. Default 4.
+        seed: a non-negative integer; see `TaskVecEnv.seed`. Default None: fresh entropy.
+        variant: `"aware"` appends a one-hot of the task to the observations, so that their shape is (n + T,) for the
+            T tasks in `one_hot_tasks`; `"blind"` leaves them as they are. Default `"aware"`.
+        render_mode: as in `gymnasium.make`. Default None.
+        one_hot_tasks: the tasks that the one-hot distinguishes, in its order. An environment of one task suits a
+            model of three tasks if the three are given here. Default None: `tasks`.
+        step_timeout: seconds that one step of all columns may take. Default 0: no limit.
+
+    Raises:
+        UnknownTaskError: no registered task has one of the names.
+        ValueError: no task is given, a task is given twice or is not in `one_hot_tasks`, the tasks' spaces differ,
+            the variant is unknown, or a number is out of range.
+    """
+    columns = get_tasks(tasks)
+    envs_per_task = check_number("envs_per_task", envs_per_task, least=1, whole=True)
+    distinguished = columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
+
+    def column(task: AnyTask) -> _Column:
+        return _Column(mark_task(task.make(render_mode=render_mode), task, distinguished, variant), task)
+
+    vec_env = TaskVecEnv([partial(column, task) for task in columns for _ in range(envs_per_task)], step_timeout)
+    vec_env.seed(seed)
+    return vec_env
