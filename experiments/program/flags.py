@@ -35,6 +35,16 @@ MOST_SEEDS = 10_000
 # What an operating system has against a name besides what has an exception of its own.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError)
+# Spellings of earlier versions, which programs still understand and `--help` does not show: the words that stand for
+# them where a program has the flag of the new spelling and no flag of the old one.
+FORMER_FLAGS = {
+    "--overwrite": ("--existing", "replace"),
+    "--no-overwrite": ("--existing", "continue"),
+    "--no-resume": ("--existing", "restart"),
+    "--resume": ("--existing", "continue"),
+    "--method": ("--methods",),
+    "--methods": ("--method",),
+}
 COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
 SHELLS = ("bash", "zsh", "fish")
 # How Python and tyro begin a message that says nothing beyond "not of the expected type".
@@ -76,7 +86,7 @@ def parse(
         SystemExit: with status 0 after printing `--help`; with status 2 after one line on stderr for bad input, which
             includes a ValueError from `__post_init__`.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _renewed(sys.argv[1:] if argv is None else argv, _flags(config_type))
     with main_guard(prog):
         if presets is not None:
             default = _preset(words, presets, default)
@@ -135,6 +145,22 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:  # str(error) would begin with "[Errno 2]"
         return error.strerror if error.filename is None else f"{error.strerror}: {error.filename!r}"
     return str(error) or type(error).__name__
+
+
+def _renewed(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words, with the spellings of earlier versions replaced by those that the program has."""
+    renewed: list[str] = []
+    for word in words:
+        former, equals, value = word.partition("=")
+        former = former.replace("_", "-")
+        new = FORMER_FLAGS.get(former, ("", ""))
+        if new[0] not in flags or former in flags or (equals and len(new) > 1):
+            renewed.append(word)
+        elif equals:
+            renewed.append(f"{new[0]}={value}")
+        elif former != "--no-resume" or "--overwrite" not in words:  # together, they meant what --overwrite means
+            renewed += new
+    return renewed
 
 
 def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -> T | None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from experiments.analysis.markdown import cell, count, table
-from experiments.analysis.runs import write_json
 from experiments.analysis.statistics import Comparison
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.progress import progress
+from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
@@ -52,8 +52,9 @@ def compare_balancers(config: CompareConfig) -> Results:
         find_balancer(settings, name)
     find_device(config.device)
     folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
-    if (folder / RESULTS_FILE).exists() and not config.overwrite:
-        raise UsageError(f"'{folder}' holds a comparison; give --overwrite to replace it, or another --output-dir")
+    if (folder / RESULTS_FILE).exists() and config.existing != "replace":
+        another = "give --existing replace to replace it, or another --output-dir"
+        raise UsageError(f"'{folder}' holds a comparison; {another}")
     for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
         if (folder / name).is_dir():
             raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")

@@ -1,36 +1,29 @@
-"""What the programs leave on disk and show in the terminal."""
+"""The description of a run, and its log file."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from experiments.program.run_folder import versions
 from experiments.supervised.settings import Settings
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """For config.json and comparison.json: the settings, and the versions that they ran on."""
+    """The settings and the versions of packages, for config.json and comparison.json."""
     packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
-    return {
-        "settings": settings.as_json(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in packages},
-        },
-    }
+    return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
 @contextmanager
 def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
-    """A logger of its own that writes to `path`, anew; to nowhere for None. No other logger is touched.
+    """A new logger that writes to `path` and replaces the file; with None it writes nowhere. Other loggers stay as is.
 
     Raises:
-        OSError: the file can't be written, now or at a later message.
+        OSError: the file cannot be written, at once or when a later message is logged.
     """
     logger = logging.Logger("experiments.supervised", level)
     if path is None:
@@ -49,5 +42,5 @@ def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Raise what went wrong, where logging would print it and go on."""
+        """Raise the error, where `logging` would print it and go on."""
         raise  # noqa: PLE0704 - logging calls this while it handles the error

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments.analysis.runs import EVALUATION_FILE, METRICS_FILE
+from experiments.program.run_folder import EVALUATION_FILE, METRICS_FILE
 
 TAIL_BYTES = 1 << 15  # several lines of metrics.jsonl
 

@@ -20,7 +20,8 @@ from agents import MultiTaskDQN
 from envs import make_task_vec_env
 from experiments.program.flags import UsageError
 from experiments.shared_dqn import evaluate
-from experiments.training.evaluation import FINAL_SEED, PAUSE, play
+from experiments.training.evaluate_run import PAUSE
+from experiments.training.evaluation import FINAL_SEED, play
 from experiments.training.filming import BAR, COLUMNS, GAP, Frame, captioned, film, side_by_side
 
 TASKS = ("Standard", "Heavy")

@@ -354,7 +354,7 @@ def test_a_finished_run_is_kept(finished, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*FLAGS, "--results-dir", str(finished.parents[1])])
     assert stop.value.code == 2
-    assert "holds a finished run; give --overwrite" in capsys.readouterr().err
+    assert "holds a finished run; give --existing replace" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 

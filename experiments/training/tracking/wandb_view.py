@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stable_baselines3.common.logger import filter_excluded_keys
 
-from experiments.analysis.runs import EVALUATION_FILE, MODEL_FILE
 from experiments.program.flags import UsageError
+from experiments.program.run_folder import EVALUATION_FILE, MODEL_FILE
 from experiments.training.config import TrainConfig, WandbMode
 from experiments.training.tracking.view import EPISODE_COLUMNS, Episodes, View
 
