@@ -1,4 +1,4 @@
-"""The view of a training run in Weights & Biases (W&B), and what else talks to W&B."""
+"""The view of a training run in Weights & Biases (W&B), and everything else that uses W&B."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ EVALUATION_KEYS = ("mean", "standard_deviation", "success_rate")
 
 
 class WandbView(View):
-    """The run as one run of W&B, in the group of its method and variant.
+    """Shows the run as one run of W&B, in the group of its method and variant.
 
-    W&B cannot take lines back, nor continue an offline run. So it gets lines when a checkpoint has them (at once where
-    there are no checkpoints), and a run that is continued becomes a new run in the same group, with the lines from
-    there on: none is shown twice.
+    W&B cannot take lines back, and cannot continue an offline run. So a line is sent only when a checkpoint covers it,
+    or at once if there are no checkpoints. A run that is continued becomes a new run in the same group, which has the
+    lines from there on, so that no line is shown twice.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         description: the contents of config.json.
-        continued_at: environment steps from which the run is continued. Default None: a new run.
+        continued_at: the environment step from which the run is continued. Default None: the run is new.
     """
 
     name = "W&B"
@@ -68,13 +68,13 @@ class WandbView(View):
             self._session = stack.pop_all()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Take one line of metrics."""
+        """Accept one line of metrics."""
         self._lines.append(filter_excluded_keys(key_values, key_excluded, "wandb"))
         if not self._buffered:
             self.settle()
 
     def settle(self) -> None:
-        """Send what has come since the last time."""
+        """Send the lines that have come since the last time."""
         for line in self._lines:
             self._run.log(line)
         self._lines.clear()
@@ -89,14 +89,14 @@ class WandbView(View):
         }
         model = self._wandb.Artifact(self._name, type="model", metadata=dict(evaluation))
         for name in (MODEL_FILE, EVALUATION_FILE):
-            # "immutable": the run's own file is enough, as nobody writes to it any more.
+            # With "immutable", W&B makes no copy of the file, which nobody changes any more.
             model.add_file(str(self._folder / name), policy="immutable", skip_cache=True)
         self._run.log(tables)
         self._run.log_artifact(model)
         self._run.summary.update(wandb_summary(evaluation))
 
     def end(self, finished: bool) -> None:
-        """Leave the run; what no checkpoint has is not part of it."""
+        """End the run in W&B. Lines that no checkpoint covers are not sent."""
         with self._session:
             self._run.finish(exit_code=0 if finished else 1)
 
@@ -118,25 +118,25 @@ def wandb_summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_wandb(mode: WandbMode) -> None:
-    """Find out before anything is made whether W&B can be used; it is not even imported where it is disabled.
+    """Find out before anything is written whether W&B can be used. The package is not imported if W&B is disabled.
 
     Raises:
-        UsageError: the package is missing, or `online` was asked for without a login that the server takes.
+        UsageError: the package is missing, or `online` was asked for and the server accepts no login.
     """
     if mode == "disabled":
         return
     try:
-        import wandb  # noqa: PLC0415 - optional, and only when used
+        import wandb  # noqa: PLC0415 - an optional extra
     except ImportError:
         raise UsageError(f"--wandb {mode} needs the package wandb: pip install 'mtrl[wandb]'") from None
-    if mode == "offline" or wandb.run is not None:  # where a run is, there is a login
+    if mode == "offline" or wandb.run is not None:  # a run that is open has a login
         return
     later = "or give --wandb offline and upload later with `wandb sync`"
     try:
         with wandb_session(mode):
-            # Without a key no process is started, and nothing written.
+            # Without a key, no process is started and nothing is written.
             logged_in = wandb.login(prompt=False, verify=False) and wandb.login(prompt=False, verify=True)
-    except Exception as error:  # of many kinds: a wrong key, no network, a broken variable
+    except Exception as error:  # there are many kinds: a wrong key, no network, a broken variable
         problem = str(error).rstrip(".")
         raise UsageError(f"cannot log in to W&B: {problem}; see `wandb login`, {later}") from error
     if not logged_in:
@@ -145,23 +145,23 @@ def check_wandb(mode: WandbMode) -> None:
 
 @contextmanager
 def wandb_session(mode: WandbMode, folder: Path | None = None) -> Iterator[Any]:
-    """The package `wandb`, set up to print nothing; its process ends with the block, if it did not run before.
+    """Give the package `wandb`, set up to print nothing. Its process ends with the block, unless it ran before.
 
     Args:
-        mode: "offline" or "online", whatever WANDB_MODE says.
-        folder: where offline files go.
+        mode: "offline" or "online"; it takes precedence over WANDB_MODE.
+        folder: the folder for the files of offline runs. Default: the files of artifacts go to the user's home.
     """
     variables = {"WANDB_MODE": mode, "WANDB_SILENT": "true"}
     if mode == "offline":
-        # Nothing leaves this machine, W&B's reports of its own errors included.
+        # Nothing leaves this machine, not even W&B's reports of its own errors.
         variables["WANDB_ERROR_REPORTING"] = "false"
-        # Seconds until lines are in W&B's file: with its own 15 a killed run would lose most of them. The setting is
-        # not public; as a variable, a release that has dropped it takes no notice.
+        # The seconds until lines are in W&B's file. With W&B's own 15 seconds, a killed run would lose most of its
+        # lines. The setting is not public; it is set as a variable, which releases without the setting ignore.
         variables["WANDB__TRANSACTION_LOG_FLUSH_INTERVAL"] = "1"
-        if folder is not None:  # for the files of artifacts, which otherwise go to the user's home
+        if folder is not None:  # the files of artifacts
             variables["WANDB_DATA_DIR"] = str((folder / WANDB_FOLDER).absolute())
     with _variables(variables):
-        import wandb  # noqa: PLC0415 - only when used
+        import wandb  # noqa: PLC0415 - an optional extra
 
         running = "WANDB_SERVICE" in os.environ
         try:
@@ -173,7 +173,7 @@ def wandb_session(mode: WandbMode, folder: Path | None = None) -> Iterator[Any]:
 
 @contextmanager
 def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Inside, the environment has these variables."""
+    """Set these environment variables within the block."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -198,21 +198,21 @@ def start_run(
     tags: Sequence[str] = (),
     notes: str | None = None,
 ) -> Run:
-    """Begin a run in W&B whose metrics have `env_step` as their axis.
+    """Begin a run in W&B with `env_step` as the axis of its metrics.
 
     Args:
         wandb: the package, in a session.
-        folder: W&B's own folder `wandb/` goes here.
-        project: in W&B.
-        entity: user or team; None: that of the login.
-        group: runs of one method and variant.
-        job_type: what the run does.
-        name: shown; several runs may have it.
-        config: settings.
-        tags: words to find it by.
+        folder: the folder in which W&B makes its own folder `wandb/`.
+        project: the project in W&B.
+        entity: the user or team in W&B; None stands for the user who is logged in.
+        group: the group of the run, which holds the runs of one method and variant.
+        job_type: the kind of work that the run does.
+        name: the name of the run, which several runs may share.
+        config: the settings of the run.
+        tags: words to find the run by.
         notes: a remark.
     """
-    # Said in full, so that variables such as WANDB_RUN_ID or WANDB_DIR have no say.
+    # Everything is given explicitly, so that variables such as WANDB_RUN_ID or WANDB_DIR have no effect.
     run: Run = wandb.init(
         dir=str(folder.absolute()),
         id=secrets.token_hex(4),
