@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 
 import mtrl
 from experiments.program.flags import UsageError
+from experiments.program.outputs import check_folder
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from mtrl.files import one_line, replacing
 
@@ -77,9 +78,7 @@ class RunFolder:
         run = RunFolder(folder, description, kind="training", interval=60)    # refuses a finished run
         with run:                     # makes and locks the folder, and finds the run to continue
             run.begin()               # deletes what is left of an earlier run, and writes config.json
-            if run.saved is not None:
-                with run.restoring() as state: ...
-            ...                       # trains; calls run.checkpoint(...) where run.is_due
+            ...                       # trains; calls run.checkpoint(...) when run.is_due()
             run.finish(evaluation)    # writes evaluation.json and deletes the checkpoints
 
     Inside the block, a `StopSignal` and an error of the disk become a `StoppedError`, whose message says how to go on.
@@ -98,7 +97,7 @@ class RunFolder:
         saved: the run to continue; None if the run is new. It is found when the block begins.
         steps: how far the run was at the last checkpoint; None before the first.
         seconds: how long writing the checkpoints of the run has taken.
-        signals: what may ask the run to stop.
+        signals: may ask the run to stop.
 
     Raises:
         UsageError: the folder holds a finished run, and `existing` is not `replace`.
@@ -139,7 +138,8 @@ class RunFolder:
         """
         with ExitStack() as stack:
             with disk_errors(self.path, UsageError):
-                _make(self.path)
+                check_folder(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(self.path))
             stack.enter_context(self._stopping())
             stack.enter_context(self.signals)
@@ -196,22 +196,18 @@ class RunFolder:
         self.saved = None  # the replay in its state is large
         self._last_end = time.monotonic()
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the interval between two checkpoints has passed."""
-        return self.keeps_checkpoints and self.has_rested(self._interval or 0.0)
+    def is_due(self, interval: float | None = None) -> bool:
+        """Whether a checkpoint is due: `interval` seconds have passed since the last one, more if that one took long.
 
-    def has_rested(self, seconds: float = 0.0) -> bool:
-        """Whether `seconds` have passed since the last checkpoint, or more if writing that one took long."""
-        return time.monotonic() - self._last_end >= max(seconds, self._last_duration / LARGEST_SHARE)
-
-    @property
-    def keeps_checkpoints(self) -> bool:
-        """Whether the user wants checkpoints."""
-        return bool(self._interval)
+        Args:
+            interval: seconds. Default: the interval of the run. Without it, a checkpoint is never due.
+        """
+        least = self._interval if interval is None else interval
+        rested = time.monotonic() - self._last_end
+        return bool(self._interval) and rested >= max(least or 0, self._last_duration / LARGEST_SHARE)
 
     def checkpoint(self, make_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Write a checkpoint, and keep the one before it.
+        """Write a checkpoint, and keep the one before it. Nothing is written if the run has no interval.
 
         Args:
             make_state: makes the state to save. `steps` in it says how far the run is. The time that it takes counts
@@ -220,6 +216,8 @@ class RunFolder:
         Raises:
             OSError: the checkpoint cannot be written. The last one is untouched.
         """
+        if not self._interval:
+            return
         begun = time.monotonic()
         state = {"kind": self._kind, "description": self.description, **make_state()}
         mtrl.checkpoint.save(self.path / CHECKPOINT_FILE, state, previous=self.path / PREVIOUS_FILE)
@@ -375,18 +373,6 @@ def _binding(description: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must keep to be continued, under one level of names."""
     method = {"method": description["method"]} if "method" in description else {}
     return {**method, **description["settings"], **description.get("versions", {})}
-
-
-def _make(folder: Path) -> None:
-    """Make the folder.
-
-    Raises:
-        UsageError: a file is in the way.
-    """
-    for parent in (folder, *folder.parents):
-        if parent.exists() and not parent.is_dir():
-            raise UsageError(f"'{parent}' is a file; results need a folder")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

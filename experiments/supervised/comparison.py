@@ -10,6 +10,7 @@ import torch
 from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.statistics import Comparison
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.outputs import check_file
 from experiments.program.progress import progress
 from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
@@ -56,8 +57,7 @@ def compare_balancers(config: CompareConfig) -> Results:
         another = "give --existing replace to replace it, or another --output-dir"
         raise UsageError(f"'{folder}' holds a comparison; {another}")
     for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
-        if (folder / name).is_dir():
-            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
+        check_file(folder / name)
     load_data(settings, seeds[0])  # whether they can be had
     with disk_errors(folder, UsageError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from rich.console import Console
 
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.outputs import check_folder
 from experiments.program.stopping import StopSignal, StopSignals
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray
 from experiments.sweep.config import SweepConfig
@@ -34,8 +35,7 @@ def sweep(config: SweepConfig, train_flags: Sequence[str]) -> int:
     Raises:
         UsageError: the sweep cannot be carried out; no run has been started.
     """
-    if config.results_dir.exists() and not config.results_dir.is_dir():
-        raise UsageError(f"'{config.results_dir}' is a file; results need a folder")
+    check_folder(config.results_dir)
     if config.wandb != "disabled":
         train_flags = ("--wandb", config.wandb, *train_flags)
     seeds = parse_seeds(config.seeds)

@@ -111,7 +111,7 @@ class Checkpoints(BaseCallback):
         if self.run.signals.received:
             self.save()
             self.run.signals.answer()
-        if self.run.is_due:
+        if self.run.is_due():
             self.save()
 
     def _on_step(self) -> bool:
@@ -125,17 +125,17 @@ class Checkpoints(BaseCallback):
     def _on_training_end(self) -> None:
         # The final evaluation takes a while, so the whole training is saved before it. Where a callback has ended the
         # training, the last step is not complete, and nothing is saved.
-        if self.run.has_rested() and self.agent.num_timesteps >= self.locals["total_timesteps"]:
+        if self.run.is_due(0) and self.agent.num_timesteps >= self.locals["total_timesteps"]:
             self.save()
         self._trained = (time.time_ns() - self.agent.start_time) / 1e9
 
     def save(self) -> None:
-        """Write a checkpoint of the last whole step, if the user wants checkpoints and a rollout has begun.
+        """Write a checkpoint of the last whole step, if a rollout has begun and the user wants checkpoints.
 
         Raises:
             OSError: the checkpoint cannot be written. The last one is untouched.
         """
-        if not self.run.keeps_checkpoints or not self._exploration:
+        if not self._exploration:
             return
         self.run.checkpoint(self._state)
         self.logger.record("time/checkpoints_s", self.run.seconds)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents import MultiTaskDQN, load_agent
 from envs import get_tasks
 from experiments.program.flags import UsageError
+from experiments.program.outputs import check_file, check_folder
 from experiments.program.run_folder import MODEL_FILE
 from experiments.training import window
 from experiments.training.config import EvaluateConfig, run_dir, run_name
@@ -72,16 +73,12 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
     """
     files = [] if config.picture is None else [(config.picture, "a picture")]
     if config.video_dir is not None:
-        if config.video_dir.exists() and not config.video_dir.is_dir():
-            raise UsageError(f"'{config.video_dir}' is a file; videos need a folder")
+        check_folder(config.video_dir, "videos need a folder")
         names = [f"{task}.mp4" for task in tasks] + [GRID_FILE] * config.grid
         files += [(config.video_dir / name, "a video") for name in names]
     for path, what in files:
-        if path.is_dir():
-            raise UsageError(f"'{path}' is a folder; {what} needs a file")
-        for parent in path.parents:
-            if parent.exists() and not parent.is_dir():
-                raise UsageError(f"'{parent}' is a file; {what} needs a folder")
+        check_file(path, f"{what} needs a file")
+        check_folder(path.parent, f"{what} needs a folder")
         existing = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=existing):  # whether files can be made there
             pass

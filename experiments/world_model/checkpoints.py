@@ -44,7 +44,7 @@ class Checkpoints:
         Raises:
             StopSignal: a signal has arrived.
         """
-        if self._run.is_due or (self._run.signals.received and self._run.keeps_checkpoints):
+        if self._run.is_due() or self._run.signals.received:
             self._run.checkpoint(self._state)
         self._run.signals.answer()
 

@@ -358,6 +358,19 @@ def test_settings_that_change_no_result_may_differ(results, references):
     assert_same_run(child.folder, references("shared_dqn").folder)
 
 
+def test_a_run_of_an_earlier_version_that_named_its_settings_otherwise_continues(results, references):
+    for name in ("checkpoint.zip", "checkpoint.previous.zip"):
+        path = results / "shared_dqn/seed_0" / name
+        state = checkpoint.load(path)
+        del state["description"]["settings"]["existing"]
+        state["description"]["settings"] |= {"overwrite": False, "resume": True}
+        checkpoint.save(path, state)
+    child = Child("shared_dqn", results)
+    assert child.wait() == 0, child.log.read_text()
+    assert child.log.read_text() == ""
+    assert_same_run(child.folder, references("shared_dqn").folder)
+
+
 @pytest.mark.parametrize("words", ["--existing restart", "--existing replace", "--overwrite", "--no-resume"])
 def test_starting_anew(words, results, references):
     (results / "shared_dqn/seed_0/checkpoint.zip").write_bytes(b"")  # not even looked at
