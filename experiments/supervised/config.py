@@ -13,21 +13,21 @@ from experiments.training.config import Device
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The flags that both programs share. A flag that stands for a key of the file wins over the key."""
+    """What both programs have. A flag that stands for a key of the file wins over it."""
 
     config: Path | None = None
-    """A YAML file with the sections logging, model, training and data, as in `experiments/supervised/config.yaml`. Keys
-    that the file leaves out keep their defaults."""
+    """YAML file with the sections logging, model, training and data, as `experiments/supervised/config.yaml` has them;
+    what it leaves out is at its default."""
 
     data: Source | None = None
-    """`synthetic`, or `digits`: scikit-learn's handwritten digits. The tasks of `digits` are to tell the digit, its
-    parity, and whether it is 5 or more. (data.source)"""
+    """`synthetic`, or `digits`: scikit-learn's handwritten digits, of which the tasks are the digit, its parity and
+    whether it is 5 or more. (data.source)"""
 
     epochs: int | None = None
     """Passes over the training data. (training.epochs)"""
 
     batch_size: int | None = None
-    """Samples in one update. (training.batch_size)"""
+    """Samples in an update. (training.batch_size)"""
 
     learning_rate: float | None = None
     """Step size of Adam. (training.learning_rate)"""
@@ -42,7 +42,7 @@ class RunConfig:
     """Where the model is trained. At these sizes a CPU core is faster than a GPU."""
 
     quick: bool = False
-    """A trial run: at most 3 epochs, 200 training and 200 validation samples, and 3 seeds."""
+    """A trial run: at most 3 epochs, 200 samples of either kind, and 3 seeds."""
 
     existing: Existing = "continue"
     """What to do with results that are there already. `continue` and `restart` refuse finished results, and begin an
@@ -71,7 +71,7 @@ class TrainConfig(RunConfig):
     data.random_seed."""
 
     results_dir: Path = Path("results/runs/supervised")
-    """The files of the run go to `<results-dir>/<data>_<balancer>/seed_<k>/`."""
+    """The run goes to `<results-dir>/<data>_<balancer>/seed_<k>/`."""
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
@@ -85,19 +85,19 @@ class TrainConfig(RunConfig):
 
 @dataclass(frozen=True)
 class CompareConfig(RunConfig):
-    """Train with several balancers over the same seeds, and report which differences the seeds can tell apart."""
+    """Train with several balancers over the same seeds, and say what the seeds can tell about their differences."""
 
     balancers: tuple[str, ...] = ("equal", "gradnorm", "pcgrad", "rgb", "aim")
-    """The balancers to compare. The baseline is `equal`, or the first balancer if `equal` is not among them."""
+    """What to compare: with equal, or with the first if that is not among them."""
 
     seeds: tuple[str, ...] = ("0-9",)
-    """Seeds and ranges of seeds, such as `0-9` or `3 5 8-10`. For one seed, the data, the first weights and the order
-    of samples are the same for every balancer. RANDOM_SEED and data.random_seed have no effect."""
+    """Seeds and ranges of seeds, such as `0-9` or `3 5 8-10`. A seed's data, first weights and order of samples are the
+    same for every balancer. RANDOM_SEED and data.random_seed play no part."""
 
     output_dir: Path | None = None
     """Where table.md, comparison.json and comparison.png go. Default: `results/analysis/supervised_<data>`."""
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that are neither None nor an empty mapping."""
+    """Without what is None or empty."""
     return {name: value for name, value in values.items() if value is not None and value != {}}

@@ -1,4 +1,4 @@
-"""The description of a run, and its log file."""
+"""What the programs leave on disk and show in the terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from experiments.supervised.settings import Settings
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """The settings and the versions of packages, for config.json and comparison.json."""
+    """For config.json and comparison.json: the settings, and the versions that they ran on."""
     packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
     return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
 @contextmanager
 def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
-    """A new logger that writes to `path` and replaces the file; with None it writes nowhere. Other loggers stay as is.
+    """A logger of its own that writes to `path`, anew; to nowhere for None. No other logger is touched.
 
     Raises:
-        OSError: the file cannot be written, at once or when a later message is logged.
+        OSError: the file can't be written, now or at a later message.
     """
     logger = logging.Logger("experiments.supervised", level)
     if path is None:
@@ -42,5 +42,5 @@ def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Raise the error, where `logging` would print it and go on."""
+        """Raise what went wrong, where logging would print it and go on."""
         raise  # noqa: PLE0704 - logging calls this while it handles the error

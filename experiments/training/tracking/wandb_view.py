@@ -118,25 +118,25 @@ def wandb_summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_wandb(mode: WandbMode) -> None:
-    """Find out before anything is written whether W&B can be used. The package is not imported if W&B is disabled.
+    """Find out before anything is made whether W&B can be used; it is not even imported where it is disabled.
 
     Raises:
-        UsageError: the package is missing, or `online` was asked for and the server accepts no login.
+        UsageError: the package is missing, or `online` was asked for without a login that the server takes.
     """
     if mode == "disabled":
         return
     try:
-        import wandb  # noqa: PLC0415 - an optional extra
+        import wandb  # noqa: PLC0415 - optional, and only when used
     except ImportError:
         raise UsageError(f"--wandb {mode} needs the package wandb: pip install 'mtrl[wandb]'") from None
-    if mode == "offline" or wandb.run is not None:  # a run that is open has a login
+    if mode == "offline" or wandb.run is not None:  # where a run is, there is a login
         return
     later = "or give --wandb offline and upload later with `wandb sync`"
     try:
         with wandb_session(mode):
-            # Without a key, no process is started and nothing is written.
+            # Without a key no process is started, and nothing written.
             logged_in = wandb.login(prompt=False, verify=False) and wandb.login(prompt=False, verify=True)
-    except Exception as error:  # there are many kinds: a wrong key, no network, a broken variable
+    except Exception as error:  # of many kinds: a wrong key, no network, a broken variable
         problem = str(error).rstrip(".")
         raise UsageError(f"cannot log in to W&B: {problem}; see `wandb login`, {later}") from error
     if not logged_in:
@@ -145,23 +145,23 @@ def check_wandb(mode: WandbMode) -> None:
 
 @contextmanager
 def wandb_session(mode: WandbMode, folder: Path | None = None) -> Iterator[Any]:
-    """Give the package `wandb`, set up to print nothing. Its process ends with the block, unless it ran before.
+    """The package `wandb`, set up to print nothing; its process ends with the block, if it did not run before.
 
     Args:
-        mode: "offline" or "online"; it takes precedence over WANDB_MODE.
-        folder: the folder for the files of offline runs. Default: the files of artifacts go to the user's home.
+        mode: "offline" or "online", whatever WANDB_MODE says.
+        folder: where offline files go.
     """
     variables = {"WANDB_MODE": mode, "WANDB_SILENT": "true"}
     if mode == "offline":
-        # Nothing leaves this machine, not even W&B's reports of its own errors.
+        # Nothing leaves this machine, W&B's reports of its own errors included.
         variables["WANDB_ERROR_REPORTING"] = "false"
-        # The seconds until lines are in W&B's file. With W&B's own 15 seconds, a killed run would lose most of its
-        # lines. The setting is not public; it is set as a variable, which releases without the setting ignore.
+        # Seconds until lines are in W&B's file: with its own 15 a killed run would lose most of them. The setting is
+        # not public; as a variable, a release that has dropped it takes no notice.
         variables["WANDB__TRANSACTION_LOG_FLUSH_INTERVAL"] = "1"
-        if folder is not None:  # the files of artifacts
+        if folder is not None:  # for the files of artifacts, which otherwise go to the user's home
             variables["WANDB_DATA_DIR"] = str((folder / WANDB_FOLDER).absolute())
     with _variables(variables):
-        import wandb  # noqa: PLC0415 - an optional extra
+        import wandb  # noqa: PLC0415 - only when used
 
         running = "WANDB_SERVICE" in os.environ
         try:
@@ -173,7 +173,7 @@ def wandb_session(mode: WandbMode, folder: Path | None = None) -> Iterator[Any]:
 
 @contextmanager
 def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Set these environment variables within the block."""
+    """Inside, the environment has these variables."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -198,21 +198,21 @@ def start_run(
     tags: Sequence[str] = (),
     notes: str | None = None,
 ) -> Run:
-    """Begin a run in W&B with `env_step` as the axis of its metrics.
+    """Begin a run in W&B whose metrics have `env_step` as their axis.
 
     Args:
         wandb: the package, in a session.
-        folder: the folder in which W&B makes its own folder `wandb/`.
-        project: the project in W&B.
-        entity: the user or team in W&B; None stands for the user who is logged in.
-        group: the group of the run, which holds the runs of one method and variant.
-        job_type: the kind of work that the run does.
-        name: the name of the run, which several runs may share.
-        config: the settings of the run.
-        tags: words to find the run by.
+        folder: W&B's own folder `wandb/` goes here.
+        project: in W&B.
+        entity: user or team; None: that of the login.
+        group: runs of one method and variant.
+        job_type: what the run does.
+        name: shown; several runs may have it.
+        config: settings.
+        tags: words to find it by.
         notes: a remark.
     """
-    # Everything is given explicitly, so that variables such as WANDB_RUN_ID or WANDB_DIR have no effect.
+    # Said in full, so that variables such as WANDB_RUN_ID or WANDB_DIR have no say.
     run: Run = wandb.init(
         dir=str(folder.absolute()),
         id=secrets.token_hex(4),
