@@ -370,6 +370,27 @@ def test_a_reader_that_stops_early_is_no_error():
     assert done.stderr == ""
 
 
+HELP = """
+import contextlib, importlib, io, sys
+from experiments.methods import METHODS
+
+programs = [f"experiments.{method}.{program}" for method in METHODS for program in ("train", "evaluate")]
+programs += ["experiments.supervised.train", "experiments.supervised.compare", "experiments.world_model.train"]
+for name in [*programs, "experiments.sweep.__main__"]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            importlib.import_module(name).main(["--help"])
+        except SystemExit as stop:
+            assert stop.code == 0, name
+    slow = {"torch", "gymnasium", "matplotlib", "scipy", "ray"} & set(sys.modules)
+    assert not slow, (name, slow)
+"""
+
+
+def test_help_loads_nothing_that_is_slow() -> None:
+    subprocess.run([sys.executable, "-c", HELP], check=True)
+
+
 ROOT = Path(experiments.__file__).parent.parent
 ADDRESS = re.compile(r"(mtrl|envs|agents|experiments|benchmarks)(\.\w+)+:\w+")
 
