@@ -9,8 +9,8 @@ from experiments.supervised.config import CompareConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and return the exit status."""
-    target = "experiments.supervised.comparison:compare_balancers"
-    return run(target, CompareConfig, argv, prog="experiments.supervised.compare")
+    address = "experiments.supervised.comparison:compare_balancers"
+    return run(address, CompareConfig, argv, prog="experiments.supervised.compare")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compares balancers over the same seeds, and reports which differences the seeds can tell apart."""
+"""The comparison of balancers: training with the same seeds for each of them, and tests of their differences."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from experiments.supervised.training import Epoch, Learner, find_balancer, find_
 from mtrl.files import replacing
 
 ALPHA = 0.05
-FORM = "{:.3f}"  # how a score is printed
-QUICK_SEEDS = 3  # the most seeds with --quick
+FORM = "{:.3f}"  # the format of a score
+QUICK_SEEDS = 3  # the largest number of seeds with --quick
 RESULTS_FILE = "comparison.json"
 TABLE_FILE = "table.md"
 FIGURE_FILE = "comparison.png"
@@ -119,7 +119,7 @@ def run(
 
 
 def markdown(results: Results, settings: Settings) -> str:
-    """The scores, the differences and the verdict as Markdown."""
+    """The scores, their differences from the baseline, and the conclusion, as Markdown."""
     columns = results.columns
     metrics = " or ".join(dict.fromkeys(task.metric for task in settings.model.tasks))
     several = len(results.seeds) > 1
@@ -151,7 +151,7 @@ def markdown(results: Results, settings: Settings) -> str:
 
 
 def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) -> str:
-    """Which differences the seeds can and cannot tell apart, in sentences."""
+    """The conclusion in sentences: which balancers differ from the baseline, and which differences could be found."""
     found: dict[str, list[str]] = {}
     detectable = []
     for column, compared in differences.items():

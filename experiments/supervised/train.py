@@ -9,7 +9,8 @@ from experiments.supervised.config import TrainConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status."""
-    return run("experiments.supervised.runner:train_model", TrainConfig, argv, prog="experiments.supervised.train")
+    address = "experiments.supervised.runner:train_model"
+    return run(address, TrainConfig, argv, prog="experiments.supervised.train")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from experiments.world_model.config import WorldModelConfig
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and return the exit status."""
-    return run("experiments.world_model.runner:train", WorldModelConfig, argv, prog="experiments.world_model.train")
+    address = "experiments.world_model.runner:train"
+    return run(address, WorldModelConfig, argv, prog="experiments.world_model.train")
 
 
 if __name__ == "__main__":
