@@ -15,9 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.analysis.plots.style import RC
+from experiments.analysis.plots.style import RC, save
 from experiments.analysis.statistics import Comparison, Estimate, compare, summarise
-from experiments.program.figures import save
 from mtrl.files import replacing
 
 Array = NDArray[np.float64]

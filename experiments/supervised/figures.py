@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.analysis import statistics
-from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, RC, task_style
-from experiments.program.figures import save
+from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch

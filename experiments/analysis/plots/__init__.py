@@ -18,8 +18,7 @@ from experiments.analysis.plots.comparison import (
 )
 from experiments.analysis.plots.gradients import aim_thresholds, conflicts, rgb_angles, task_weights
 from experiments.analysis.plots.learning import learning_curves, learning_curves_time
-from experiments.analysis.plots.style import RC
-from experiments.program.figures import save
+from experiments.analysis.plots.style import RC, save
 
 __all__ = ["FIGURES", "SUFFIXES", "write"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from experiments.analysis.comparison import Analysis
 from experiments.analysis.replicates import Curve, Method
+from mtrl.files import replacing
 
 # Paul Tol's muted palette, told apart by all kinds of colour vision, with black for the baseline and grey for agents
 # that share nothing. A method keeps its colour in every figure, and its variants share it.
@@ -220,3 +222,14 @@ def only_outer(panels: Sequence[Axes], columns: int, x: str | None = None, y: st
                 axes.set_xlabel(x)
         else:
             axes.set_xlabel("")
+
+
+def save(figure: Figure, *paths: Path) -> None:
+    """Write the figure to files whose names say the format, each in one step, after laying it out once."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)  # laid out: savefig would do so for every file
+    for path in paths:
+        kind = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else {}
+        with replacing(path) as file:
+            figure.savefig(file, format=kind, metadata=metadata)
