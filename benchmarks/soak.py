@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import check_json, write_json
-from experiments.analysis.runs import MODEL_FILE, read_run
+from experiments.analysis.runs import read_run
 from experiments.gradnorm.config import PRESETS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
+from experiments.program.run_folder import MODEL_FILE
 from experiments.program.stopping import StoppedError
 from experiments.training.config import TrainConfig
 from mtrl.files import replacing
@@ -76,8 +77,9 @@ class BenchmarkConfig:
     results_dir: Path = Path("results/runs/soak")
     """The run goes to `<results-dir>/gradnorm/seed_<seed>/`. It is never continued: the samples before would lack."""
 
-    overwrite: bool = False
-    """Replace a finished run in that place."""
+    existing: Literal["restart", "replace"] = "restart"
+    """What to do with the run in that place. `restart` throws an unfinished run away and refuses a finished one;
+    `replace` throws either away."""
 
     plot: Path = Path("results/analysis/soak.png")
     """Draw resident size against environment steps in this file."""
@@ -106,8 +108,7 @@ class BenchmarkConfig:
             buffer_size=self.buffer_size,
             seed=self.seed,
             results_dir=self.results_dir,
-            overwrite=self.overwrite,
-            resume=False,
+            existing=self.existing,
             hidden_dims=(32,),
             batch_size=16,
             train_freq=4,

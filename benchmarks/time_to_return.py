@@ -43,13 +43,11 @@ import agents
 from agents import MultiTaskDQN
 from benchmarks.common import Floor, check_json, write_json
 from envs import make_task_vec_env
+from experiments.methods import METHODS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
-from experiments.sweep.grid import methods
 from experiments.training.config import TrainConfig, Variant
 from experiments.training.evaluation import CURVE_SEED, evaluate
-
-METHODS = methods()
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class BenchmarkConfig:
 
     def training(self, seed: int) -> TrainConfig:
         """The settings of one run: the method's defaults."""
-        defaults = METHODS[self.method]["default"]
+        defaults = METHODS[self.method].presets["default"]
         total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
         return replace(defaults, variant=self.variant, seed=seed, total_steps=total_steps)
 

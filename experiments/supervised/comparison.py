@@ -1,4 +1,4 @@
-"""Balancers side by side: the same seeds for each, and what they can tell about the differences."""
+"""The comparison of balancers: training with the same seeds for each of them, and tests of their differences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from experiments.analysis.markdown import cell, count, table
-from experiments.analysis.runs import write_json
 from experiments.analysis.statistics import Comparison
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.outputs import check_file
 from experiments.program.progress import progress
+from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
@@ -24,20 +25,19 @@ from experiments.supervised.training import Epoch, Learner, find_balancer, find_
 from mtrl.files import replacing
 
 ALPHA = 0.05
-FORM = "{:.3f}"  # of a score
-QUICK_SEEDS = 3  # of --quick
+FORM = "{:.3f}"  # the format of a score
+QUICK_SEEDS = 3  # the largest number of seeds with --quick
 RESULTS_FILE = "comparison.json"
 TABLE_FILE = "table.md"
 FIGURE_FILE = "comparison.png"
 
 
 def compare_balancers(config: CompareConfig) -> Results:
-    """Train every balancer with every seed; print and write the table, and write comparison.json and comparison.png.
+    """Train with every balancer and seed, print the table, and write table.md, comparison.json and comparison.png.
 
     Raises:
-        UsageError: something asked for cannot be, or there is a comparison that must not be overwritten. Nothing has
-            changed.
-        StoppedError: a signal, a number that is not finite or a disk ended it.
+        UsageError: a setting is wrong, or the folder holds a comparison that must not be replaced. No file has changed.
+        StoppedError: a signal, a number that is not finite or a disk ended the comparison.
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     settings = load_settings(config, "digits")
@@ -52,12 +52,12 @@ def compare_balancers(config: CompareConfig) -> Results:
         find_balancer(settings, name)
     find_device(config.device)
     folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
-    if (folder / RESULTS_FILE).exists() and not config.overwrite:
-        raise UsageError(f"'{folder}' holds a comparison; give --overwrite to replace it, or another --output-dir")
+    if (folder / RESULTS_FILE).exists() and config.existing != "replace":
+        another = "give --existing replace to replace it, or another --output-dir"
+        raise UsageError(f"'{folder}' holds a comparison; {another}")
     for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
-        if (folder / name).is_dir():
-            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
-    load_data(settings, seeds[0])  # whether they can be had
+        check_file(folder / name)
+    load_data(settings, seeds[0])  # this checks that the data can be loaded
     with disk_errors(folder, UsageError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,7 +87,7 @@ def run(
     quiet: bool = True,
     signals: StopSignals | None = None,
 ) -> Results:
-    """Train every balancer with every seed on the data that the settings describe.
+    """Train with every balancer and every seed on the data that the settings describe.
 
     Raises:
         FloatingPointError: a number is not finite; the message names the balancer and the seed.
@@ -119,7 +119,7 @@ def run(
 
 
 def markdown(results: Results, settings: Settings) -> str:
-    """Scores, differences and what they come to, as Markdown."""
+    """The scores, their differences from the baseline, and the conclusion, as Markdown."""
     columns = results.columns
     metrics = " or ".join(dict.fromkeys(task.metric for task in settings.model.tasks))
     several = len(results.seeds) > 1
@@ -151,7 +151,7 @@ def markdown(results: Results, settings: Settings) -> str:
 
 
 def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) -> str:
-    """What the seeds can and cannot tell, in sentences."""
+    """The conclusion in sentences: which balancers differ from the baseline, and which differences could be found."""
     found: dict[str, list[str]] = {}
     detectable = []
     for column, compared in differences.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.program.run_folder import Existing
 from experiments.supervised.settings import Source
 from experiments.training.config import Device
 
@@ -43,8 +44,9 @@ class RunConfig:
     quick: bool = False
     """A trial run: at most 3 epochs, 200 samples of either kind, and 3 seeds."""
 
-    overwrite: bool = False
-    """Replace what is there, finished or not."""
+    existing: Existing = "continue"
+    """What to do with results that are there already. `continue` and `restart` refuse finished results, and begin an
+    unfinished run anew, as there are no checkpoints. `replace` replaces them, finished or not."""
 
     quiet: bool = False
     """No progress and no table."""

@@ -1,4 +1,4 @@
-"""What the settings of a run are, out of file, environment and flags."""
+"""The settings of a run, from its file, the environment and the flags."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from experiments.supervised.yaml_file import read_yaml
 
 SEED_VARIABLE = "RANDOM_SEED"
 ENV_FILE = Path(".env")
-# What --quick leaves at most.
+# The largest values in a run with --quick.
 QUICK_EPOCHS = 3
 QUICK_SAMPLES = 200
 
 
 def load_settings(config: RunConfig, source: Source, environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings of a run. Each wins over those before it: defaults, file, `.env`, environment, flags.
+    """Collect the settings of a run. Later sources win: defaults, file, `.env`, environment, flags.
 
     Args:
         config: the flags.
-        source: the data, if neither flag nor file names them.
-        environment: where RANDOM_SEED is looked up, before `.env`. Default: in neither.
+        source: the source of the data, if neither a flag nor the file names one.
+        environment: the environment variables. RANDOM_SEED is looked up there, and then in `.env`. Default: it is
+            looked up in neither.
 
     Raises:
-        UsageError: the file, the seed or a setting is not as it should be. Where it comes from the file, the message
-            begins with the file and the line.
+        UsageError: the file, the seed or a setting is wrong. If the setting is from the file, the message begins with
+            the file and the line.
     """
     file = None if config.config is None else read_yaml(config.config, Settings)
     of_file = {} if file is None else file.values
@@ -52,10 +53,13 @@ def load_settings(config: RunConfig, source: Source, environment: Mapping[str, s
 
 
 def environment_seed(environment: Mapping[str, str]) -> int | None:
-    """RANDOM_SEED of the environment, else of a file `.env` in the current folder; None where neither sets it.
+    """RANDOM_SEED of the environment or, if it is not set there, of the file `.env` in the current folder.
+
+    Returns:
+        The seed, or None if neither sets it.
 
     Raises:
-        UsageError: it is no seed, or `.env` can't be read.
+        UsageError: the value is not a seed, or `.env` cannot be read.
     """
     for place in ("the environment", f"'{ENV_FILE}'"):
         values = environment if place == "the environment" else _env_file()
@@ -73,7 +77,7 @@ def _env_file() -> Mapping[str, str | None]:
     if not ENV_FILE.is_file():
         return {}
     try:
-        from dotenv import dotenv_values  # noqa: PLC0415 - only where there is such a file
+        from dotenv import dotenv_values  # noqa: PLC0415 - python-dotenv is optional
     except ImportError:
         raise UsageError(f"reading '{ENV_FILE}' needs python-dotenv: pip install 'mtrl-balance[supervised]'") from None
     try:

@@ -8,17 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.program.versions import versions
+from experiments.program.run_folder import versions
 from experiments.supervised.settings import Settings
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """For config.json and comparison.json: the settings, and the versions that they ran on."""
-    extra = ["scikit-learn"] if settings.data.source == "digits" else []
-    return {
-        "settings": settings.as_json(),
-        "versions": versions("mtrl", "torch", "numpy", *extra),
-    }
+    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
+    return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from experiments.program.run_folder import Existing
+
 # What --quick leaves at most.
 QUICK = {"steps": 20, "frames": 360, "sequences": 4, "eval_interval": 10, "eval_windows": 6, "context": 3, "horizon": 3}
 
@@ -85,11 +87,10 @@ class WorldModelConfig:
     results_dir: Path = Path("results/runs/world_model")
     """The run goes to `<results-dir>/<balancer>/seed_<k>/`, recordings to `<results-dir>/recordings/`."""
 
-    overwrite: bool = False
-    """Replace the run in that place, finished or not."""
-
-    resume: bool = True
-    """Continue the unfinished run in that place, if there is one; it ends as if it had never been interrupted."""
+    existing: Existing = "continue"
+    """What to do with the run in that place. `continue`: go on with an unfinished run, which then ends as if it had
+    never been interrupted; settings must be the same. `restart`: throw an unfinished run away. Both refuse a finished
+    run. `replace`: throw the run away, finished or not."""
 
     checkpoint_interval: float = 60.0
     """Seconds between checkpoints; 0 for none."""
