@@ -12,10 +12,8 @@ This module loads PyTorch only when a checkpoint is read or written, because `--
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -353,14 +351,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequenc
         for name in dict.fromkeys((*before, *now))
         if name not in free and before.get(name) != now.get(name)
     ]
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of `packages`, for config.json."""
-    return {
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

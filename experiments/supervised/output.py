@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.program.run_folder import versions
+from experiments.program.versions import versions
 from experiments.supervised.settings import Settings
 
 

@@ -12,8 +12,9 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import MultiTaskDQN, NonFiniteError
 from envs import BASE_ID, ColumnError, get_tasks
 from experiments.program.flags import UsageError
-from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder, versions
+from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
+from experiments.program.versions import versions
 from experiments.training.callbacks import CurveEvaluation, StopAfterEpisodes
 from experiments.training.checkpoints import FREE_SETTINGS, KIND, Checkpoints, MetricsFile
 from experiments.training.config import TrainConfig

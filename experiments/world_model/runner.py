@@ -13,8 +13,9 @@ from envs import BASE_ID, get_tasks
 from experiments.analysis.plots import recording as plots
 from experiments.program.flags import UsageError
 from experiments.program.progress import progress
-from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder, versions
+from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError, StopSignals
+from experiments.program.versions import versions
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import FREE_SETTINGS, KIND, Checkpoints
 from experiments.world_model.config import WorldModelConfig
