@@ -36,8 +36,8 @@ from benchmarks.common import TurnsConfig, median_ratio, write_json
 from benchmarks.training import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
-from experiments.analysis.runs import METRICS_FILE
 from experiments.program.command import run
+from experiments.program.run_folder import METRICS_FILE
 from experiments.training.checkpoints import MetricsFile
 from experiments.training.config import WandbMode
 from experiments.training.runner import describe

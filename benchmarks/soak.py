@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,10 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import check_json, write_json
-from experiments.analysis.runs import MODEL_FILE, read_run
+from experiments.analysis.runs import read_run
 from experiments.gradnorm.config import PRESETS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
+from experiments.program.run_folder import MODEL_FILE
 from experiments.program.stopping import StoppedError
 from experiments.training.config import TrainConfig
 from experiments.training.runner import train
@@ -78,8 +80,9 @@ class BenchmarkConfig:
     """The run's folder is `<results-dir>/gradnorm/seed_<seed>/`. An unfinished run is never continued, because its
     earlier samples would be missing."""
 
-    overwrite: bool = False
-    """Replace a finished run in that place."""
+    existing: Literal["restart", "replace"] = "restart"
+    """What to do with the run in that place. `restart` throws an unfinished run away and refuses a finished one;
+    `replace` throws either away."""
 
     plot: Path = Path("results/analysis/soak.png")
     """Draw resident size against environment steps in this file."""
@@ -107,8 +110,7 @@ class BenchmarkConfig:
             buffer_size=self.buffer_size,
             seed=self.seed,
             results_dir=self.results_dir,
-            overwrite=self.overwrite,
-            resume=False,
+            existing=self.existing,
             hidden_dims=(32,),
             batch_size=16,
             train_freq=4,

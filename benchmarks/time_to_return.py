@@ -43,14 +43,12 @@ import agents
 from agents import MultiTaskDQN
 from benchmarks.common import Floor, JsonConfig, write_json
 from envs import make_task_vec_env
+from experiments.methods import METHODS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
-from experiments.sweep.grid import methods
 from experiments.training.config import TrainConfig, Variant
 from experiments.training.evaluation import CURVE_SEED, evaluate
 from mtrl.limits import check_number
-
-METHODS = methods()
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class BenchmarkConfig(JsonConfig):
 
     def training(self, seed: int) -> TrainConfig:
         """The settings of one run, which are the method's defaults."""
-        defaults = METHODS[self.method]["default"]
+        defaults = METHODS[self.method].presets["default"]
         total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
         return replace(defaults, variant=self.variant, seed=seed, total_steps=total_steps)
 

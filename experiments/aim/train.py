@@ -1,16 +1,10 @@
 """`python -m experiments.aim.train`."""
 
 import sys
-from collections.abc import Sequence
 
-from experiments.aim.config import PRESETS, AIMConfig
-from experiments.program.command import train_command
+from experiments.methods import METHODS
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train and return the exit status."""
-    return train_command(AIMConfig, PRESETS, argv)
-
+main = METHODS["aim"].train
 
 if __name__ == "__main__":
     sys.exit(main())

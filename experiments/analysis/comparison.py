@@ -44,6 +44,7 @@ BUDGET = (
 # Settings that make no difference to a run's numbers, or are meant to differ between seeds.
 INDIFFERENT = {
     *("seed", "results_dir", "overwrite", "resume", "checkpoint_interval", "step_timeout", "quiet", "log_interval"),
+    "existing",
     *("eval_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,9 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from experiments.program.run_folder import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-EVALUATION_FILE = "evaluation.json"
-MODEL_FILE = "model.zip"
-# Only while a run is in training:
-CHECKPOINT_FILE = "checkpoint.zip"
-PREVIOUS_FILE = "checkpoint.previous.zip"
-LOCK_FILE = ".lock"
+Array = NDArray[np.float64]
 
 STEP = "env_step"  # the axis of every curve: environment steps, over all tasks
 SECONDS = "time/time_elapsed"  # since training began, without the time that an interrupted run lay still
@@ -96,14 +89,6 @@ class Run:
         others, abscissae = self.columns.get(against, none)
         _, of_values, of_others = np.intersect1d(rows, others, assume_unique=True, return_indices=True)
         return abscissae[of_others], values[of_values]
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write in one step, so that a reader never sees half a file."""
-    from mtrl.files import replacing  # noqa: PLC0415 - it loads PyTorch, which reading runs does not need
-
-    with replacing(path) as file:
-        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def read_run(folder: Path) -> Run:

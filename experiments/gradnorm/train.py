@@ -1,16 +1,10 @@
 """`python -m experiments.gradnorm.train`."""
 
 import sys
-from collections.abc import Sequence
 
-from experiments.gradnorm.config import PRESETS, GradNormConfig
-from experiments.program.command import train_command
+from experiments.methods import METHODS
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train and return the exit status."""
-    return train_command(GradNormConfig, PRESETS, argv)
-
+main = METHODS["gradnorm"].train
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,16 +1,10 @@
 """`python -m experiments.independent_dqn.evaluate`."""
 
 import sys
-from collections.abc import Sequence
 
-from experiments.independent_dqn.config import IndependentDQNEvaluateConfig
-from experiments.program.command import evaluate_command
+from experiments.methods import METHODS
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and return the exit status."""
-    return evaluate_command("independent_dqn", argv, IndependentDQNEvaluateConfig)
-
+main = METHODS["independent_dqn"].evaluate
 
 if __name__ == "__main__":
     sys.exit(main())

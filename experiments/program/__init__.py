@@ -1,1 +1,1 @@
-"""What every program of the project needs: flags, stopping, progress, run folders."""
+"""What every program of the project needs: flags, commands, signals, progress bars and run folders."""

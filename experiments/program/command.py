@@ -1,4 +1,4 @@
-"""The two programs that every method has, and how programs end."""
+"""How every program runs: a dataclass is its command line, and an address says which function does the work."""
 
 from __future__ import annotations
 
@@ -9,45 +9,12 @@ from typing import Any, TypeVar
 
 from experiments.program.flags import main_guard, parse
 from experiments.program.stopping import StoppedError
-from experiments.training.config import EvaluateConfig, TrainConfig
 
 Config = TypeVar("Config")
 
 
-def train_command(
-    config_type: type[TrainConfig], presets: Mapping[str, TrainConfig], argv: Sequence[str] | None = None
-) -> int:
-    """`python -m experiments.<method>.train`: parse the flags, train, return the exit status.
-
-    It is 0 for a finished run, 1 for one that something beyond the command line ended, such as a failing environment or
-    a full disk, 2 for a command that can't be carried out, and 128 + n for a run that signal n ended.
-    """
-    prog = f"experiments.{config_type.method}.train"
-
-    def main(config: TrainConfig) -> None:
-        from experiments.training.runner import train  # noqa: PLC0415 - torch loads only when there is something to train
-
-        train(config)
-
-    return run(main, config_type, argv, prog=prog, presets=presets)
-
-
-def evaluate_command(
-    method: str, argv: Sequence[str] | None = None, config_type: type[EvaluateConfig] = EvaluateConfig
-) -> int:
-    """`python -m experiments.<method>.evaluate`: parse the flags, play, print, return the exit status."""
-
-    def main(config: EvaluateConfig) -> None:
-        from experiments.training.evaluation import evaluate_run  # noqa: PLC0415 - as above
-
-        evaluate_run(method, config)
-
-    prog = f"experiments.{method}.evaluate"
-    return run(main, config_type, argv, prog=prog)
-
-
 def run(
-    target: str | Callable[[Config], object],
+    target: str | Callable[..., object],
     config_type: type[Config],
     argv: Sequence[str] | None = None,
     *,
@@ -55,6 +22,7 @@ def run(
     description: str | None = None,
     presets: Mapping[str, Config] | None = None,
     default: Config | None = None,
+    arguments: Sequence[object] = (),
 ) -> int:
     """Parse the command line, call `target` with the configuration, and return the program's exit status.
 
@@ -68,9 +36,11 @@ def run(
         description: the first paragraph of `--help`. Default: the docstring of `config_type`.
         presets: configurations that `--preset` chooses from.
         default: the source of every default without `--preset`. Default: the fields' own defaults.
+        arguments: further positional arguments of `target`, after the configuration.
 
     Returns:
-        0, or the status that `target` returned, or that of a `StoppedError`, whose message is printed.
+        0 for a finished run, 1 for a run that something beyond the command line ended, such as a failing environment or
+        a full disk, and 128 + n for a run that signal n ended; or the status that `target` returned.
 
     Raises:
         SystemExit: with status 2 after one line on stderr for what the user got wrong; see `main_guard`.
@@ -79,15 +49,14 @@ def run(
     with main_guard(prog):
         main = resolve(target) if isinstance(target, str) else target
         try:
-            status = main(config)
+            status = main(config, *arguments)
         except StoppedError as stop:
             print(f"{prog}: {stop}", file=sys.stderr)
             return stop.status
         return status if isinstance(status, int) else 0
 
 
-def resolve(address: str) -> Callable[[Any], object]:
-    """The function at an address such as `"experiments.training.runner:train"`."""
+def resolve(address: str) -> Any:
+    """The object at an address such as `"experiments.training.runner:train"`, whose module is imported."""
     module, _, name = address.partition(":")
-    function: Callable[[Any], object] = getattr(import_module(module), name)
-    return function
+    return getattr(import_module(module), name)

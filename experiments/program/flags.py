@@ -5,8 +5,8 @@ A configuration is a dataclass whose field docstrings are the help text. Its pro
     def main(argv: Sequence[str] | None = None) -> int:
         return run("package.module:train", TrainConfig, argv, prog="train", presets=PRESETS)
 
-Whatever the user gets wrong is answered by one line on stderr that names the thing, its value and what is valid, and by
-exit status 2. Ctrl-C gives exit status 130. Any other exception is a bug and keeps its traceback.
+A mistake of the user is answered by exit status 2 and one line on stderr, which names the argument, its value and the
+values that are valid. Ctrl-C gives exit status 130. Any other exception is a bug and keeps its traceback.
 """
 
 import contextlib
@@ -32,9 +32,19 @@ T = TypeVar("T")
 
 MOST_SEEDS = 10_000
 
-# What an operating system has against a name besides what has an exception of its own.
+# Errors of the operating system that a name can cause and that have no exception class of their own.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError)
+# Spellings of earlier versions, which programs still understand and `--help` does not show: the words that stand for
+# them where a program has the flag of the new spelling and no flag of the old one.
+FORMER_FLAGS = {
+    "--overwrite": ("--existing", "replace"),
+    "--no-overwrite": ("--existing", "continue"),
+    "--no-resume": ("--existing", "restart"),
+    "--resume": ("--existing", "continue"),
+    "--method": ("--methods",),
+    "--methods": ("--method",),
+}
 COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
 SHELLS = ("bash", "zsh", "fish")
 # How Python and tyro begin a message that says nothing beyond "not of the expected type".
@@ -49,7 +59,7 @@ GENERIC_REASONS = (
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be; the message says what, and what could be asked for instead."""
+    """The user asked for something impossible. The message says what is wrong, and what is possible instead."""
 
 
 def parse(
@@ -64,23 +74,24 @@ def parse(
     """Make a configuration from command-line words.
 
     Args:
-        config_type: a dataclass; its field `total_steps` is the flag `--total-steps`. Of a repeated flag the last wins.
+        config_type: a dataclass; its field `total_steps` is the flag `--total-steps`. If a flag is repeated, the last
+            value counts.
         argv: the words after the program's name (default `sys.argv[1:]`).
         prog: the program's name in messages.
         description: the first paragraph of `--help` (default: the docstring of `config_type`).
-        presets: configurations by name, for a `config_type` with a field `preset`. `--preset NAME`, wherever it stands,
-            makes `presets[NAME]` the source of every default; flags that are given win over it.
+        presets: configurations by name, for a `config_type` with a field `preset`. `--preset NAME`, at any place in the
+            command line, makes `presets[NAME]` the source of every default. Flags that are given take precedence.
         default: the source of every default without `--preset` (default: the field defaults of `config_type`).
 
     Raises:
-        SystemExit: with status 0 after printing `--help`; with status 2 after one line on stderr for bad input, which
-            includes a ValueError from `__post_init__`.
+        SystemExit: with status 0 after printing `--help`; with status 2 after one line on stderr for bad input,
+            including a ValueError from `__post_init__`.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _renewed(sys.argv[1:] if argv is None else argv, _flags(config_type))
     with main_guard(prog):
         if presets is not None:
             default = _preset(words, presets, default)
-        # tyro asserts what it should check.
+        # tyro uses an assertion where it should check the shell.
         if len(words) > 1 and words[0].replace("_", "-") in COMPLETION_FLAGS and words[1] not in SHELLS:
             raise UsageError(f"argument {words[0]}: invalid choice {words[1]!r}; choose from {', '.join(SHELLS)}")
         options = {} if default is None else {"default": default}
@@ -88,10 +99,10 @@ def parse(
 
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
-    """The seeds that `0 3 7-9` stands for, each once, in the order given.
+    """The seeds that words such as `0 3 7-9` stand for, each once, in the order given.
 
     Raises:
-        ValueError: a word is neither a number nor a range, or there are none, or more than 10,000.
+        ValueError: a word is neither a number nor a range, or there are no seeds, or more than 10,000.
     """
     seeds: dict[int, None] = {}
     for word in words:
@@ -113,13 +124,14 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 def main_guard(prog: str) -> Iterator[None]:
     """Turn the errors that a user can cause into one line `prog: message` on stderr and exit status 2.
 
-    A context manager, and a decorator: `@main_guard("train")`. User errors are ValueError (`UsageError` among them) and
-    the errors of paths that are missing, in the way, forbidden, or no paths. KeyboardInterrupt gives exit status 130.
+    It is a context manager, and a decorator: `@main_guard("train")`. Errors that a user can cause are ValueError, which
+    includes `UsageError`, and OSErrors about paths that are missing, in the way, forbidden or invalid.
+    KeyboardInterrupt gives exit status 130.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more when it ends
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (*USER_ERRORS, OSError) as error:
         if not isinstance(error, USER_ERRORS) and error.errno not in NAME_ERRORS:
@@ -137,12 +149,28 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _renewed(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words, with the spellings of earlier versions replaced by those that the program has."""
+    renewed: list[str] = []
+    for word in words:
+        former, equals, value = word.partition("=")
+        former = former.replace("_", "-")
+        new = FORMER_FLAGS.get(former, ("", ""))
+        if new[0] not in flags or former in flags or (equals and len(new) > 1):
+            renewed.append(word)
+        elif equals:
+            renewed.append(f"{new[0]}={value}")
+        elif former != "--no-resume" or "--overwrite" not in words:  # together, they meant what --overwrite means
+            renewed += new
+    return renewed
+
+
 def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -> T | None:
-    """The configuration that the last `--preset` among `words` names; `default` where there is none."""
+    """The configuration that the last `--preset` among `words` names; `default` if there is no `--preset`."""
     chosen = None
     for word, after in pairwise([*words, "-"]):
         flag, equals, value = word.partition("=")
-        if flag == "--preset" and (equals or not after.startswith("-")):  # a missing value is left to tyro to report
+        if flag == "--preset" and (equals or not after.startswith("-")):  # tyro reports a missing value
             chosen = value if equals else after
     if chosen is None:
         return default
@@ -152,11 +180,11 @@ def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -
 
 
 def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
-    """`tyro.cli`, with every failure as a UsageError.
+    """Call `tyro.cli`, and turn every failure into a UsageError.
 
-    tyro prints a failure as a box of many lines and exits. Its hook `on_parse_error` is told of it first, but is
-    private and may change in any release. So the box is caught too: it serves, flattened, when the hook is gone, its
-    event is new, or the event's fields have changed.
+    tyro prints a failure as a box of many lines and exits. Before that it calls its hook `on_parse_error`, which is
+    private and may change in any release. So the box is caught as well. It is flattened to one line and used when the
+    hook is gone, when its event is of a new kind, or when the fields of the event have changed.
     """
 
     def raise_as_usage_error(event: Any) -> None:
@@ -179,16 +207,16 @@ def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
 
 
 def _explain(event: Any, words: Sequence[str], flags: Sequence[str]) -> str | None:
-    """Say in one line what tyro's parse error `event` is about; None for a kind that has no words here."""
+    """Describe tyro's parse error `event` in one line; None if its kind is not known here."""
     kind = type(event).__name__
     if kind == "UnrecognizedArgs":
         return _unrecognized(event.tokens, words, flags)
     if kind == "MissingArgs":
-        if event.unrecognized_tokens:  # the missing flag may be there, misspelt
+        if event.unrecognized_tokens:  # the missing flag may be one of these, misspelt
             return _unrecognized(event.unrecognized_tokens, words, flags)
         return f"missing argument {', '.join(missing.arg.display_name() for missing in event.missing_arguments)}"
     if kind in ("InvalidChoice", "BadValue", "InstantiationFailure"):
-        # A ValueError of the configuration as a whole has no argument and speaks for itself.
+        # A ValueError of the whole configuration belongs to no argument; its own message is enough.
         return _bad_value(event, words) if event.argument else str(event.message)
     return None
 
@@ -211,7 +239,7 @@ def _bad_value(event: Any, words: Sequence[str]) -> str:
 
 
 def _given(words: Sequence[str], flags: Sequence[str]) -> str:
-    """The words that follow the last of `flags`, as one string."""
+    """The words after the last occurrence of one of `flags`, as one string."""
     values: list[str] = []
     for word in reversed(words):
         name, equals, value = word.partition("=")
@@ -227,7 +255,7 @@ def _unrecognized(tokens: Sequence[str], words: Sequence[str], flags: Sequence[s
         return _unexpected(tokens[0], words, flags)
     wanted = unknown[0].replace("_", "-")
     similar = [flag for flag in flags if wanted.strip("-") and flag.startswith(wanted)]
-    if not similar:  # compared without the dashes, which would make all flags alike
+    if not similar:  # the dashes are left out of the comparison, as they would make all flags similar
         similar = [f"--{name}" for name in difflib.get_close_matches(wanted[2:], [flag[2:] for flag in flags], n=1)]
     hint = f"did you mean {' or '.join(similar)}?" if similar else "see --help"
     return f"unrecognized argument {', '.join(map(repr, unknown))}; {hint}"
@@ -242,7 +270,7 @@ def _unexpected(value: str, words: Sequence[str], flags: Sequence[str]) -> str:
 
 
 def _flags(config_type: type[Any]) -> list[str]:
-    """The flags of a dataclass, for suggestions; a field that is fixed has none."""
+    """The flags of a dataclass. A fixed field has no flag."""
     types = get_type_hints(config_type, include_extras=True)
     flags = []
     for field in dataclasses.fields(config_type):
@@ -253,7 +281,7 @@ def _flags(config_type: type[Any]) -> list[str]:
 
 
 def _flatten(box: str) -> str:
-    """The message in tyro's error box: without colours, frame, title and help text."""
+    """The message in tyro's error box, without colours, frame, title and help text."""
     plain = re.sub(r"\x1b\[[\d;]*m|[\u2500-\u257f]|-{3,}", "", box)
     lines = [line.strip(" |") for line in plain.splitlines()[1:]]
     return re.split(r" (?:Argument helptext|For full helptext)", " ".join(lines))[0]

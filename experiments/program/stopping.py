@@ -1,4 +1,4 @@
-"""How a training run ends before its time."""
+"""How a training ends before its time: by a signal, or because a disk is full."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.program.flags import UsageError
 
 
 class StoppedError(Exception):
-    """A run ended before its time, with its files in order; the message is one line that says why and what to do.
+    """A run ended before its time, and its files are in order. The message is one line: why, and how to go on.
 
     Attributes:
         status: the program's exit status.
@@ -27,10 +27,15 @@ class StoppedError(Exception):
 
 @contextmanager
 def disk_errors(folder: Path, kind: type[UsageError | StoppedError]) -> Iterator[None]:
-    """Raise as `kind`, in one line, what the operating system has against writing to `folder`."""
+    """Turn an error of the operating system into a `kind` with a message of one line.
+
+    Args:
+        folder: the folder that is written to, for errors that name no file.
+        kind: the exception to raise.
+    """
     try:
         yield
-    except BrokenPipeError:  # not a disk, but a terminal that is gone
+    except BrokenPipeError:  # this is no disk but a terminal that has been closed
         raise
     except OSError as error:
         place = folder if error.filename is None else error.filename
@@ -38,7 +43,7 @@ def disk_errors(folder: Path, kind: type[UsageError | StoppedError]) -> Iterator
 
 
 class StopSignal(BaseException):
-    """SIGINT or SIGTERM arrived. Not an `Exception`, as code that handles errors has no business with it."""
+    """SIGINT or SIGTERM arrived. This is no `Exception`, so that code that handles errors lets it pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -46,9 +51,9 @@ class StopSignal(BaseException):
 
 
 class StopSignals:
-    """Notes the first SIGINT or SIGTERM inside a `with` block; a second one acts as it does without the block.
+    """Notes the first SIGINT or SIGTERM inside a `with` block. A second signal acts as it does without the block.
 
-    Signals arrive in the main thread; in another one the block changes nothing.
+    Python delivers signals to the main thread only, so the block changes nothing in any other thread.
     """
 
     def __init__(self) -> None:
@@ -63,6 +68,10 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Answer signals as outside the block from now on."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -77,12 +86,12 @@ class StopSignals:
             raise StopSignal(self._received)
 
     def answer_at_once(self) -> None:
-        """Raise `StopSignal` if a signal has arrived, and from now on wherever one finds the program."""
+        """Raise `StopSignal` if a signal has arrived, and from now on as soon as one arrives."""
         self._at_once = True
         self.answer()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        self.__exit__()
+        self.let_go()
         if self._at_once:
             self.answer()

@@ -1,15 +1,10 @@
 """`python -m experiments.rgb.evaluate`."""
 
 import sys
-from collections.abc import Sequence
 
-from experiments.program.command import evaluate_command
+from experiments.methods import METHODS
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and return the exit status."""
-    return evaluate_command("rgb", argv)
-
+main = METHODS["rgb"].evaluate
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,16 +1,10 @@
 """`python -m experiments.shared_dqn.train`."""
 
 import sys
-from collections.abc import Sequence
 
-from experiments.program.command import train_command
-from experiments.shared_dqn.config import PRESETS, SharedDQNConfig
+from experiments.methods import METHODS
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train and return the exit status."""
-    return train_command(SharedDQNConfig, PRESETS, argv)
-
+main = METHODS["shared_dqn"].train
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from experiments.analysis.markdown import cell, count, table
-from experiments.analysis.runs import write_json
 from experiments.analysis.statistics import Comparison
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.outputs import check_file
 from experiments.program.progress import progress
+from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
@@ -32,12 +33,11 @@ FIGURE_FILE = "comparison.png"
 
 
 def compare_balancers(config: CompareConfig) -> Results:
-    """Train every balancer with every seed; print and write the table, and write comparison.json and comparison.png.
+    """Train with every balancer and seed, print the table, and write table.md, comparison.json and comparison.png.
 
     Raises:
-        UsageError: something asked for cannot be, or there is a comparison that must not be overwritten. Nothing has
-            changed.
-        StoppedError: a signal, a number that is not finite or a disk ended it.
+        UsageError: a setting is wrong, or the folder holds a comparison that must not be replaced. No file has changed.
+        StoppedError: a signal, a number that is not finite or a disk ended the comparison.
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     settings = load_settings(config, "digits")
@@ -52,12 +52,12 @@ def compare_balancers(config: CompareConfig) -> Results:
         find_balancer(settings, name)
     find_device(config.device)
     folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
-    if (folder / RESULTS_FILE).exists() and not config.overwrite:
-        raise UsageError(f"'{folder}' holds a comparison; give --overwrite to replace it, or another --output-dir")
+    if (folder / RESULTS_FILE).exists() and config.existing != "replace":
+        another = "give --existing replace to replace it, or another --output-dir"
+        raise UsageError(f"'{folder}' holds a comparison; {another}")
     for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
-        if (folder / name).is_dir():
-            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
-    load_data(settings, seeds[0])  # whether they can be had
+        check_file(folder / name)
+    load_data(settings, seeds[0])  # this checks that the data can be loaded
     with disk_errors(folder, UsageError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,7 +87,7 @@ def run(
     quiet: bool = True,
     signals: StopSignals | None = None,
 ) -> Results:
-    """Train every balancer with every seed on the data that the settings describe.
+    """Train with every balancer and every seed on the data that the settings describe.
 
     Raises:
         FloatingPointError: a number is not finite; the message names the balancer and the seed.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.program.balancer_options import options_from_words
+from experiments.program.run_folder import Existing
 from experiments.supervised.settings import Source
 from experiments.training.config import Device
 
@@ -44,8 +45,9 @@ class RunConfig:
     quick: bool = False
     """A trial run with at most 3 epochs, 200 training samples, 200 validation samples, and 3 seeds."""
 
-    overwrite: bool = False
-    """Replace what is there, finished or not."""
+    existing: Existing = "continue"
+    """What to do with results that are there already. `continue` and `restart` refuse finished results, and begin an
+    unfinished run anew, as there are no checkpoints. `replace` replaces them, finished or not."""
 
     quiet: bool = False
     """Show no progress bar and print no table."""

@@ -14,11 +14,8 @@ from experiments.supervised.settings import Settings
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings and the versions of the packages, for config.json and comparison.json."""
-    extra = ["scikit-learn"] if settings.data.source == "digits" else []
-    return {
-        "settings": settings.as_json(),
-        "versions": versions("mtrl", "torch", "numpy", *extra),
-    }
+    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
+    return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""`python -m experiments.sweep.child PARENT MODULE [FLAG ...]`: a program that ends when its parent has.
+"""`python -m experiments.sweep.child PARENT MODULE [FLAG ...]`: a program that ends when its parent does.
 
-Ray may lose the process that watches over a run, or all of a node at once. The run must not live on then: it would hold
-its folder's lock, and its core, against the attempt that follows.
+Ray may lose the process that watches over a run, or a whole node at once. The run must end then. Otherwise it would
+keep the lock of its folder, and a core, and the next attempt could not begin.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 
 PATIENCE = 30.0
-"""Seconds in which the program may write its checkpoint."""
+"""The seconds that the program has to write its checkpoint."""
 
 
 def end_with(parent: int) -> None:
-    """Return never: stop this process when `parent` has ended."""
+    """Wait until the process `parent` has ended, then stop this process. This function never returns."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -28,7 +28,7 @@ def end_with(parent: int) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the module in the place of this one."""
+    """Run the module as the main program of this process."""
     parent, module, *flags = words
     threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *flags]

@@ -1,4 +1,4 @@
-"""Ray: an instance on this machine for as long as the sweep lasts, or a cluster that is there already."""
+"""Ray: either an instance on this machine for as long as the sweep lasts, or a cluster that exists already."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 from experiments.program.flags import UsageError
 from experiments.sweep import worker
 
-OBJECT_STORE_BYTES = 100_000_000  # nothing but short messages goes through it
+OBJECT_STORE_BYTES = 100_000_000  # only short messages go through it
 CONNECT_SECONDS = 10.0
 CHECK_SECONDS = 60.0
 
 
 def import_ray() -> ModuleType:
-    """Ray, which is optional and takes a third of a second to import.
+    """Import Ray, which is optional.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: Ray is not installed.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray sends no statistics
     try:
-        import ray  # noqa: PLC0415
+        import ray  # noqa: PLC0415 - an optional extra
     except ImportError:
         raise UsageError("a sweep needs Ray, which is not installed: pip install 'mtrl-balance[sweep]'") from None
     module: ModuleType = ray
@@ -36,19 +36,19 @@ def import_ray() -> ModuleType:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[int]:
-    """Be connected to Ray; gives the number of its cores.
+    """Connect to Ray, and give the number of its cores.
 
-    Within the block `sys.stdout` leads nowhere: there Ray prints pages from the logs of nodes that it loses, which no
-    setting of its own prevents. What has to be said goes to a file object from before.
+    Within the block, what is written to `sys.stdout` is lost: when Ray loses a node, it prints pages from the logs of
+    that node there, and no setting prevents it. Messages to the user go to a file object made before the block.
 
     Args:
-        address: `HOST:PORT` or `auto`; None starts an instance that ends with the block.
+        address: `HOST:PORT` or `auto`; None starts an instance of Ray that ends with the block.
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at that address.
@@ -56,15 +56,15 @@ def cluster(address: str | None) -> Iterator[int]:
     ray = import_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # The address "local" keeps a variable RAY_ADDRESS from turning this into a connection.
+        # With the address "local", Ray ignores a variable RAY_ADDRESS and does not connect to another cluster.
         own = {"num_cpus": cores(), "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(address="local", include_dashboard=False, **own, **quiet)
     else:
         try:
-            if address != "auto":  # Ray itself would try for minutes
+            if address != "auto":  # Ray itself would try for minutes before it gave up
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-        except (OSError, OverflowError, ValueError) as error:  # the last: no name of a host
+        except (OSError, OverflowError, ValueError) as error:  # a ValueError: the name is no name of a host
             raise UsageError(f"there is no Ray cluster at {address!r}: {error}") from None
         try:
             ray.init(address=address, **quiet)
@@ -81,13 +81,13 @@ def cluster(address: str | None) -> Iterator[int]:
 
 
 def check_nodes(results_dir: Path) -> None:
-    """See to it that every node can import this project and sees `results_dir`, which exists.
+    """Check that every node can import this project and sees `results_dir`, which exists.
 
     Raises:
-        UsageError: a node does not.
+        UsageError: a node cannot.
     """
     ray = import_ray()
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - an optional extra
 
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     sees = ray.remote(num_cpus=0, max_retries=0)(worker.sees)

@@ -1,4 +1,4 @@
-"""Gives the runs of a sweep to Ray, and those that die once more."""
+"""Gives the runs of a sweep to Ray, and gives a run that dies to Ray again."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ POLL_SECONDS = 0.5
 
 
 def dispatch(jobs: Sequence[Job], limit: int | None, retries: int, view: SweepView, signals: StopSignals) -> None:
-    """Run the jobs that wait, until each has finished or failed.
+    """Run the waiting jobs until each has finished or failed.
 
-    A run that dies, by a signal, with its node or by an error of its own, is handed in again and continues from its
-    checkpoint; one whose command is refused fails at once.
+    A run that dies, by a signal, with its node or by an error of its own, is given to Ray again and continues from its
+    checkpoint. A run whose command is refused fails at once.
 
     Args:
-        jobs: those of the sweep; they are kept up to date.
-        limit: how many may be with Ray at the same time; None leaves it to the number of cores.
-        retries: how often a run may die and be tried again.
-        view: is shown the jobs as they go on.
-        signals: what may ask the sweep to stop.
+        jobs: the jobs of the sweep, whose states are kept up to date.
+        limit: how many jobs may be with Ray at the same time; None leaves it to the number of cores.
+        retries: how often a run that has died is tried again.
+        view: shows the progress of the jobs.
+        signals: may ask the sweep to stop.
 
     Raises:
-        StopSignal: a signal arrived; the runs have written their checkpoints and have ended.
+        StopSignal: a signal arrived. The runs have written their checkpoints and have ended.
     """
     ray = import_ray()
-    train = ray.remote(num_cpus=1, max_retries=0)(worker.train)  # it is tried again here, where it shows
+    # Ray itself tries nothing again: this function does, so that the user sees it.
+    train = ray.remote(num_cpus=1, max_retries=0)(worker.train)
     waiting = deque(job for job in jobs if job.state is State.WAITING)
     handed_in: dict[Any, Job] = {}
     try:
@@ -56,13 +57,13 @@ def dispatch(jobs: Sequence[Job], limit: int | None, retries: int, view: SweepVi
     finally:
         if handed_in:
             view.say("stopping; the runs under way write their checkpoints")
-            for reference in reversed(handed_in):  # those that wait first, or they would begin now
+            for reference in reversed(handed_in):  # the waiting ones first, or they would begin now
                 ray.cancel(reference)
             ray.wait(list(handed_in), num_returns=len(handed_in), timeout=2 * worker.STOP_SECONDS)
 
 
 def _outcome(reference: Any) -> worker.Outcome:
-    """How an attempt ended. One that Ray lost counts as one that died."""
+    """How an attempt ended. An attempt that Ray has lost counts as one that died."""
     ray = import_ray()
     try:
         outcome: worker.Outcome = ray.get(reference)

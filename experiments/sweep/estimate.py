@@ -1,23 +1,28 @@
-"""How long a sweep will take."""
+"""Estimates how long a sweep will take."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from experiments.analysis.runs import EVALUATION_FILE
+from experiments.program.run_folder import EVALUATION_FILE
 from experiments.sweep.grid import PlannedRun
 from experiments.sweep.progress import duration, read_progress
-from experiments.sweep.trial import measure_speed
+from experiments.training.config import TrainConfig
+from experiments.training.make_agent import make_agent
+
+RANDOM_STEPS = 600
+MEASURED_STEPS = 1_500
 
 
 def describe(runs: Sequence[PlannedRun], slots: int) -> Iterator[str]:
-    """Lines that list the runs, with their states, and estimate the time that they will take.
+    """Lines that list the runs, say how far they are, and estimate the time that they will take.
 
     Args:
-        runs: those of the sweep.
-        slots: how many run side by side.
+        runs: the runs of the sweep.
+        slots: how many runs go on side by side.
     """
     seconds: list[float] = []
     steps = 0
@@ -44,12 +49,12 @@ def describe(runs: Sequence[PlannedRun], slots: int) -> Iterator[str]:
     for method, (speed, source) in speeds.items():
         yield f"{method}: {speed:,.0f} steps/s, {source}"
     # No schedule is shorter than its longest run.
-    time = max(sum(seconds) / slots, *seconds)
-    yield f"about {duration(time)} with {min(slots, len(seconds))} at once"
+    left = max(sum(seconds) / slots, *seconds)
+    yield f"about {duration(left)} with {min(slots, len(seconds))} at once"
 
 
 def _speed(run: PlannedRun) -> tuple[float, str]:
-    """Steps per second of a method's runs, and where the figure comes from."""
+    """The environment steps per second of the runs of a method, and where the figure comes from."""
     results = run.config.results_dir
     folders = [file.parent for file in _finished(results, run.config.run_method)]
     known = [speed for folder in folders if (speed := read_progress(folder).steps_per_s)]
@@ -60,3 +65,12 @@ def _speed(run: PlannedRun) -> tuple[float, str]:
 
 def _finished(results: Path, method: str) -> list[Path]:
     return [file for name in (method, f"{method}_blind") for file in results.glob(f"{name}/seed_*/{EVALUATION_FILE}")]
+
+
+def measure_speed(config: TrainConfig) -> float:
+    """Environment steps per second of a run, measured in a few seconds, with updates and without evaluations."""
+    with make_agent(config, learning_starts=RANDOM_STEPS) as (agent, _):
+        agent.learn(2 * RANDOM_STEPS)  # work that is done only once, such as imports, ends with these steps
+        begun = time.monotonic()
+        agent.learn(MEASURED_STEPS, reset_num_timesteps=False)
+        return MEASURED_STEPS / (time.monotonic() - begun)

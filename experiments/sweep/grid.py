@@ -1,28 +1,28 @@
-"""The runs of a sweep: every method in every variant with every seed."""
+"""The list of the runs of a sweep: every method in every variant with every seed."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
 import tyro
 
-import experiments
-from experiments.analysis.runs import CHECKPOINT_FILE, CONFIG_FILE, EVALUATION_FILE, PREVIOUS_FILE
+from experiments.methods import METHODS
 from experiments.program.flags import UsageError, parse
+from experiments.program.run_folder import CONFIG_FILE, differences, is_begun, is_finished
 from experiments.training.config import TrainConfig, Variant
 
-# Flags of a run that are not a sweep's to pass on, and why.
+# Flags of a run that a sweep does not pass on, and why.
 _KEPT = "a sweep continues its runs and skips finished ones; for others give another --results-dir"
 REFUSED_FLAGS = {
     "--variant": "a sweep has --variants, before the '--'",
     "--seed": "a sweep has --seeds, before the '--'",
     "--results-dir": "give it before the '--'",
+    "--existing": _KEPT,
     "--overwrite": _KEPT,
     "--no-resume": _KEPT,
     "--device": "a run of a sweep has one CPU core, which at these sizes is faster than a GPU",
@@ -34,50 +34,38 @@ class PlannedRun:
     """One run of a sweep."""
 
     package: str
-    """What trains: `experiments.<package>.train`."""
+    """The package of the method: `experiments.<package>.train` trains it."""
 
     config: TrainConfig
-    """Its settings, with an absolute results folder."""
+    """The settings of the run, with an absolute results folder."""
 
     flags: tuple[str, ...]
-    """The words that make its settings."""
+    """The words on the command line that give these settings."""
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name of the run, for people."""
         return f"{self.config.run_name} seed {self.config.seed}"
 
     @property
     def folder(self) -> Path:
-        """Where its files go."""
+        """The folder of the run's files."""
         return self.config.run_dir
 
     @property
     def log(self) -> Path:
-        """What it prints; beside its folder, which is the run's alone."""
+        """The file for the output of the run. It lies beside the folder, to which only the run itself writes."""
         return self.folder.with_suffix(".log")
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return (self.folder / EVALUATION_FILE).exists()
+        """Whether the run is finished."""
+        return is_finished(self.folder)
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return any((self.folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
-
-
-def methods() -> dict[str, Mapping[str, TrainConfig]]:
-    """Every method's presets: those of the packages in `experiments` that train an agent."""
-    found = {}
-    for path in sorted(path for folder in experiments.__path__ for path in Path(folder).glob("*/train.py")):
-        name = path.parent.name
-        if path.with_name("config.py").exists():
-            presets = getattr(importlib.import_module(f"experiments.{name}.config"), "PRESETS", {})
-            if isinstance(presets.get("default"), TrainConfig):
-                found[name] = presets
-    return found
+        """Whether there is a checkpoint from which the run can be continued."""
+        return is_begun(self.folder)
 
 
 def plan(
@@ -91,24 +79,23 @@ def plan(
     """The runs of a sweep, seed by seed, so that an early look at the results compares all methods.
 
     Args:
-        names: methods; `torchjd:CAGrad` is `torchjd --aggregator CAGrad`.
-        variants: in which variants; a method that has none runs once per seed.
-        seeds: with which seeds.
-        results_dir: where the runs go.
-        train_flags: further words for each run.
-        prog: the program's name in messages about these.
+        names: names of methods; `torchjd:CAGrad` is `torchjd --aggregator CAGrad`.
+        variants: the variants to train; a method without variants runs once per seed.
+        seeds: the seeds to train with.
+        results_dir: the folder of the runs.
+        train_flags: further words for the command line of each run.
+        prog: the program's name in messages about `train_flags`.
 
     Raises:
         UsageError: a method is unknown, or a flag is one of `REFUSED_FLAGS`.
-        SystemExit: `train_flags` are not those of a method; a line on stderr says what is wrong.
+        SystemExit: a method has no such flags; a line on stderr says what is wrong.
     """
     for word in train_flags:
         flag = word.partition("=")[0].replace("_", "-")
         if flag in REFUSED_FLAGS:
             raise UsageError(f"argument {flag} after '--': {REFUSED_FLAGS[flag]}")
     results_dir = results_dir.absolute()
-    known = methods()
-    families = [list(_family(name, known, variants, results_dir, train_flags, prog)) for name in names]
+    families = [list(_family(name, variants, results_dir, train_flags, prog)) for name in names]
     runs = [
         dataclasses.replace(
             run, config=dataclasses.replace(run.config, seed=seed), flags=(*run.flags, "--seed", str(seed))
@@ -121,24 +108,18 @@ def plan(
 
 
 def _family(
-    name: str,
-    known: Mapping[str, Mapping[str, TrainConfig]],
-    variants: Sequence[Variant],
-    results_dir: Path,
-    train_flags: Sequence[str],
-    prog: str,
+    name: str, variants: Sequence[Variant], results_dir: Path, train_flags: Sequence[str], prog: str
 ) -> Iterator[PlannedRun]:
-    """A method's runs with one seed."""
+    """The runs of a method, one for each variant, with the default seed."""
     package, colon, aggregator = name.partition(":")
-    if package not in known:
-        raise UsageError(f"unknown method {package!r}; choose from {', '.join(known)}")
+    if package not in METHODS:
+        raise UsageError(f"unknown method {package!r}; choose from {', '.join(METHODS)}")
     if colon and package != "torchjd":
         raise UsageError(f"method {name!r}: only torchjd takes an aggregator, as in torchjd:CAGrad")
-    presets = known[package]
-    config_type = type(presets["default"])
+    method = METHODS[package]
     flags = (*train_flags, "--results-dir", str(results_dir), *(("--aggregator", aggregator) if colon else ()))
-    config = parse(config_type, flags, prog=f"{prog}: {name}", presets=presets)
-    if not _has_variants(config_type):
+    config = parse(method.config_type, flags, prog=f"{prog}: {name}", presets=method.presets)
+    if not _has_variants(method.config_type):
         yield PlannedRun(package, config, flags)
         return
     for variant in dict.fromkeys(variants):
@@ -151,14 +132,14 @@ def _has_variants(config_type: type[TrainConfig]) -> bool:
 
 
 def refuse_other_settings(runs: Sequence[PlannedRun], free: Sequence[str]) -> None:
-    """See to it that no run that is there already, finished or not, passes for one of this sweep and is another.
+    """Make sure that every finished or unfinished run which is there already has the settings of this sweep.
 
     Args:
-        runs: the sweep's.
+        runs: the runs of the sweep.
         free: names of settings that may differ.
 
     Raises:
-        UsageError: one was trained with other settings.
+        UsageError: a run was trained with other settings.
     """
     for run in runs:
         if not (run.is_finished or run.is_begun):
@@ -166,14 +147,12 @@ def refuse_other_settings(runs: Sequence[PlannedRun], free: Sequence[str]) -> No
         try:
             before = json.loads((run.folder / CONFIG_FILE).read_text())["settings"]
             now = json.loads(json.dumps(run.config.settings))  # as the file would hold them
-            names = [name for name in now if name in before and name not in free]
-            differences = [
-                f"{name} was {before[name]!r} and is {now[name]!r}" for name in names if before[name] != now[name]
-            ]
+            known = {name: value for name, value in now.items() if name in before}
+            changed = differences({name: before[name] for name in known}, known, (*free, "existing"))
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(f"'{run.folder}' holds a run that can't be read ({error}); move it away") from None
-        if differences:
+        if changed:
             raise UsageError(
-                f"'{run.folder}' holds a run with other settings: {', '.join(differences)}; "
+                f"'{run.folder}' holds a run with other settings: {', '.join(changed)}; "
                 "repeat its settings, or give another --results-dir"
             )

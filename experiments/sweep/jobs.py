@@ -1,4 +1,4 @@
-"""The runs of a sweep and how they fare."""
+"""The jobs of a sweep: its runs, and the state of each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from experiments.sweep.grid import PlannedRun
 from experiments.sweep.worker import Outcome
 
 REFUSED = 2
-"""Exit status of a command that can't be carried out, however often it is tried."""
+"""The exit status of a command that cannot be carried out, however often it is tried."""
 
 
 class State(StrEnum):
-    """Where a run of a sweep is."""
+    """The state of a run in a sweep."""
 
     RUNNING = "running"
     RETRYING = "retrying"
@@ -25,18 +25,20 @@ class State(StrEnum):
 
     @property
     def is_last(self) -> bool:
-        """Whether no other follows."""
+        """Whether no other state follows this one."""
         return self in (State.FINISHED, State.SKIPPED, State.FAILED)
 
 
 @dataclass
 class Job:
-    """A run of a sweep, its state, and what its attempts have come to.
+    """A run of a sweep, with its state and the outcome of its attempts.
 
     Attributes:
-        deaths: attempts that ended before the run did.
-        problem: what the last of them ended with, in one line.
-        log_size: bytes of its log when it was handed to Ray; it runs when there are more.
+        run: the run.
+        state: the state of the run.
+        deaths: how many attempts ended before the run was finished.
+        problem: why the last of these attempts ended, in one line.
+        log_size: the size of the log in bytes when the run was given to Ray. When the log grows, the run has begun.
     """
 
     run: PlannedRun
@@ -47,28 +49,28 @@ class Job:
 
     @classmethod
     def of(cls, run: PlannedRun) -> Job:
-        """A job that waits, or that is skipped where the run is finished."""
+        """A waiting job, or a skipped one if the run is finished already."""
         return cls(run, State.SKIPPED if run.is_finished else State.WAITING)
 
     def prepare(self) -> None:
-        """Make the log, which tells a node that it sees the right folder, and this process when the run begins."""
+        """Make the log file. A node finds it only in the right folder, and it grows when the run begins."""
         self.run.log.parent.mkdir(parents=True, exist_ok=True)
         self.run.log.touch()
         self.log_size = _size(self.run.log)
 
     def look(self) -> None:
-        """Find out whether it runs by now."""
+        """Find out whether the run has begun."""
         if self.state in (State.WAITING, State.RETRYING) and _size(self.run.log) > self.log_size:
             self.state = State.RUNNING
 
     def judge(self, outcome: Outcome, retries: int) -> None:
-        """Take note of how an attempt ended.
+        """Set the state according to how an attempt ended.
 
         Args:
-            outcome: of the attempt.
-            retries: how many deaths are followed by another attempt. A refused command is not.
+            outcome: the outcome of the attempt.
+            retries: how often a run that has died is tried again. A refused command is not tried again.
         """
-        if outcome.status == 0 or self.run.is_finished:  # it may have died when all was done
+        if outcome.status == 0 or self.run.is_finished:  # the process may have died after the run was finished
             self.state = State.FINISHED
             return
         self.deaths += 1
@@ -79,5 +81,5 @@ class Job:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # someone has deleted it
+    except OSError:  # the log has been deleted
         return 0

@@ -1,4 +1,4 @@
-"""How far a run is, read from its files."""
+"""Reads from the files of a run how far the run is."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments.analysis.runs import EVALUATION_FILE, METRICS_FILE
+from experiments.program.run_folder import EVALUATION_FILE, METRICS_FILE
 
 TAIL_BYTES = 1 << 15  # several lines of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run's last lines say.
+    """How far a run is.
 
     Attributes:
-        steps: environment steps, all tasks together.
-        steps_per_s: over the whole run; None if it is not known.
-        mean_return: mean over the tasks: of their last training episodes, or, of a finished run, of its final greedy
-            episodes. None before the first.
+        steps: environment steps over all tasks.
+        steps_per_s: environment steps per second over the whole run; None if it is not known.
+        mean_return: the mean return over the tasks. It is taken over the last training episodes, or over the final
+            greedy episodes if the run is finished; None before the first episode has ended.
     """
 
     steps: int = 0
@@ -32,7 +32,7 @@ class Progress:
 
 
 def read_progress(folder: Path) -> Progress:
-    """The progress of the run in `folder`; what can't be read counts as not there yet."""
+    """The progress of the run in `folder`. Files that cannot be read count as not there yet."""
     steps, steps_per_s, mean_return = 0, None, None
     for line in reversed(_tail(folder / METRICS_FILE)):
         steps = steps or int(line.get("env_step", 0))
@@ -40,13 +40,13 @@ def read_progress(folder: Path) -> Progress:
         returns = [value for key, value in line.items() if key.startswith("train/") and key.endswith("/return")]
         if mean_return is None and returns:
             mean_return = fmean(returns)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # not finished
+    with suppress(OSError, ValueError, LookupError, TypeError):  # the run is not finished
         mean_return = float(json.loads((folder / EVALUATION_FILE).read_text())["mean"])
     return Progress(steps, steps_per_s, mean_return)
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of a JSONL file."""
+    """The last complete lines of a JSONL file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -55,12 +55,12 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     if size > TAIL_BYTES:
-        del lines[0]  # its beginning is missing
+        del lines[0]  # the beginning of the first line is cut off
     whole = []
     for line in lines:
         try:
             content = json.loads(line)
-        except (ValueError, RecursionError):  # the last one, half written
+        except (ValueError, RecursionError):  # the last line, which is half written
             continue
         if isinstance(content, dict) and all(isinstance(value, int | float) for value in content.values()):
             whole.append(content)
@@ -68,7 +68,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
 
 
 def duration(seconds: float) -> str:
-    """In words, to the minute: `2 h 5 min`."""
+    """A duration in words, rounded to minutes: `2 h 5 min`."""
     minutes = round(seconds / 60)
     if not minutes:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes on."""
+"""What a sweep shows in the terminal while it goes on."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ STYLES = {State.RUNNING: "cyan", State.RETRYING: "yellow", State.FAILED: "red", 
 
 
 class SweepView:
-    """A table of the runs under way over a line that counts them all, for a `with` block.
+    """Shows a table of the running jobs, and below it a line that counts all jobs, inside a `with` block.
 
-    On a terminal it is live; elsewhere the line is printed now and then. What ends or dies gets a line of its own.
+    On a terminal the view is live; elsewhere the line is printed every 30 seconds. Every run that ends or dies gets a
+    line of its own.
     """
 
     def __init__(self, jobs: Sequence[Job], console: Console) -> None:
@@ -32,7 +33,7 @@ class SweepView:
         self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._shown = time.monotonic()
-        self._known: dict[str, Progress] = {}  # of runs that have ended
+        self._known: dict[str, Progress] = {}  # the progress of runs that have ended
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -43,7 +44,7 @@ class SweepView:
         self._live.stop()
 
     def tell(self, job: Job) -> None:
-        """Say in a line how a run's attempt ended."""
+        """Print a line that says how an attempt of a run ended."""
         line = f"{job.run.name}: {job.state}"
         if job.state is State.FINISHED:
             if (value := read_progress(job.run.folder).mean_return) is not None:
@@ -53,11 +54,11 @@ class SweepView:
         self.say(line, STYLES[job.state])
 
     def say(self, line: str, style: str = "") -> None:
-        """Print a line, above the table."""
+        """Print a line above the table."""
         self._console.print(Text(line, style=style), soft_wrap=True)
 
     def show(self) -> None:
-        """Show how the runs are, if it is time to."""
+        """Update the view, if enough time has passed since the last update."""
         now = time.monotonic()
         if now - self._shown < (REFRESH_SECONDS if self._console.is_terminal else PLAIN_SECONDS):
             return
@@ -68,7 +69,7 @@ class SweepView:
             self.say(self.summary())
 
     def _progress(self, job: Job) -> Progress:
-        """The files of a run that has ended are read once."""
+        """The progress of a job. The files of a run that has ended are read only once."""
         name = job.run.name
         if name in self._known:
             return self._known[name]
@@ -78,7 +79,7 @@ class SweepView:
         return progress
 
     def table(self) -> Table:
-        """All runs where they fit on the screen, else those under way and those that failed."""
+        """A table of all runs if they fit on the screen, otherwise of the running and the failed ones."""
         room = max(self._console.height - 7, 3)
         jobs = list(self._jobs)
         if len(jobs) > room:
@@ -100,7 +101,7 @@ class SweepView:
         return table
 
     def summary(self) -> str:
-        """How many runs are in each state, their speed together, and the time that is left at it."""
+        """How many runs are in each state, their total speed, and the time that is left at this speed."""
         counts = Counter(job.state for job in self._jobs)
         line = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
         speeds = [self._progress(job).steps_per_s for job in self._jobs if job.state is State.RUNNING]

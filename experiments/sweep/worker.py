@@ -1,4 +1,4 @@
-"""What a node of the cluster does: one run, as a process of its own."""
+"""What a node of the cluster does: it carries out one run in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 import experiments
-from experiments.analysis.runs import LOCK_FILE
+from experiments.program.run_folder import wait_for_lock
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 180.0
-"""For how long a run's folder may still be locked, by a process that is about to end or by a node that is gone: NFS
-keeps the locks of such a one for a minute and a half."""
+"""How long to wait for the lock on the folder of a run. A process that is about to end may still hold it, or a node
+that is lost: NFS keeps the locks of such a node for a minute and a half."""
 
 STOP_SECONDS = 120.0
 """How long a run may take to write its checkpoint when it is told to stop."""
@@ -33,11 +30,11 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run's process ended.
+    """How the process of a run ended.
 
     Attributes:
-        status: its exit status; -n if signal n killed it.
-        last_line: the last that it printed.
+        status: the exit status of the process; -n if signal n killed it.
+        last_line: the last line that the process printed.
     """
 
     status: int
@@ -45,7 +42,7 @@ class Outcome:
 
     @property
     def problem(self) -> str:
-        """Why it did not finish, in one line."""
+        """Why the run did not finish, in one line."""
         if self.status < 0:
             names = {number.value: number.name for number in signal.Signals}
             return f"killed by {names.get(-self.status, f'signal {-self.status}')}"
@@ -55,14 +52,15 @@ class Outcome:
 def train(package: str, flags: Sequence[str], folder: Path, log: Path) -> Outcome:
     """Run `python -m experiments.<package>.train <flags>` to its end.
 
-    An exception, such as Ray's when the task is cancelled, stops the run, which then writes a checkpoint.
+    An exception, such as the one that Ray raises when the task is cancelled, stops the run, which then writes a
+    checkpoint.
 
     Args:
-        package: what trains.
-        flags: the run's settings.
-        folder: where they have the run put its files.
-        log: what the run prints is appended to it. It exists: where it does not, this node has another file system, and
-            what is trained here would be lost.
+        package: the package of the method.
+        flags: the words on the command line of the run.
+        folder: the folder to which the run writes with these flags.
+        log: the file to which the output of the run is appended. It exists; if it does not, this node has another file
+            system, and the results of a training here would be lost.
 
     Raises:
         FileNotFoundError: there is no `log`.
@@ -70,24 +68,25 @@ def train(package: str, flags: Sequence[str], folder: Path, log: Path) -> Outcom
     words = [f"experiments.{package}.train", *flags]
     root = os.pathsep.join(Path(folder).parent.as_posix() for folder in experiments.__path__)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    # Ray cancels by an interrupt, which a sweep that a shell has put into the background hands down as ignored.
+    # Ray cancels a task by an interrupt. A shell that starts a sweep in the background has it ignore interrupts, and
+    # this process has inherited that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "r+b", opener=_appending) as output:
         output.write(f"-- {time.strftime('%F %T')}, {platform.node()}: python -m {shlex.join(words)}\n".encode())
         output.flush()
         begin = output.seek(0, os.SEEK_END)
-        _wait_for_lock(folder / LOCK_FILE)
+        wait_for_lock(folder, LOCK_SECONDS)  # if the lock is still held then, the run will say so
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.sweep.child", str(os.getpid()), *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C at the sweep's terminal is the sweep's to answer
+            start_new_session=True,  # so that Ctrl-C in the sweep's terminal reaches the sweep alone
         )
         try:
-            # In small steps: an exception that comes from outside waits until a call is over.
+            # It waits in small steps, because an exception from outside is raised only when a call returns.
             while (status := process.poll()) is None:
                 time.sleep(POLL_SECONDS)
         finally:
@@ -108,12 +107,5 @@ def _appending(path: str, flags: int) -> int:
 
 
 def sees(file: Path) -> bool:
-    """Whether this node has the file."""
+    """Whether this node sees the file."""
     return file.exists()
-
-
-def _wait_for_lock(path: Path) -> None:
-    """Give a process that holds the lock the time to end; whether it has, the run will say."""
-    if path.exists():
-        with suppress(Timeout), FileLock(path, timeout=LOCK_SECONDS):
-            pass

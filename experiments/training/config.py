@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from experiments.program.run_folder import Existing
+
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes"]
 Device = Literal["cpu", "cuda", "auto"]
@@ -109,12 +111,10 @@ class TrainConfig:
     results_dir: Path = Path("results/runs")
     """The run goes to `<results-dir>/<method>[_blind]/seed_<k>/`."""
 
-    overwrite: bool = False
-    """Replace the run in that place, finished or not."""
-
-    resume: bool = True
-    """Continue the unfinished run in that place, if there is one. It ends as if it had never been interrupted, bit for
-    bit. Settings must be the same."""
+    existing: Existing = "continue"
+    """What to do with the run in that place. `continue`: go on with an unfinished run, which then ends as if it had
+    never been interrupted, bit for bit; settings must be the same. `restart`: throw an unfinished run away. Both refuse
+    a finished run. `replace`: throw the run away, finished or not."""
 
     checkpoint_interval: float = 60.0
     """Seconds between checkpoints, from which an interrupted run continues; more where writing one takes so long that

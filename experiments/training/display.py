@@ -18,9 +18,13 @@ PLAIN_SECONDS = 30.0
 
 
 class TrainingDisplay(BaseCallback):
-    """Progress, steps per second, time left, and each task's return and weight.
+    """Shows the progress, the steps per second, the time left, and the return and the weight of each task.
 
-    On a terminal the view is live; elsewhere a plain line is printed now and then, so that logs stay readable.
+    On a terminal the view is live; elsewhere a plain line is printed every 30 seconds, so that logs stay readable.
+
+    Args:
+        title: the name of the run.
+        total_steps: environment steps of the whole training.
     """
 
     def __init__(self, title: str, total_steps: int) -> None:
@@ -43,7 +47,7 @@ class TrainingDisplay(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._started = self._shown = time.monotonic()
-        self._first_step = self.num_timesteps  # above 0 where a run is continued
+        self._first_step = self.num_timesteps  # above 0 if a run is continued
         if self._console.is_terminal:
             self._live.start()
 
@@ -59,7 +63,7 @@ class TrainingDisplay(BaseCallback):
         self.stop()
 
     def stop(self) -> None:
-        """Give the terminal back; also after an error, when training has no end."""
+        """Give the terminal back. This is also called after an error, when `_on_training_end` is not."""
         self._live.stop()
 
     def _show(self, now: float) -> None:
@@ -81,7 +85,7 @@ class TrainingDisplay(BaseCallback):
         return table
 
     def _rows(self) -> list[tuple[str, float, float | None]]:
-        """Per task: name, mean return of its last episodes, weight."""
+        """The name of each task, the mean return of its last episodes, and its weight."""
         agent = self.model
         assert isinstance(agent, MultiTaskDQN)
         weights = agent.diagnostics

@@ -1,4 +1,4 @@
-"""Films of episodes: frames with a caption, several side by side, and mp4 files that are whole or not there."""
+"""Films of episodes: captions on frames, frames side by side, and mp4 files that are complete or not there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mtrl.files import replacing
 
 Frame = NDArray[np.uint8]  # (H, W, 3)
 
-COLUMNS = 4  # frames side by side; more go into further rows
-GAP = 4  # pixels between them; even, as the encoder needs even sizes
+COLUMNS = 4  # frames side by side; further frames go into further rows
+GAP = 4  # pixels between frames; an even number, because the encoder needs even sizes
 BAR = 28  # height of the caption, pixels
 FONT_SIZE = 16
 MARGIN = 10
@@ -26,14 +26,15 @@ WHITE, YELLOW = (255, 255, 255), (255, 225, 90)
 
 
 def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Frame:
-    """The frame (H, W, 3) with a translucent bar at its top and texts on it; the frame itself stays as it was.
+    """A copy of the frame (H, W, 3) with a translucent bar at the top, and texts on the bar.
 
     Args:
-        frame: what is shown.
-        texts: each begins at its own place, so that it stands still while another changes. Shortened where need be.
-        emphasis: whether the last text is set off by its colour.
+        frame: the frame, which is not changed.
+        texts: the texts. Each begins at a fixed place, so that it stands still while the text before it changes. A text
+            that is too long for its place is shortened.
+        emphasis: whether the last text has a colour of its own. Default False.
     """
-    # Half and half with grey: on the landers' black sky a darker bar would not be seen.
+    # The bar is mixed with grey, because a darker bar would not be visible on the black sky of the landers.
     bar = Image.fromarray((frame[:BAR] // 2 + 32).astype(np.uint8))
     draw, font = ImageDraw.Draw(bar), _font()
     room = frame.shape[1] / len(texts)
@@ -44,7 +45,7 @@ def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Fra
 
 
 def side_by_side(frames: Sequence[Frame]) -> Frame:
-    """Frames of one size in one picture, in rows of four at most, with grey lines between them."""
+    """One picture of several frames of the same size, in rows of at most four, with grey lines between them."""
     height, width, _ = frames[0].shape
     columns = min(COLUMNS, len(frames))
     rows = -(-len(frames) // columns)
@@ -59,20 +60,20 @@ def side_by_side(frames: Sequence[Frame]) -> Frame:
 
 @contextmanager
 def film(path: Path, fps: int) -> Iterator[Callable[[Frame], None]]:
-    """Something that adds each frame it is called with to an mp4, which is at `path` once the block has ended.
+    """Give a function that adds a frame to an mp4 file. The file is at `path` when the block has ended.
 
-    A block that fails leaves what was there before.
+    If the block fails, the file that was at `path` before stays.
 
     Args:
         path: the file.
-        fps: frames per second. Frames are all of one size, even in both directions; there is at least one.
+        fps: frames per second. All frames have the same size, with an even width and height, and there is at least one.
 
     Raises:
-        UsageError: the encoder can't write it.
+        UsageError: the encoder cannot write the file.
     """
     with replacing(path) as file, ExitStack() as stack:
-        # Rounding sizes to the encoder's blocks would scale the picture. The index goes to the front of the file, so
-        # that a browser shows it while it loads.
+        # With larger macro blocks the encoder would round the size and scale the picture. The index goes to the front
+        # of the file, so that a browser can show the film while it loads.
         options = {"fps": fps, "macro_block_size": 1, "output_params": ["-f", "mp4", "-movflags", "+faststart"]}
         encoder: Generator[None, Frame | None, None] | None = None
         added = 0
@@ -90,7 +91,7 @@ def film(path: Path, fps: int) -> Iterator[Callable[[Frame], None]]:
         yield add
         with _encoding(path):
             stack.close()
-            # The encoder does not tell how it ended.
+            # The encoder does not report whether it succeeded, so the frames in the file are counted.
             written, _ = imageio_ffmpeg.count_frames_and_secs(file.name)
             if written != added:
                 raise OSError(f"{added} frames were added and {written} are there")
@@ -98,7 +99,7 @@ def film(path: Path, fps: int) -> Iterator[Callable[[Frame], None]]:
 
 @contextmanager
 def _encoding(path: Path) -> Iterator[None]:
-    """Raise `UsageError` where the encoder fails."""
+    """Turn a failure of the encoder into a `UsageError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -107,7 +108,7 @@ def _encoding(path: Path) -> Iterator[None]:
 
 
 def _shortened(text: str, room: float) -> str:
-    """As much of the text as `room` pixels hold."""
+    """The text, cut to as many characters as fit into `room` pixels."""
     if _font().getlength(text) <= room:
         return text
     kept = next(n for n in range(len(text) - 1, -1, -1) if not n or _font().getlength(text[:n] + "...") <= room)

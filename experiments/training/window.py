@@ -1,4 +1,4 @@
-"""The live window of `evaluate --render`, which Gymnasium opens and draws."""
+"""The live window of `evaluate --render`, which Gymnasium opens and draws into."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import sys
 
 from experiments.program.flags import UsageError
 
-DISPLAYS = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}  # what names a display, and SDL's driver for it
+# The variables of the environment that name a display, and SDL's drivers for such displays.
+DISPLAYS = {"DISPLAY": "x11", "WAYLAND_DISPLAY": "wayland"}
 
 
 def check_display() -> None:
     """Find out whether a window can be opened.
 
     Raises:
-        UsageError: it can't.
+        UsageError: a window cannot be opened.
     """
-    import pygame  # noqa: PLC0415 - slow to load, and only needed for a window
+    import pygame  # noqa: PLC0415 - slow to load, and needed only for a window
 
     instead = "without a display, --video-dir films the episodes"
     if sys.platform == "linux" and "SDL_VIDEODRIVER" not in os.environ:
         drivers = [driver for name, driver in DISPLAYS.items() if os.environ.get(name)]
         if not drivers:
             raise UsageError(f"cannot open a window: neither {' nor '.join(DISPLAYS)} is set; {instead}")
-        # Left to itself, SDL would draw where nobody sees it when these fail.
+        # Without this variable, SDL would draw into an invisible window when these drivers fail.
         os.environ["SDL_VIDEODRIVER"] = ",".join(drivers)
     try:
         pygame.display.init()
@@ -35,10 +36,10 @@ def check_display() -> None:
 
 
 def caption(text: str) -> None:
-    """Title the window.
+    """Set the title of the window.
 
     Raises:
-        KeyboardInterrupt: the user has closed it, which means the same as Ctrl-C.
+        KeyboardInterrupt: the user has closed the window, which means the same as Ctrl-C.
     """
     import pygame  # noqa: PLC0415 - as above
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from experiments.program.run_folder import Existing
 from mtrl.limits import check_number
 
 # The largest values in a run with --quick.
@@ -90,11 +91,10 @@ class WorldModelConfig:
     results_dir: Path = Path("results/runs/world_model")
     """The run's folder is `<results-dir>/<balancer>/seed_<k>/`. Recordings are in `<results-dir>/recordings/`."""
 
-    overwrite: bool = False
-    """Replace the run in that place, finished or not."""
-
-    resume: bool = True
-    """Continue the unfinished run in that place, if there is one; it ends as if it had never been interrupted."""
+    existing: Existing = "continue"
+    """What to do with the run in that place. `continue`: go on with an unfinished run, which then ends as if it had
+    never been interrupted; settings must be the same. `restart`: throw an unfinished run away. Both refuse a finished
+    run. `replace`: throw the run away, finished or not."""
 
     checkpoint_interval: float = 60.0
     """Seconds between checkpoints; 0 writes none."""

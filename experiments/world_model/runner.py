@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,22 +11,13 @@ from rich.table import Table
 
 from envs import BASE_ID, get_tasks
 from experiments.analysis.plots import recording as plots
-from experiments.analysis.runs import (
-    CHECKPOINT_FILE,
-    CONFIG_FILE,
-    EVALUATION_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    PREVIOUS_FILE,
-    write_json,
-)
 from experiments.program.flags import UsageError
 from experiments.program.progress import progress
-from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
+from experiments.program.stopping import StoppedError, StopSignals
 from experiments.program.versions import versions
-from experiments.training.checkpoints import locked
 from experiments.world_model import figures
-from experiments.world_model.checkpoints import Checkpoints, find_run
+from experiments.world_model.checkpoints import FREE_SETTINGS, KIND, Checkpoints
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.evaluation import Windows, evaluate, held_out_windows, look
 from experiments.world_model.recording import HELD_OUT_EVERY, Video, VideoSettings, load_or_record
@@ -43,51 +33,49 @@ FILMS = ("reconstructions.mp4", "roll_outs.mp4")
 
 
 def train(config: WorldModelConfig) -> dict[str, Any]:
-    """Record the video if need be, train, and leave all files in the run's folder.
+    """Record the video if it is not there, train, and leave all files in the folder of the run.
 
-    evaluation.json is written last: a folder that has it is a finished run. An unfinished run with the same settings is
-    continued from its last checkpoint.
+    evaluation.json is written last: a folder that has it holds a finished run. An unfinished run with the same settings
+    is continued from its last checkpoint; see `RunFolder`.
 
     Returns:
-        What evaluation.json holds.
+        The contents of evaluation.json.
 
     Raises:
-        UsageError: something asked for cannot be, or the folder holds a finished run or is in use. Nothing has changed.
-        StoppedError: a signal, a number that is not finite or a disk ended the run; it says how to go on.
+        UsageError: a setting is wrong, or the folder holds a finished run or one with other settings, is in use, or
+            cannot be written to.
+        StoppedError: a signal, a number that is not finite or a disk ended the run; the message says how to go on.
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     config = config.shortened()
     find_balancer(config)
     _refuse_short_video(config)
-    folder = config.run_dir
-    _refuse_finished(folder, config.overwrite)
-    with disk_errors(folder, UsageError):
-        folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), StopSignals() as signals:
-        _refuse_finished(folder, config.overwrite)  # another process may have finished it by now
-        saved = find_run(folder, config) if config.resume and not config.overwrite else None
-        checkpoints = Checkpoints(folder, config)
+    run = RunFolder(
+        config.run_dir,
+        describe(config),
+        kind=KIND,
+        existing=config.existing,
+        free=FREE_SETTINGS,
+        interval=config.checkpoint_interval,
+        unit="update",
+    )
+    with run:
+        video = _video(config, run.signals)
+        trainer = Trainer(config, video)
+        windows = held_out_windows(video, config.context, config.horizon, config.eval_windows)
+        run.begin(results=(*PICTURES, *FILMS, *(f"{name}.png" for name in plots.FIGURES)))
+        checkpoints = Checkpoints(run, trainer)
         try:
-            with disk_errors(folder, StoppedError):
-                video = _video(config, signals)
-                trainer = Trainer(config, video)
-                windows = held_out_windows(video, config.context, config.horizon, config.eval_windows)
-                _clear(folder, continued=saved is not None)
-                write_json(folder / CONFIG_FILE, describe(config))
-                if saved is not None:
-                    checkpoints.restore(trainer, saved)
-                _learn(config, trainer, windows, checkpoints, signals)
-                signals.answer_at_once()
-                evaluation = _finish(config, trainer, windows, checkpoints.seconds)
-                checkpoints.remove()
-        except StopSignal as stop:
-            raise StoppedError(f"stopped by {stop}; {checkpoints.outlook}", stop.status) from None
+            _learn(config, trainer, windows, checkpoints)
         except NonFiniteGradientError as error:
             raise StoppedError(f"{error}; a lower --learning-rate may help") from error
+        run.signals.answer_at_once()
+        evaluation = _evaluate(config, trainer, windows, checkpoints.seconds)
+        run.finish(evaluation)
     if not config.quiet:
         console = Console()
         console.print(_table(evaluation, f"{config.run_name}, seed {config.seed}: squared errors on held-out video"))
-        console.print(f"results in {folder}")
+        console.print(f"results in {config.run_dir}")
     return evaluation
 
 
@@ -104,7 +92,7 @@ def describe(config: WorldModelConfig) -> dict[str, Any]:
 
 
 def _video(config: WorldModelConfig, signals: StopSignals) -> Video:
-    """The video, recorded if it is not there."""
+    """The video of the settings, which is recorded if it is not there yet."""
     settings = VideoSettings(config.tasks, config.frames, config.frame_skip, config.recording_seed)
     with progress(config.quiet) as bar:
         row = bar.add_task("recording", total=config.frames, visible=False)
@@ -116,10 +104,8 @@ def _video(config: WorldModelConfig, signals: StopSignals) -> Video:
         return load_or_record(config.results_dir / RECORDINGS, settings, config.window, advance)
 
 
-def _learn(
-    config: WorldModelConfig, trainer: Trainer, windows: Windows, checkpoints: Checkpoints, signals: StopSignals
-) -> None:
-    """Train to the end, with lines of metrics and checkpoints on the way."""
+def _learn(config: WorldModelConfig, trainer: Trainer, windows: Windows, checkpoints: Checkpoints) -> None:
+    """Train to the end, and write metrics and checkpoints on the way."""
     metrics = config.run_dir / METRICS_FILE
     recorder = Recorder(metrics, trainer.balancer, TASKS, every=config.log_interval, step=trainer.steps)
     with recorder, progress(config.quiet) as bar:
@@ -134,14 +120,11 @@ def _learn(
                 values |= {f"eval/changed_{name}": value for name, value in errors["changed_pixels"].items()}
                 recorder.record({**values, "time/cpu_s": checkpoints.seconds})
             bar.update(row, completed=trainer.steps)
-            if signals.received:
-                checkpoints.save(trainer)
-                signals.answer()
-            checkpoints.save_if_due(trainer)
+            checkpoints.save_if_due()
 
 
-def _finish(config: WorldModelConfig, trainer: Trainer, windows: Windows, seconds: float) -> dict[str, Any]:
-    """Save the model, draw, evaluate."""
+def _evaluate(config: WorldModelConfig, trainer: Trainer, windows: Windows, seconds: float) -> dict[str, Any]:
+    """Save the model, evaluate it, and draw the pictures and films."""
     folder, names = config.run_dir, config.tasks
     trainer.save(folder / MODEL_FILE)
     evaluation = {"steps": trainer.steps, **evaluate(trainer.model, windows, names), "cpu_seconds": seconds}
@@ -153,29 +136,20 @@ def _finish(config: WorldModelConfig, trainer: Trainer, windows: Windows, second
     figures.roll_outs_figure(windows, seen, names, folder / "roll_outs.png")
     figures.attention_figure(windows, seen, folder / "attention.png")
     figures.errors_figure(metrics.curves, evaluation, folder / "errors.png")
-    fps = max(1, round(STEPS_PER_SECOND / config.frame_skip / 2))  # at half its speed one sees more
+    fps = max(1, round(STEPS_PER_SECOND / config.frame_skip / 2))  # at half its speed more can be seen
     figures.reconstructions_film(windows, seen, names, fps, folder / "reconstructions.mp4")
     figures.roll_outs_film(windows, seen, names, fps, folder / "roll_outs.mp4")
-    write_json(folder / EVALUATION_FILE, evaluation)
     return evaluation
 
 
-def _clear(folder: Path, continued: bool) -> None:
-    """Delete what an earlier run left in `folder`, save what it needs to be continued."""
-    files = [EVALUATION_FILE, MODEL_FILE, CONFIG_FILE, *PICTURES, *FILMS, *(f"{name}.png" for name in plots.FIGURES)]
-    if not continued:
-        files += [METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE]
-    for path in (*(folder / name for name in files), *folder.glob(".*.tmp")):
-        path.unlink(missing_ok=True)
-
-
-def _refuse_finished(folder: Path, overwrite: bool) -> None:
-    if (folder / EVALUATION_FILE).exists() and not overwrite:
-        raise UsageError(f"'{folder}' holds a finished run; give --overwrite to replace it, or another --seed")
-
-
 def _refuse_short_video(config: WorldModelConfig) -> None:
-    """Before anything is recorded: some episodes must be held out, a fifth of each task's, and be long enough."""
+    """Check before anything is recorded that the video is long enough.
+
+    A fifth of the episodes of each task is held out, and a held-out episode must hold a whole window.
+
+    Raises:
+        UsageError: the video is too short.
+    """
     tasks = get_tasks(config.tasks)
     longest = max(-(-task.time_limit // config.frame_skip) for task in tasks)
     if config.window > longest:

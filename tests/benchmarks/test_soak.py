@@ -105,7 +105,7 @@ def test_the_command_samples_a_run_draws_and_writes(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
-    assert "holds a finished run; give --overwrite" in capsys.readouterr().err
+    assert "holds a finished run; give --existing replace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

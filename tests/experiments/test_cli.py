@@ -1,7 +1,9 @@
 """Every command line either gives a configuration, or help, or exactly one line on stderr and exit status 2."""
 
+import ast
 import contextlib
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +16,8 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.program.command import run
+import experiments
+from experiments.program.command import resolve, run
 from experiments.program.flags import UsageError, main_guard, parse
 
 
@@ -298,10 +301,44 @@ def test_warnings_during_parsing_are_kept(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "careful\n"
 
 
+@dataclass(frozen=True)
+class Renewed:
+    """Train again."""
+
+    existing: Literal["continue", "restart", "replace"] = "continue"
+    """What to do with the run that is there."""
+    methods: tuple[str, ...] = ()
+    """Which."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "config"),
+    [
+        ("--overwrite", Renewed("replace")),
+        ("--no-resume --method a b", Renewed("restart", ("a", "b"))),
+        ("--no_resume --method=a", Renewed("restart", ("a",))),
+        ("--resume", Renewed()),
+        ("--overwrite --no-resume", Renewed("replace")),
+        ("--no-resume --overwrite", Renewed("replace")),
+    ],
+)
+def test_spellings_of_earlier_versions_are_understood(argv: str, config: Renewed) -> None:
+    assert parse(Renewed, argv.split(), prog="train") == config
+
+
+def test_spellings_of_earlier_versions_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(Renewed, ["--help"], prog="train")
+    words = capsys.readouterr().out.replace("--methods", "").split()
+    assert not {"--overwrite", "--resume", "--no-resume", "--method"} & set(words)
+    assert "--overwrite" in failure(["--overwrite"])  # a program without the new flag does not know the old one
+
+
 PROGRAM = '''
 import sys
 from dataclasses import dataclass
-from experiments.program.command import run
+import experiments
+from experiments.program.command import resolve, run
 
 @dataclass
 class Config:
@@ -331,3 +368,51 @@ def test_a_reader_that_stops_early_is_no_error():
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage")
     assert done.stderr == ""
+
+
+HELP = """
+import contextlib, importlib, io, sys
+from experiments.methods import METHODS
+
+programs = [f"experiments.{method}.{program}" for method in METHODS for program in ("train", "evaluate")]
+programs += ["experiments.supervised.train", "experiments.supervised.compare", "experiments.world_model.train"]
+for name in [*programs, "experiments.sweep.__main__"]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            importlib.import_module(name).main(["--help"])
+        except SystemExit as stop:
+            assert stop.code == 0, name
+    slow = {"torch", "gymnasium", "matplotlib", "scipy", "ray"} & set(sys.modules)
+    assert not slow, (name, slow)
+"""
+
+
+def test_help_loads_nothing_that_is_slow() -> None:
+    subprocess.run([sys.executable, "-c", HELP], check=True)
+
+
+ROOT = Path(experiments.__file__).parent.parent
+ADDRESS = re.compile(r"(mtrl|envs|agents|experiments|benchmarks)(\.\w+)+:\w+")
+
+
+def addresses() -> set[str]:
+    """Every string in the project's code that is the address of something in it."""
+    files = [
+        path
+        for package in ("mtrl", "envs", "agents", "experiments", "benchmarks")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    strings = (
+        node.value
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    return {text for text in strings if ADDRESS.fullmatch(text)}
+
+
+def test_every_address_leads_to_something() -> None:
+    found = addresses()
+    assert {"experiments.training.runner:train", "experiments.rgb.config:RGBConfig"} <= found
+    for address in found:
+        assert callable(resolve(address)), address

@@ -20,7 +20,8 @@ from agents import MultiTaskDQN
 from envs import make_task_vec_env
 from experiments.program.flags import UsageError
 from experiments.shared_dqn import evaluate
-from experiments.training.evaluation import FINAL_SEED, PAUSE, play
+from experiments.training.evaluate_run import PAUSE
+from experiments.training.evaluation import FINAL_SEED, moments
 from experiments.training.filming import BAR, COLUMNS, GAP, Frame, captioned, film, side_by_side
 
 TASKS = ("Standard", "Heavy")
@@ -165,8 +166,7 @@ def lengths(results: Path) -> dict[str, list[int]]:
     agent = MultiTaskDQN.load(results / "shared_dqn" / "seed_0" / "model.zip", device="cpu")
     counted: dict[str, list[int]] = {}
     for task in TASKS:
-        episodes: list[int] = []
-        play(agent, task, 2, FINAL_SEED, "rgb_array", lambda episode, _, into=episodes: into.append(episode))
+        episodes = [moment.episode for moment in moments(agent, task, 2, FINAL_SEED)]
         counted[task] = [episodes.count(0), episodes.count(1)]
     return counted
 

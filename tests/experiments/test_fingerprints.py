@@ -11,18 +11,15 @@ or environment changes more than that.
 import json
 import os
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
-import agents
-from envs import make_task_vec_env
-from experiments.training.config import TrainConfig
+from experiments.methods import METHODS
+from experiments.training.make_agent import make_agent
 
 FILE = Path(__file__).with_name("fingerprints.json")
-METHODS = ("shared_dqn", "gradnorm", "pcgrad", "gradnorm_pcgrad", "rgb", "aim", "torchjd", "independent_dqn", "brc")
 RUNS = [f"{method} {variant}" for method in METHODS for variant in ("aware", "blind")]
 RUNS.remove("independent_dqn blind")
 
@@ -30,12 +27,11 @@ RUNS.remove("independent_dqn blind")
 def train(run, seed=0):
     """The method's agent after 1,200 steps, half of them random play, and 200 updates: past GradNorm's warm-up."""
     method, variant = run.split()
-    config: TrainConfig = import_module(f"experiments.{method}.config").PRESETS["default"]
+    config = METHODS[method].presets["default"]
     short = {"learning_starts": 600, "total_steps": 1_200, "gradient_steps": 4, "batch_size": 16, "buffer_size": 6_000}
     config = replace(config, variant=variant, seed=seed, **short)
-    env = make_task_vec_env(config.tasks, config.envs_per_task, config.seed, config.variant)
-    agent = getattr(agents, config.agent)("MlpPolicy", env, **config.agent_kwargs)
-    return agent.learn(config.total_steps)
+    with make_agent(config) as (agent, _):
+        return agent.learn(config.total_steps)
 
 
 def fingerprint(agent):

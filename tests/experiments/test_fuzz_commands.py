@@ -33,27 +33,28 @@ import experiments.studies.figures
 import experiments.studies.fitting
 import experiments.studies.report
 import experiments.supervised.figures
-import experiments.sweep.__main__ as sweep
-import experiments.sweep.cluster
-import experiments.sweep.dispatch
 import experiments.sweep.estimate
-import experiments.training.evaluation
+import experiments.sweep.sweeping
+import experiments.training.evaluate_run
 import experiments.training.runner
 import experiments.world_model.recording
 import experiments.world_model.runner
 import experiments.world_model.train
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
+from experiments import methods
 from experiments.studies.fitting import Fit
 from experiments.supervised.training import Epoch, Learner, Score
-from experiments.training.config import EvaluateConfig, TrainConfig
+from experiments.sweep.__main__ import main as sweep
+from experiments.sweep.config import SweepConfig
+from experiments.training.config import TrainConfig
 from experiments.training.evaluation import Evaluation, Moment, TaskResult
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.recording import LONGEST, Video, VideoSettings
 from mtrl import Balancer
 
 Main = Callable[[Sequence[str]], int]
-METHODS = ("aim", "brc", "gradnorm", "gradnorm_pcgrad", "independent_dqn", "pcgrad", "rgb", "shared_dqn", "torchjd")
+METHODS = tuple(methods.METHODS)
 BENCHMARKS = ("memory", "scaling", "time_to_return", "training", "update")
 STUDIES = ("interference", "sabotage", "static_heuristics", "mixed_signals")
 LISTS = {  # argument lists for each command
@@ -306,8 +307,8 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
     monkeypatch.setattr(MultiTaskDQN, "learn", learn)
     monkeypatch.setattr(experiments.training.runner, "evaluate", evaluate)
-    monkeypatch.setattr(experiments.training.evaluation, "moments", moments)
-    monkeypatch.setattr(experiments.training.evaluation, "film", film)
+    monkeypatch.setattr(experiments.training.evaluate_run, "moments", moments)
+    monkeypatch.setattr(experiments.training.evaluate_run, "film", film)
     monkeypatch.setattr(experiments.analysis.plots, "FIGURES", {"learning_curves": lambda analysis: Figure()})
     monkeypatch.setattr(
         experiments.analysis.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks}
@@ -367,23 +368,17 @@ def fuzz(
     assert 0 < succeeded < count
 
 
-def config_of(method: str, kind: type[Any]) -> type[Any]:
-    """The settings of a method's program, of that kind; the kind itself where the method has none of its own."""
-    module = importlib.import_module(f"experiments.{method}.config")
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, kind) and c is not kind]
-    return own[0] if own else kind
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_train(method: str, root: Path, template: Path) -> None:
     main = importlib.import_module(f"experiments.{method}.train").main
-    fuzz(main, config_of(method, TrainConfig), root, template, LISTS["train"], METHODS.index(method), LIGHT)
+    fuzz(main, methods.METHODS[method].config_type, root, template, LISTS["train"], METHODS.index(method), LIGHT)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluate(method: str, root: Path, template: Path) -> None:
     main = importlib.import_module(f"experiments.{method}.evaluate").main
-    fuzz(main, config_of(method, EvaluateConfig), root, template, LISTS["evaluate"], 100 + METHODS.index(method))
+    config_type = methods.METHODS[method].evaluate_config_type
+    fuzz(main, config_type, root, template, LISTS["evaluate"], 100 + METHODS.index(method))
 
 
 def test_analyze_results(root: Path, template: Path) -> None:
@@ -405,7 +400,7 @@ def a_file(rng: random.Random, good: Sequence[str]) -> str:
 
 
 def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = experiments.sweep.cluster.cluster
+    real = experiments.sweep.sweeping.cluster
 
     @contextlib.contextmanager
     def cluster(address: str | None) -> Iterator[int]:
@@ -419,12 +414,12 @@ def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> N
         light = ["--envs-per-task", "1", "--buffer-size", "300"]
         return ["--", *an_argument_list(rng, TrainConfig, light)] if rng.random() < 0.5 else []
 
-    monkeypatch.setattr(experiments.sweep.cluster, "cluster", cluster)
-    monkeypatch.setattr(experiments.sweep.cluster, "check_nodes", lambda folder: None)
-    monkeypatch.setattr(experiments.sweep.dispatch, "dispatch", lambda *_: None)
+    monkeypatch.setattr(experiments.sweep.sweeping, "cluster", cluster)
+    monkeypatch.setattr(experiments.sweep.sweeping, "check_nodes", lambda folder: None)
+    monkeypatch.setattr(experiments.sweep.sweeping, "dispatch", lambda *_: None)
     monkeypatch.setattr(experiments.sweep.estimate, "measure_speed", lambda config: 100.0)
     light = ["--methods", "gradnorm", "--seeds", "0-1"]
-    fuzz(sweep.main, sweep.SweepConfig, root, template, LISTS["sweep"], 400, light, more)
+    fuzz(sweep, SweepConfig, root, template, LISTS["sweep"], 400, light, more)
 
 
 def test_compare_weights(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,7 +488,7 @@ def test_world_model(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(experiments.world_model.recording, "record", record)
     monkeypatch.setattr(experiments.world_model.runner, "_learn", lambda *_: None)
     errors = {"all_pixels": {"model": 0.0}, "changed_pixels": {"model": 0.0}}
-    monkeypatch.setattr(experiments.world_model.runner, "_finish", lambda *_: errors)
+    monkeypatch.setattr(experiments.world_model.runner, "_evaluate", lambda *_: errors)
     main, light = experiments.world_model.train.main, ["--seed", "5"]
     fuzz(main, WorldModelConfig, root, template, LISTS["world_model"], 430, light)
 

@@ -20,15 +20,14 @@ import agents
 import experiments
 from agents import MultiTaskDQN, load_agent
 from experiments import analyze_results
+from experiments.methods import METHODS
 from experiments.program.flags import parse
-from experiments.sweep.grid import methods
 from experiments.torchjd.config import TorchJDConfig
 from experiments.training.config import AGENT_FIELDS, EvaluateConfig, TrainConfig, run_name
 from mtrl import balancers
 from mtrl.balancers import make_balancer
 
 FOLDER = Path(experiments.__file__).parent
-METHODS = methods()
 QUICK = [
     *("--total-steps", "1500", "--envs-per-task", "2", "--learning-starts", "600", "--batch-size", "8"),
     *("--gradient-steps", "1", "--eval-interval", "700", "--eval-episodes", "1", "--final-episodes", "1", "--quiet"),
@@ -37,20 +36,12 @@ QUICK = [
 
 def parts(method):
     """The method's programs and configurations."""
-    modules = {
-        name: importlib.import_module(f"experiments.{method}.{name}") for name in ("config", "train", "evaluate")
-    }
-    presets = modules["config"].PRESETS
-    kinds = [kind for kind in vars(modules["config"]).values() if inspect.isclass(kind)]
-    evaluate = [
-        kind for kind in kinds if issubclass(kind, EvaluateConfig) and kind.__module__.endswith(f"{method}.config")
-    ]
     return SimpleNamespace(
-        train=modules["train"].main,
-        evaluate=modules["evaluate"].main,
-        presets=presets,
-        config=type(presets["default"]),
-        evaluate_config=evaluate[0] if evaluate else EvaluateConfig,
+        train=importlib.import_module(f"experiments.{method}.train").main,
+        evaluate=importlib.import_module(f"experiments.{method}.evaluate").main,
+        presets=METHODS[method].presets,
+        config=METHODS[method].config_type,
+        evaluate_config=METHODS[method].evaluate_config_type,
     )
 
 
@@ -98,9 +89,16 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_the_methods_are_those_of_the_project():
+def test_the_list_has_every_package_that_trains_an_agent():
     balanced = {"shared_dqn", "gradnorm", "pcgrad", "rgb", "aim", "gradnorm_pcgrad", "torchjd"}
     assert set(METHODS) == balanced | {"independent_dqn", "brc"}
+    assert set(METHODS) == {path.parent.name for path in FOLDER.glob("*/evaluate.py")}
+    for name, method in METHODS.items():
+        assert name == method.name
+        assert len(method.summary.splitlines()) == 1
+        assert issubclass(method.config_type, TrainConfig)
+        assert issubclass(method.evaluate_config_type, EvaluateConfig)
+        assert method.config_type.__module__ == f"experiments.{name}.config"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -25,7 +25,8 @@ import torch._dynamo  # noqa: F401 - what optimizers import when they are made; 
 import experiments.training.runner
 from envs import TaskVecEnv
 from envs.lunar_lander import TaskPhysics
-from experiments.training import checkpoints as resume
+from experiments.program import run_folder
+from experiments.training import checkpoints
 from experiments.training.evaluation import FINAL_SEED
 from mtrl import checkpoint
 
@@ -60,7 +61,7 @@ class Child:
             os.dup2(log, 1)
             os.dup2(log, 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-            resume.LARGEST_SHARE = 1.0  # small runs: the interval alone decides
+            run_folder.LARGEST_SHARE = 1.0  # small runs: the interval alone decides
             before()
             status = main([*SMALL, *OFTEN, "--results-dir", str(results), *arguments])
         except SystemExit as stop:
@@ -299,15 +300,15 @@ def unfinished(tmp_path_factory):
     """A run that was killed with two checkpoints which count on lines in metrics.jsonl."""
 
     def before():
-        original = resume.Checkpoints.save
+        original = checkpoints.Checkpoints.save
         counting = iter(range(10**6))
 
         def save(self):
             original(self)
-            if (self._folder / "metrics.jsonl").stat().st_size and next(counting) == 1:
+            if (self.run.path / "metrics.jsonl").stat().st_size and next(counting) == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        resume.Checkpoints.save = save
+        checkpoints.Checkpoints.save = save
 
     results = tmp_path_factory.mktemp("unfinished")
     child = Child("shared_dqn", results, before=before)
@@ -339,7 +340,7 @@ def test_other_settings_are_refused(arguments, message, results):
     child = Child("shared_dqn", results, *arguments)
     assert child.wait() == 2
     assert message in child.message
-    assert "--overwrite to start anew" in child.message
+    assert "give --existing restart to start anew" in child.message
     assert contents(results) == before
 
 
@@ -357,10 +358,23 @@ def test_settings_that_change_no_result_may_differ(results, references):
     assert_same_run(child.folder, references("shared_dqn").folder)
 
 
-@pytest.mark.parametrize("flag", ["--overwrite", "--no-resume"])
-def test_starting_anew(flag, results, references):
+def test_a_run_of_an_earlier_version_that_named_its_settings_otherwise_continues(results, references):
+    for name in ("checkpoint.zip", "checkpoint.previous.zip"):
+        path = results / "shared_dqn/seed_0" / name
+        state = checkpoint.load(path)
+        del state["description"]["settings"]["existing"]
+        state["description"]["settings"] |= {"overwrite": False, "resume": True}
+        checkpoint.save(path, state)
+    child = Child("shared_dqn", results)
+    assert child.wait() == 0, child.log.read_text()
+    assert child.log.read_text() == ""
+    assert_same_run(child.folder, references("shared_dqn").folder)
+
+
+@pytest.mark.parametrize("words", ["--existing restart", "--existing replace", "--overwrite", "--no-resume"])
+def test_starting_anew(words, results, references):
     (results / "shared_dqn/seed_0/checkpoint.zip").write_bytes(b"")  # not even looked at
-    child = Child("shared_dqn", results, flag)
+    child = Child("shared_dqn", results, *words.split())
     child.wait_for("checkpoint.zip")
     assert child.wait() == 0
     assert child.log.read_text() == ""
@@ -430,7 +444,7 @@ def test_without_a_readable_checkpoint_nothing_is_touched(damage, results):
     assert child.wait() == 2
     assert "checkpoint.zip'" in child.message
     assert "checkpoint.previous.zip'" in child.message
-    assert "give --overwrite or --no-resume to start anew" in child.message
+    assert "give --existing restart to start anew" in child.message
     assert contents(results) == before
 
 
@@ -460,7 +474,7 @@ def test_a_checkpoint_with_wrong_contents_is_one_line(results):
         child = Child("shared_dqn", results)
         assert child.wait() == 2
         assert "cannot continue from" in child.message
-        assert "--no-resume to start anew" in child.message
+        assert "give --existing restart to start anew" in child.message
 
 
 @pytest.mark.parametrize(
@@ -487,7 +501,7 @@ def test_a_second_process_on_the_same_run_is_refused(references, tmp_path):
     log = first.log.rename(tmp_path / "first.log")
     os.kill(first.pid, signal.SIGSTOP)
     try:
-        for flags in ((), ("--overwrite",), ("--no-resume",)):
+        for flags in ((), ("--existing", "replace"), ("--existing", "restart")):
             before = contents(first.folder)
             second = Child("shared_dqn", tmp_path, *LONGER, *flags)
             assert second.wait() == 2

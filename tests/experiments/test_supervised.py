@@ -524,8 +524,8 @@ def test_the_same_seed_gives_the_same_run_and_a_finished_one_is_kept(tmp_path, c
     assert content("a") == content("b")
     before = content("a")
     line = fails(train, [*SMALL, "--balancer", "pcgrad", "--results-dir", "a"], capsys)
-    assert line.endswith("holds a finished run; give --overwrite to replace it, or another --seed")
-    assert train([*SMALL, "--balancer", "pcgrad", "--results-dir", "a", "--overwrite", "--epochs", "1"]) == 0
+    assert line.endswith("holds a finished run; give --existing replace to replace it, or another --seed")
+    assert train([*SMALL, "--balancer", "pcgrad", "--results-dir", "a", "--existing", "replace", "--epochs", "1"]) == 0
     assert content("a") != before
     (Path("a") / "synthetic_pcgrad/seed_42/evaluation.json").unlink()  # an unfinished run begins anew
     assert train([*SMALL, "--balancer", "pcgrad", "--results-dir", "a"]) == 0
@@ -549,7 +549,7 @@ def test_no_log_file_where_none_is_wanted(tmp_path):
         (["--num-train", "1"], "data.num_train is 1; it must be between 2"),
         (["--data", "mnist"], "argument --data: invalid choice 'mnist'"),
         (["--epoch", "3"], "unrecognized argument '--epoch'; did you mean --epochs?"),
-        (["--results-dir", "afile"], "cannot write to"),
+        (["--results-dir", "afile"], "'afile' is a file; results need a folder"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(argv, message, tmp_path, capsys):
@@ -654,7 +654,7 @@ def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
         assert ours["p_holm"] == pytest.approx(comparison.p_holm)
     assert found["balancers"]["equal"]["difference"] == {}
     line = fails(compare, argv, capsys)
-    assert line.endswith("holds a comparison; give --overwrite to replace it, or another --output-dir")
+    assert line.endswith("holds a comparison; give --existing replace to replace it, or another --output-dir")
 
 
 def test_seeds_are_paired_and_methods_that_do_the_same_do_not_differ():

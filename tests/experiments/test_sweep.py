@@ -4,7 +4,6 @@ The undisturbed runs are made one after the other in this process, without Ray.
 """
 
 import _thread
-import importlib
 import io
 import json
 import os
@@ -23,7 +22,8 @@ import pytest
 from rich.console import Console
 
 import experiments
-from experiments.program.flags import parse_seeds
+from experiments.methods import METHODS
+from experiments.program.flags import parse, parse_seeds
 from experiments.shared_dqn import train as shared_train
 from experiments.sweep import __main__ as program
 from experiments.sweep import grid, worker
@@ -69,32 +69,15 @@ def test_a_method_without_variants_runs_once_and_an_aggregator_is_part_of_the_me
     assert names == ["torchjd_cagrad_blind seed 0", "torchjd_upgrad_blind seed 0"]
 
 
-@pytest.mark.parametrize("method", grid.methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_the_flags_of_a_planned_run_make_its_settings(method, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for run in plan(method, seeds=(0, 7), flags=("--preset", "notes", "--gamma", "0.5")):
-        presets = importlib.import_module(f"experiments.{method}.config").PRESETS
-        kind = type(presets["default"])
-        assert grid.parse(kind, run.flags, prog="train", presets=presets) == run.config
+        kind, presets = METHODS[method].config_type, METHODS[method].presets
+        assert parse(kind, run.flags, prog="train", presets=presets) == run.config
         assert run.config.gamma == 0.5
         assert run.config.episodes_per_task == 500
         assert run.folder == tmp_path / "runs" / run.config.run_name / f"seed_{run.config.seed}"
-
-
-def test_every_method_can_be_swept():
-    expected = {
-        "aim",
-        "brc",
-        "gradnorm",
-        "gradnorm_pcgrad",
-        "independent_dqn",
-        "pcgrad",
-        "rgb",
-        "shared_dqn",
-        "torchjd",
-    }
-    assert expected <= set(grid.methods())
-    assert "sweep" not in grid.methods()
 
 
 def test_seeds_are_numbers_and_ranges():
@@ -124,6 +107,7 @@ def test_seeds_are_numbers_and_ranges():
         ("--methods rgb -- --gamma 2", "rgb: gamma is 2"),
         ("--methods rgb -- --tasks Windey", "rgb: unknown task 'Windey'"),
         ("--methods rgb -- --seed=3", "argument --seed after '--': a sweep has --seeds"),
+        ("--methods rgb -- --existing replace", "argument --existing after '--': a sweep continues"),
         ("--methods rgb -- --overwrite", "argument --overwrite after '--': a sweep continues"),
         ("--methods rgb -- --device cuda", "argument --device after '--': a run of a sweep has one CPU core"),
         ("--methods rgb --results-dir FILE", "'FILE' is a file; results need a folder"),

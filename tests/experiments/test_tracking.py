@@ -257,10 +257,10 @@ def test_the_run_goes_on_where_wandb_fails(wandb_runs, plain, tmp_path, capsys):
 
 KILLED = """
     import os, signal, sys, time
-    from experiments.training import checkpoints as resume
+    from experiments.program import run_folder
     from experiments.training import tracking
     from experiments.aim.train import main
-    resume.LARGEST_SHARE = 1.0  # a small run: the interval alone decides
+    run_folder.LARGEST_SHARE = 1.0  # a small run: the interval alone decides
     settle, write, lines = tracking.Views.settle, tracking.Views.write, []
 
     def settle_and_wait(views):

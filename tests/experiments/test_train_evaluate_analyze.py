@@ -21,7 +21,7 @@ from experiments.shared_dqn import evaluate as shared_evaluate
 from experiments.shared_dqn import train as shared_train
 from experiments.shared_dqn.config import SharedDQNConfig
 from experiments.training.config import AGENT_FIELDS, TrainConfig
-from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, play
+from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, moments, play
 from mtrl import GradNorm
 
 QUICK = [
@@ -112,10 +112,9 @@ def test_evaluate_repeats_what_training_found(results, capsys):
 def test_an_episode_does_not_depend_on_how_many_are_played_or_filmed(results):
     agent = MultiTaskDQN.load(results / "shared_dqn/seed_0/model.zip", device="cpu")
     three = play(agent, "Windy", 3, FINAL_SEED)
-    frames = []
-    filmed = play(agent, "Windy", 1, FINAL_SEED + 2, "rgb_array", lambda _, frame: frames.append(frame.shape))
-    assert filmed == [three[2]]
-    assert set(frames) == {(400, 600, 3)}
+    filmed = list(moments(agent, "Windy", 1, FINAL_SEED + 2, "rgb_array"))
+    assert [moment.total for moment in filmed if moment.over] == [three[2]]
+    assert {moment.frame.shape for moment in filmed} == {(400, 600, 3)}
 
 
 def test_video_dir_gets_one_readable_mp4_per_task(results, tmp_path):
@@ -209,7 +208,7 @@ def test_bad_training_input_is_one_line_and_leaves_no_trace(tmp_path, capsys, ar
 
 def test_finished_runs_and_files_in_the_way_are_left_alone(results, tmp_path, capsys):
     before = snapshot(results)
-    assert "--overwrite" in fails(shared_train.main, [*QUICK, "--results-dir", results], capsys)
+    assert "--existing replace" in fails(shared_train.main, [*QUICK, "--results-dir", results], capsys)
     assert snapshot(results) == before
     blocked = tmp_path / "file"
     blocked.write_text("mine")
@@ -218,11 +217,14 @@ def test_finished_runs_and_files_in_the_way_are_left_alone(results, tmp_path, ca
     assert blocked.read_text() == "mine"
 
 
-def test_overwrite_replaces_a_finished_run(tmp_path):
+def test_only_replace_replaces_a_finished_run(tmp_path, capsys):
     arguments = [*QUICK, "--results-dir", str(tmp_path)]
     shared_train.main(arguments)
-    shared_train.main([*arguments, "--overwrite", "--gamma", "0.5"])
-    assert json.loads((tmp_path / "shared_dqn/seed_0/config.json").read_text())["settings"]["gamma"] == 0.5
+    for words in ("--existing restart", "--existing continue", "--no-resume"):
+        assert "holds a finished run" in fails(shared_train.main, [*arguments, *words.split()], capsys)
+    for words, gamma in (("--existing replace", 0.5), ("--overwrite", 0.6), ("--overwrite --no-resume", 0.7)):
+        shared_train.main([*arguments, *words.split(), "--gamma", str(gamma)])
+        assert json.loads((tmp_path / "shared_dqn/seed_0/config.json").read_text())["settings"]["gamma"] == gamma
 
 
 def test_bad_evaluation_input_is_one_line_and_leaves_no_trace(results, tmp_path, capsys):

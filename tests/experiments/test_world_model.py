@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments.program.flags import UsageError
+from experiments.world_model.checkpoints import FREE_SETTINGS
 from experiments.world_model.config import QUICK, WorldModelConfig
 from experiments.world_model.evaluation import evaluate, held_out_windows, look
 from experiments.world_model.frames import ModelSettings
@@ -354,7 +355,7 @@ def test_a_finished_run_is_kept(finished, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*FLAGS, "--results-dir", str(finished.parents[1])])
     assert stop.value.code == 2
-    assert "holds a finished run; give --overwrite" in capsys.readouterr().err
+    assert "holds a finished run; give --existing replace" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
@@ -381,6 +382,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monke
         main([*flags, "--learning-rate", "0.5"])
     assert stop.value.code == 2
     assert "learning_rate was 0.002 and is 0.5" in capsys.readouterr().err
+    # Earlier versions wrote the settings that must stay the same, without what may differ and without the versions.
+    state = checkpoint.load(folder / "checkpoint.zip")
+    settings = {name: value for name, value in state["description"]["settings"].items() if name not in FREE_SETTINGS}
+    del settings["existing"]
+    former = {"kind": state["kind"], "settings": settings, "seconds": state["seconds"], "trainer": state["trainer"]}
+    checkpoint.save(folder / "checkpoint.zip", former)
 
     assert main(flags) == 0
     one, other = load_model(finished / "model.zip").state_dict(), load_model(folder / "model.zip").state_dict()

@@ -1,4 +1,4 @@
-"""Figures of a comparison, each a function of its `Analysis`, and of a descent."""
+"""Figures of a comparison, each a function of its `Analysis`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from experiments.analysis.plots.comparison import (
 from experiments.analysis.plots.gradients import aim_thresholds, conflicts, rgb_angles, task_weights
 from experiments.analysis.plots.learning import learning_curves, learning_curves_time
 from experiments.analysis.plots.style import RC, save
-from experiments.training.descents import descents
 
-__all__ = ["FIGURES", "SUFFIXES", "descents", "write"]
+__all__ = ["FIGURES", "SUFFIXES", "write"]
 
 SUFFIXES = (".png", ".svg")
 

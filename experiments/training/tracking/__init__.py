@@ -1,7 +1,7 @@
 """Views of a training run: TensorBoard and Weights & Biases (W&B).
 
-The run's own metrics.jsonl is the truth. A view shows the same lines under the same names, with `env_step` as its axis;
-it changes nothing in the training, and where it fails the training goes on without it.
+metrics.jsonl in the folder of the run is the record. A view shows the same lines under the same names, with `env_step`
+as its axis. A view changes nothing in the training, and when a view fails, the training goes on without it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = [
 
 
 class Views(KVWriter):
-    """All views of one run: opened where the run begins, closed where the `with` block ends, whatever ends that.
+    """All views of one run. They are opened when the run begins, and closed when the `with` block ends for any reason.
 
-    The first failure of a view is one line of warning, and the view's end.
+    A view that fails is closed, with one line of warning.
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class Views(KVWriter):
         self._views.clear()
 
     def open(self, config: TrainConfig, description: Mapping[str, Any], continued_at: int | None) -> None:
-        """Begin to show the run.
+        """Open the views that the settings ask for.
 
         Args:
-            config: what is wanted.
+            config: the settings of the run.
             description: the contents of config.json.
-            continued_at: environment steps from which the run is continued; None: it is new.
+            continued_at: the environment step from which the run is continued; None if the run is new.
         """
         if config.tensorboard:
             self._add("TensorBoard", lambda: TensorBoardView(config.run_dir, config.tasks, continued_at))
@@ -68,16 +68,16 @@ class Views(KVWriter):
         self._each(lambda view: view.write(key_values, key_excluded, step))
 
     def settle(self) -> None:
-        """All lines so far are part of the run for good: a checkpoint has them."""
+        """Tell the views that a checkpoint covers all lines so far, so that no later resume takes them back."""
         self._each(lambda view: view.settle())
 
     def finish(self, evaluation: Mapping[str, Any], episodes: Episodes) -> None:
-        """The run is finished, and its model.zip and evaluation.json are written; arguments as of `View.finish`."""
+        """Show the results of the finished run; see `View.finish`. model.zip and evaluation.json are on the disk."""
         self._finished = True
         self._each(lambda view: view.finish(evaluation, episodes))
 
     def close(self) -> None:
-        """Nothing: the logger ends with the training, views when the run has been evaluated."""
+        """Do nothing. The logger closes its writers after the training, but the views still show the evaluation."""
 
     def _add(self, name: str, make: Callable[[], View]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""TensorBoard's view of a training run."""
+"""The view of a training run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
 
 from experiments.training.tracking.view import View
 
 TENSORBOARD_FOLDER = "tensorboard"
 
 MATRICES = ("cosine", "tau")
-"""Metrics of pairs of tasks that TensorBoard shows as heat maps; both lie in [-1, 1] or near it."""
+"""Metrics of pairs of tasks that are shown as heat maps. Their values lie in [-1, 1] or near this range."""
 
 LINES_PER_IMAGE = 10
 
@@ -25,17 +26,15 @@ class TensorBoardView(TensorBoardOutputFormat, View):
     """Event files in `tensorboard/`: every metric as a scalar, and matrices over pairs of tasks as heat maps.
 
     Args:
-        folder: the run's.
-        tasks: names, in order.
-        continued_at: environment steps from which the run is continued: later ones, which an interrupted process may
-            have left, are taken back. Default None: a new run.
+        folder: the folder of the run.
+        tasks: the names of the tasks, in order.
+        continued_at: the environment step from which the run is continued. Later events, which an interrupted process
+            may have left, are taken back. Default None: the run is new.
     """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path, tasks: Sequence[str], continued_at: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - only when used
-
         purge_from = None if continued_at is None else continued_at + 1
         self.writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge_from)
         self._is_closed = False
@@ -61,10 +60,10 @@ class TensorBoardView(TensorBoardOutputFormat, View):
 
 
 def pair_matrix(line: Mapping[str, Any], name: str, tasks: Sequence[str]) -> NDArray[np.float64] | None:
-    """The metric `balancer/<name>/<a>_<b>` of all pairs of tasks, (T, T).
+    """The metric `balancer/<name>/<a>_<b>` of all pairs of tasks, (T, T); None if the line has no value of it.
 
-    A pair of which only the other order is there has that value, as the metric is symmetric then; the diagonal is NaN.
-    None if there is no value at all.
+    A symmetric metric is logged in one order of each pair only; the other order gets the same value. The diagonal is
+    NaN.
     """
     matrix = np.full((len(tasks), len(tasks)), np.nan)
     for i, a in enumerate(tasks):
@@ -78,12 +77,12 @@ def pair_matrix(line: Mapping[str, Any], name: str, tasks: Sequence[str]) -> NDA
 def heat_map(matrix: NDArray[np.float64], tasks: Sequence[str], cell: int = 56) -> NDArray[np.uint8]:
     """A picture of a matrix over pairs of tasks, (H, W, 3): blue at -1, white at 0, red at 1, grey where it is NaN.
 
-    Drawn without Matplotlib, which takes a hundred times as long.
+    It is drawn without Matplotlib, which takes a hundred times as long.
 
     Args:
-        matrix: (T, T); row i, column j belongs to tasks i and j.
-        tasks: names.
-        cell: least width and height of a cell in pixels.
+        matrix: (T, T); entry (i, j) belongs to tasks i and j.
+        tasks: the names of the tasks.
+        cell: the smallest width and height of a cell in pixels. Default 56.
     """
     font = ImageFont.load_default(12)
     label = int(max(font.getlength(task) for task in tasks)) + 10  # pixels
@@ -104,7 +103,7 @@ def heat_map(matrix: NDArray[np.float64], tasks: Sequence[str], cell: int = 56) 
 
 
 def _diverging(value: float) -> tuple[int, int, int]:
-    """From blue (-1) over white to red (1), which all kinds of colour vision tell apart."""
+    """A colour from blue (-1) over white (0) to red (1). People with any kind of colour vision can tell them apart."""
     if np.isnan(value):
         return (224, 224, 224)
     end = (178, 24, 43) if value > 0 else (33, 102, 172)

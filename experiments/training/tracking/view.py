@@ -1,4 +1,4 @@
-"""What a view of a training run is, and the episodes that it may show."""
+"""The base class of a view of a training run, and the episodes that a view may show."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ EPISODE_COLUMNS = ("task", "episode", "env_step", "return", "length")
 
 
 class View(KVWriter):
-    """Shows a run's metrics somewhere else. A writer for the logger of Stable-Baselines3.
+    """Shows the metrics of a run in another program. It is a writer for the logger of Stable-Baselines3.
 
     Attributes:
-        name: what a warning calls it.
+        name: the name of the view in warnings.
     """
 
     name: str
 
     def settle(self) -> None:
-        """All lines so far are part of the run for good: a checkpoint has them."""
+        """Learn that a checkpoint covers all lines so far, so that no later resume takes them back."""
 
     def finish(self, evaluation: Mapping[str, Any], episodes: Episodes) -> None:
-        """The run is finished.
+        """Show the results of the finished run.
 
         Args:
             evaluation: the contents of evaluation.json.
-            episodes: those of the training.
+            episodes: the episodes of the training.
         """
 
     def end(self, finished: bool) -> None:
-        """Let go of files and processes; nothing else is called any more."""
+        """Close files and end processes. No other method is called after this one."""
 
 
 class Episodes(BaseCallback):
-    """Notes every episode of the training. It has a state, so that a continued run has them all.
+    """Records every episode of the training. It has a state, so that a continued run has all episodes.
 
     Args:
-        tasks: names, in the order of the columns of the environment.
-        envs_per_task: columns of each.
+        tasks: the names of the tasks, in the order of their columns in the vector environment.
+        envs_per_task: the number of columns of each task.
     """
 
     def __init__(self, tasks: Sequence[str], envs_per_task: int) -> None:
@@ -53,7 +53,7 @@ class Episodes(BaseCallback):
 
     @property
     def table(self) -> list[list[Any]]:
-        """One row for each episode: task, number, environment steps at its end, return, length."""
+        """One row for each episode: its task, its number, the environment steps at its end, its return, its length."""
         return [
             [self._tasks[int(task)], number, int(step), total, int(length)]
             for number, (task, step, total, length) in enumerate(self.state_dict()["rows"].tolist(), start=1)
@@ -64,7 +64,7 @@ class Episodes(BaseCallback):
         return {"rows": np.array(self._rows).reshape(-1, 4)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of `state_dict`."""
+        """Take over what `state_dict` gave."""
         self._rows = array("d", state["rows"].ravel())
 
     def _on_step(self) -> bool:

@@ -1,4 +1,4 @@
-"""The view of a training run in Weights & Biases (W&B), and what else talks to W&B."""
+"""The view of a training run in Weights & Biases (W&B), and everything else that uses W&B."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stable_baselines3.common.logger import filter_excluded_keys
 
-from experiments.analysis.runs import EVALUATION_FILE, MODEL_FILE
 from experiments.program.flags import UsageError
+from experiments.program.run_folder import EVALUATION_FILE, MODEL_FILE
 from experiments.training.config import TrainConfig, WandbMode
 from experiments.training.tracking.view import EPISODE_COLUMNS, Episodes, View
 
@@ -26,16 +26,16 @@ EVALUATION_KEYS = ("mean", "standard_deviation", "success_rate")
 
 
 class WandbView(View):
-    """The run as one run of W&B, in the group of its method and variant.
+    """Shows the run as one run of W&B, in the group of its method and variant.
 
-    W&B cannot take lines back, nor continue an offline run. So it gets lines when a checkpoint has them (at once where
-    there are no checkpoints), and a run that is continued becomes a new run in the same group, with the lines from
-    there on: none is shown twice.
+    W&B cannot take lines back, and cannot continue an offline run. So a line is sent only when a checkpoint covers it,
+    or at once if there are no checkpoints. A run that is continued becomes a new run in the same group, which has the
+    lines from there on, so that no line is shown twice.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         description: the contents of config.json.
-        continued_at: environment steps from which the run is continued. Default None: a new run.
+        continued_at: the environment step from which the run is continued. Default None: the run is new.
     """
 
     name = "W&B"
@@ -68,13 +68,13 @@ class WandbView(View):
             self._session = stack.pop_all()
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Take one line of metrics."""
+        """Accept one line of metrics."""
         self._lines.append(filter_excluded_keys(key_values, key_excluded, "wandb"))
         if not self._buffered:
             self.settle()
 
     def settle(self) -> None:
-        """Send what has come since the last time."""
+        """Send the lines that have come since the last time."""
         for line in self._lines:
             self._run.log(line)
         self._lines.clear()
@@ -89,14 +89,14 @@ class WandbView(View):
         }
         model = self._wandb.Artifact(self._name, type="model", metadata=dict(evaluation))
         for name in (MODEL_FILE, EVALUATION_FILE):
-            # "immutable": the run's own file is enough, as nobody writes to it any more.
+            # With "immutable", W&B makes no copy of the file, which nobody changes any more.
             model.add_file(str(self._folder / name), policy="immutable", skip_cache=True)
         self._run.log(tables)
         self._run.log_artifact(model)
         self._run.summary.update(wandb_summary(evaluation))
 
     def end(self, finished: bool) -> None:
-        """Leave the run; what no checkpoint has is not part of it."""
+        """End the run in W&B. Lines that no checkpoint covers are not sent."""
         with self._session:
             self._run.finish(exit_code=0 if finished else 1)
 

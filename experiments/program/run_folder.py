@@ -1,0 +1,388 @@
+"""The folder of one run: its files, who may write to it, whether it goes on, and what Ctrl-C leaves in it.
+
+Every program that trains uses `RunFolder`. A folder with `evaluation.json` holds a finished run; this file is written
+last. A folder with `checkpoint.zip` or `checkpoint.previous.zip` holds an unfinished run that can be continued.
+
+On SIGINT (Ctrl-C) or SIGTERM the training writes a checkpoint, if it keeps checkpoints, and raises `StopSignal`. The
+folder then keeps its settings, metrics and checkpoints, its lock is released, and the program ends with one line that
+says how to continue the run.
+
+This module loads PyTorch only when a checkpoint is read or written, because `--help` and the analysis need none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from filelock import FileLock, Timeout
+
+import mtrl
+from experiments.program.flags import UsageError
+from experiments.program.outputs import check_folder
+from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from mtrl.files import one_line, replacing
+
+Existing = Literal["continue", "restart", "replace"]
+"""What to do with the run that is in the folder already:
+
+- `continue` goes on with an unfinished run from its last checkpoint, and refuses a finished run;
+- `restart` throws an unfinished run away and begins anew, and refuses a finished run;
+- `replace` throws an unfinished or finished run away and begins anew.
+"""
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+MODEL_FILE = "model.zip"
+# These three exist only while a run is in training.
+CHECKPOINT_FILE = "checkpoint.zip"
+PREVIOUS_FILE = "checkpoint.previous.zip"
+LOCK_FILE = ".lock"
+
+ANEW = "give --existing restart to start anew"
+LARGEST_SHARE = 0.03
+"""The largest share of the time that writing checkpoints may take. After a slow write the next one waits longer."""
+
+FORMER_SETTINGS = ("overwrite", "resume")
+"""Names under which earlier versions kept what is now `existing`. Checkpoints of earlier runs still hold them."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """An unfinished run that can be continued.
+
+    Attributes:
+        path: its checkpoint.
+        state: the contents of the checkpoint.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+
+class RunFolder:
+    """The folder of one run, which belongs to this process inside a `with` block.
+
+        run = RunFolder(folder, description, kind="training", interval=60)    # refuses a finished run
+        with run:                     # makes and locks the folder, and finds the run to continue
+            run.begin()               # deletes what is left of an earlier run, and writes config.json
+            ...                       # trains; calls run.checkpoint(...) when run.is_due()
+            run.finish(evaluation)    # writes evaluation.json and deletes the checkpoints
+
+    Inside the block, a `StopSignal` and an error of the disk become a `StoppedError`, whose message says how to go on.
+
+    Args:
+        path: the folder.
+        description: the contents of config.json. `settings` in it maps names to values; `method` and `versions` are
+            optional. A run is continued only with the same method, settings and versions.
+        kind: the word that the program's checkpoints carry, so that no other program takes them for its own.
+        existing: what to do with the run that is in the folder already.
+        free: names of settings that may differ when a run is continued.
+        interval: seconds between checkpoints; 0 if the user wants none, None if the program has none. Default None.
+        unit: what `steps` of a checkpoint counts, for messages. Default "step".
+
+    Attributes:
+        saved: the run to continue; None if the run is new. It is found when the block begins.
+        steps: how far the run was at the last checkpoint; None before the first.
+        seconds: how long writing the checkpoints of the run has taken.
+        signals: may ask the run to stop.
+
+    Raises:
+        UsageError: the folder holds a finished run, and `existing` is not `replace`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        description: Mapping[str, Any],
+        *,
+        kind: str,
+        existing: Existing = "continue",
+        free: Sequence[str] = (),
+        interval: float | None = None,
+        unit: str = "step",
+    ) -> None:
+        self.path = path
+        self.description = description
+        self.saved: SavedRun | None = None
+        self.steps: int | None = None
+        self.seconds = 0.0
+        self.signals = StopSignals()
+        self._kind = kind
+        self._existing = existing
+        self._free = (*free, "existing", *FORMER_SETTINGS)
+        self._interval = interval
+        self._unit = unit
+        self._last_end = time.monotonic()
+        self._last_duration = 0.0
+        self._refuse_finished()
+
+    def __enter__(self) -> Self:
+        """Make and lock the folder, and find the run to continue.
+
+        Raises:
+            UsageError: the folder cannot be written to, another process trains in it or has finished the run, or the
+                unfinished run in it cannot be continued.
+        """
+        with ExitStack() as stack:
+            with disk_errors(self.path, UsageError):
+                check_folder(self.path)
+                self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(self.path))
+            stack.enter_context(self._stopping())
+            stack.enter_context(self.signals)
+            self._refuse_finished()  # another process may have finished the run since the first look
+            if self._existing == "continue":
+                self.saved = self._find()
+            self._leave = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leave.__exit__(kind, error, traceback)
+
+    def begin(self, results: Sequence[str] = (), records: Sequence[str] = ()) -> None:
+        """Delete what an earlier run left in the folder, except what is needed to continue it, and write config.json.
+
+        Args:
+            results: files that the program writes at the end of a run, besides model.zip and evaluation.json.
+            records: files and folders that the program adds to while it trains, besides metrics.jsonl; they stay where
+                a run is continued.
+
+        Raises:
+            UsageError: the folder cannot be written to.
+        """
+        self._last_end = time.monotonic()
+        names = [EVALUATION_FILE, MODEL_FILE, CONFIG_FILE, *results]
+        if self.saved is None:
+            names += [METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE, *records]
+        with disk_errors(self.path, UsageError):
+            for path in (*(self.path / name for name in names), *self.path.glob(".*.tmp")):
+                if path.name in records and path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            write_json(self.path / CONFIG_FILE, self.description)
+
+    @contextmanager
+    def restoring(self) -> Iterator[dict[str, Any]]:
+        """Give the state of the saved run, to be put in place within the block.
+
+        Raises:
+            UsageError: the block failed, because a file with good checksums has wrong contents.
+        """
+        assert self.saved is not None
+        path = self.saved.path
+        try:
+            yield self.saved.state
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            problem = one_line(f"{type(error).__name__}: {error}", longest=0)
+            raise UsageError(f"cannot continue from '{path}': {problem}; {ANEW}") from error
+        if path.name == PREVIOUS_FILE:  # otherwise the next checkpoint would replace the good one by the damaged one
+            os.replace(path, self.path / CHECKPOINT_FILE)
+        self.saved = None  # the replay in its state is large
+        self._last_end = time.monotonic()
+
+    def is_due(self, interval: float | None = None) -> bool:
+        """Whether a checkpoint is due: `interval` seconds have passed since the last one, more if that one took long.
+
+        Args:
+            interval: seconds. Default: the interval of the run. Without it, a checkpoint is never due.
+        """
+        least = self._interval if interval is None else interval
+        rested = time.monotonic() - self._last_end
+        return bool(self._interval) and rested >= max(least or 0, self._last_duration / LARGEST_SHARE)
+
+    def checkpoint(self, make_state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write a checkpoint, and keep the one before it. Nothing is written if the run has no interval.
+
+        Args:
+            make_state: makes the state to save. `steps` in it says how far the run is. The time that it takes counts
+                as time of writing.
+
+        Raises:
+            OSError: the checkpoint cannot be written. The last one is untouched.
+        """
+        if not self._interval:
+            return
+        begun = time.monotonic()
+        state = {"kind": self._kind, "description": self.description, **make_state()}
+        mtrl.checkpoint.save(self.path / CHECKPOINT_FILE, state, previous=self.path / PREVIOUS_FILE)
+        self._last_end = time.monotonic()
+        self._last_duration = self._last_end - begun
+        self.seconds += self._last_duration
+        self.steps = state["steps"]
+
+    def finish(self, evaluation: Mapping[str, Any]) -> None:
+        """Write evaluation.json, which makes the run a finished one, and delete the checkpoints.
+
+        From now on signals act as they do outside the block: there is nothing left to stop.
+        """
+        write_json(self.path / EVALUATION_FILE, evaluation)
+        for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        self.signals.let_go()
+
+    @property
+    def outlook(self) -> str:
+        """What becomes of a run that ends now, in words."""
+        if self.steps is not None:
+            without = "" if self._existing == "continue" else f" without --existing {self._existing}"
+            return f"the same command{without} continues from {self._unit} {self.steps:,}"
+        if self._interval is None:
+            return "the same command starts anew"
+        if not self._interval:
+            return "without checkpoints it can't be continued"
+        return "there is no checkpoint yet, so the same command starts anew"
+
+    @property
+    def kept(self) -> str:
+        """Where the last checkpoint is, in words."""
+        return f"'{self.path / CHECKPOINT_FILE}' is kept" if self.steps is not None else "there is no checkpoint"
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        try:
+            with disk_errors(self.path, StoppedError):
+                yield
+        except StopSignal as stop:
+            raise StoppedError(f"stopped by {stop}; {self.outlook}", stop.status) from None
+        except StoppedError as stop:
+            if not isinstance(stop.__cause__, OSError):
+                raise  # the message says already how to go on
+            raise StoppedError(f"{stop}; {self.outlook}") from stop
+
+    def _refuse_finished(self) -> None:
+        if is_finished(self.path) and self._existing != "replace":
+            another = "give --existing replace to replace it, or another --seed"
+            raise UsageError(f"'{self.path}' holds a finished run; {another}")
+
+    def _find(self) -> SavedRun | None:
+        """The run to continue; None if there is none. A damaged last checkpoint is one line of warning.
+
+        Raises:
+            UsageError: none of the checkpoints can be read, or they belong to a run with other settings.
+        """
+        problems: list[str] = []
+        for path in (self.path / CHECKPOINT_FILE, self.path / PREVIOUS_FILE):
+            if not os.path.lexists(path):
+                continue
+            try:
+                state = self._read(path)
+            except (mtrl.checkpoint.CheckpointError, OSError) as error:
+                problems.append(one_line(error, longest=0))
+                continue
+            if changed := differences(_binding(state["description"]), _binding(self.description), self._free):
+                raise UsageError(
+                    f"'{self.path}' holds an unfinished run with other settings: {', '.join(changed)}; "
+                    f"repeat its settings to continue it, or {ANEW}"
+                )
+            for problem in problems:
+                print(f"warning: {problem}; continuing from the one before, '{path.name}'", file=sys.stderr)
+            return SavedRun(path, state)
+        if problems:
+            raise UsageError(f"{'; '.join(problems)}; {ANEW}")
+        return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The checkpoint in `path`.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, belongs to another program, or does not go with the metrics
+                beside it.
+            OSError: the file cannot be read.
+        """
+        state: dict[str, Any] = mtrl.checkpoint.load(path)
+        if "description" not in state and "settings" in state:  # as the world model wrote it in earlier versions
+            state["description"] = {**self.description, "settings": state["settings"]}
+        description = state.get("description")
+        settings = description.get("settings") if isinstance(description, dict) else None
+        known = (
+            state.get("kind") == self._kind and isinstance(settings, dict) and isinstance(state.get("steps", 0), int)
+        )
+        if not known:
+            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': it is not of a run in training")
+        metrics = path.with_name(METRICS_FILE)
+        length = state.get("metrics_length", 0)
+        if length and (not metrics.is_file() or metrics.stat().st_size < length):
+            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': '{metrics}' has lost lines since")
+        return state
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / EVALUATION_FILE).exists()
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint from which a run can be continued."""
+    return any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
+
+
+def wait_for_lock(folder: Path, seconds: float) -> None:
+    """Wait until no other process trains in the folder, at most so many seconds."""
+    path = folder / LOCK_FILE
+    if path.exists():
+        with suppress(Timeout), FileLock(path, timeout=seconds):
+            pass
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+    """What has changed between two sets of settings, each in words, such as `gamma was 0.99 and is 0.5`.
+
+    Args:
+        before: the settings of the run that is there.
+        now: the settings of the run that is about to begin.
+        free: names of settings that may differ.
+    """
+    return [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in dict.fromkeys((*before, *now))
+        if name not in free and before.get(name) != now.get(name)
+    ]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write in one step, so that a reader never sees half a file."""
+    with replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
+
+
+def _binding(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run must keep to be continued, under one level of names."""
+    method = {"method": description["method"]} if "method" in description else {}
+    return {**method, **description["settings"], **description.get("versions", {})}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`. The lock ends with the process, whatever ends the process.
+
+    Raises:
+        UsageError: another process holds the lock, or the folder cannot be written to.
+    """
+    path = folder / LOCK_FILE
+    lock = FileLock(path, timeout=0)
+    with disk_errors(folder, UsageError):
+        try:
+            lock.acquire()
+        except Timeout:
+            another = f"another process is training in '{folder}'; wait for it, or give another --seed"
+            raise UsageError(another) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps an open file; the release removes it there
+            path.unlink()
+        lock.release()

@@ -1,0 +1,79 @@
+"""What a run does while its agent learns, besides checkpoints and the live display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents import MultiTaskDQN
+from experiments.training.evaluation import CURVE_SEED, evaluate
+
+
+class CurveEvaluation(BaseCallback):
+    """Evaluates greedily every `interval` environment steps and logs `eval/<task>/return` and `eval/mean_return`.
+
+    Args:
+        tasks: the names of the tasks.
+        interval: environment steps between evaluations.
+        episodes: episodes of each task in one evaluation.
+    """
+
+    def __init__(self, tasks: Sequence[str], interval: int, episodes: int) -> None:
+        super().__init__()
+        self._tasks = tasks
+        self._interval = interval
+        self._episodes = episodes
+        self._next = interval
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment step at which the next evaluation is due."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._next = state["next"]
+
+    def _on_step(self) -> bool:
+        return True  # the evaluation waits for the end of the rollout, when the step has been stored
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps < self._next:
+            return
+        self._next += self._interval
+        assert isinstance(self.model, MultiTaskDQN)
+        evaluation = evaluate(self.model, self._tasks, self._episodes, CURVE_SEED)
+        for task, result in evaluation.tasks.items():
+            self.logger.record(f"eval/{task}/return", result.mean)
+        self.logger.record("eval/mean_return", evaluation.mean)
+        self.model.dump_logs()
+
+
+class StopAfterEpisodes(BaseCallback):
+    """Stops the training when every task has finished `episodes` episodes.
+
+    Args:
+        episodes: how many.
+        num_tasks: the number of tasks.
+        envs_per_task: the number of columns of each task in the vector environment.
+    """
+
+    def __init__(self, episodes: int, num_tasks: int, envs_per_task: int) -> None:
+        super().__init__()
+        self._episodes = episodes
+        self._envs_per_task = envs_per_task
+        self._finished = [0] * num_tasks
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of episodes that each task has finished."""
+        return {"finished": list(self._finished)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._finished = list(state["finished"])
+
+    def _on_step(self) -> bool:
+        for column, done in enumerate(self.locals["dones"]):
+            self._finished[column // self._envs_per_task] += bool(done)
+        return min(self._finished) < self._episodes

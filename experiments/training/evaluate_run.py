@@ -1,0 +1,192 @@
+"""The `evaluate` program of every method: play the agent of a finished run, print its returns, show or film it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import cast
+
+import torch
+from gymnasium.envs.box2d.lunar_lander import FPS
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agents import MultiTaskDQN, load_agent
+from envs import get_tasks
+from experiments.program.flags import UsageError
+from experiments.program.outputs import check_file, check_folder
+from experiments.program.run_folder import MODEL_FILE
+from experiments.training import window
+from experiments.training.config import EvaluateConfig, run_dir, run_name
+from experiments.training.descents import draw_descents
+from experiments.training.evaluation import FINAL_SEED, SUCCESS_RETURN, Evaluation, Moment, TaskResult, moments
+from experiments.training.filming import Frame, captioned, film, side_by_side
+
+GRID_FILE = "grid.mp4"
+PAUSE = FPS
+"""The number of frames for which a film rests at the end of an episode: one second."""
+
+
+def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
+    """Play the agent of a finished run, show or film it where asked, and print the table of its returns.
+
+    Args:
+        config: which run, and what to show.
+        method: the name of the method that trained the run.
+
+    Raises:
+        CheckpointError: the run has no readable model.
+        UsageError: the model is of another variant or was not trained on the task, or an output is in the way.
+    """
+    torch.set_num_threads(1)  # two threads are slower at these sizes
+    agent = _load_agent(method, config)
+    if config.task not in ("all", *agent.task_names):
+        raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
+    get_tasks(agent.task_names)  # a foreign model may name any task, and the names of tasks become names of files
+    tasks = agent.task_names if config.task == "all" else (config.task,)
+    _check_outputs(config, tasks)
+    if config.render:
+        window.check_display()
+
+    console = Console()
+    results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
+    evaluation = Evaluation(results)
+    name = run_name(config.run_method(method), config.variant)
+    console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
+    if config.video_dir is not None:
+        console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
+    if config.picture is not None:
+        descents = {task: frames for task, result in results.items() if (frames := _descent(agent, task, result))}
+        if descents:
+            draw_descents(descents, config.picture)
+        console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
+    return evaluation
+
+
+def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
+    """Find out before anything is played or written whether the videos and the picture can be written.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    files = [] if config.picture is None else [(config.picture, "a picture")]
+    if config.video_dir is not None:
+        check_folder(config.video_dir, "videos need a folder")
+        names = [f"{task}.mp4" for task in tasks] + [GRID_FILE] * config.grid
+        files += [(config.video_dir / name, "a video") for name in names]
+    for path, what in files:
+        check_file(path, f"{what} needs a file")
+        check_folder(path.parent, f"{what} needs a folder")
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=existing):  # whether files can be made there
+            pass
+    if config.picture is not None and config.picture.suffix != ".png":  # by which Matplotlib chooses the format
+        raise UsageError(f"'{config.picture}' does not end in .png; a picture is a PNG")
+
+
+def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
+    path = run_dir(config.results_dir, config.run_method(method), config.variant, config.seed) / MODEL_FILE
+    if not path.exists():
+        raise UsageError(f"no model at '{path}'; train it: python -m experiments.{method}.train {config.train_flags}")
+    agent = load_agent(path, device="cpu")
+    if agent.variant != config.variant:
+        raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")
+    return agent
+
+
+def _play_and_show(agent: MultiTaskDQN, tasks: Sequence[str], config: EvaluateConfig) -> dict[str, list[float]]:
+    """The returns of each task. Where asked, the first episodes are filmed, or all are shown in a window."""
+    returns: dict[str, list[float]] = {task: [] for task in tasks}
+    filmed = 0 if config.video_dir is None else min(config.video_episodes, config.episodes)
+    mode = "human" if config.render else None
+    with _progress(len(tasks) * config.episodes) as show:
+
+        def note(moment: Moment) -> None:
+            show(moment)
+            if moment.over:
+                returns[moment.task].append(moment.total)
+
+        if config.video_dir is not None:
+            _film(agent, tasks, filmed, config, note)
+        for task in tasks:
+            for moment in moments(agent, task, config.episodes - filmed, FINAL_SEED + filmed, mode):
+                if config.render:
+                    window.caption("   ".join(_texts(moment, config.episodes)))
+                note(moment)
+    return returns
+
+
+def _film(
+    agent: MultiTaskDQN, tasks: Sequence[str], episodes: int, config: EvaluateConfig, note: Callable[[Moment], None]
+) -> None:
+    """Film all tasks, step by step in parallel: one film for each task and, where asked, one film of all tasks.
+
+    `note` is called with every moment.
+    """
+    assert config.video_dir is not None
+    with ExitStack() as stack:
+        films = [stack.enter_context(film(config.video_dir / f"{task}.mp4", FPS)) for task in tasks]
+        together = stack.enter_context(film(config.video_dir / GRID_FILE, FPS)) if config.grid else None
+        playing = [moments(agent, task, episodes, FINAL_SEED, "rgb_array") for task in tasks]
+        for _ in range(episodes):
+            latest: dict[str, Frame] = {}  # when the episode of a task is over, its last frame stays
+            for now in itertools.zip_longest(*map(_one_episode, playing)):
+                for moment, add in zip(now, films, strict=True):
+                    if moment is not None:
+                        frame = captioned(cast(Frame, moment.frame), _texts(moment, episodes), moment.over)
+                        latest[moment.task] = frame
+                        for _ in range(1 + PAUSE * moment.over):
+                            add(frame)
+                        note(moment)
+                if together is not None:
+                    together(side_by_side(list(latest.values())))
+            if together is not None:
+                for _ in range(PAUSE):
+                    together(side_by_side(list(latest.values())))
+
+
+def _one_episode(playing: Iterator[Moment]) -> Iterator[Moment]:
+    """The moments that are left of the present episode."""
+    for moment in playing:
+        yield moment
+        if moment.over:
+            return
+
+
+def _texts(moment: Moment, episodes: int) -> tuple[str, ...]:
+    """The texts of a frame: its task, its episode, its step, and the return so far."""
+    return (
+        moment.task,
+        f"episode {moment.episode + 1} of {episodes}",
+        f"step {moment.step}",
+        f"return {moment.total:.1f}",
+    )
+
+
+@contextmanager
+def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
+    """A progress bar over all episodes of all tasks, on stderr where that is a terminal.
+
+    Gives a function to be called with every moment.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        row = bar.add_task("", total=episodes)
+
+        def show(moment: Moment) -> None:
+            doing = moment.task if moment.frame is None else "filming"  # all tasks are filmed in parallel
+            bar.update(row, description=doing, advance=moment.over)
+
+        yield show
+
+
+def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
+    """Every fourth frame of the first successful episode of a task; empty if no episode was successful."""
+    landed = [episode for episode, total in enumerate(result.returns) if total >= SUCCESS_RETURN]
+    if not landed:
+        return []
+    playing = moments(agent, task, 1, FINAL_SEED + landed[0], "rgb_array")
+    return [cast(Frame, moment.frame) for moment in itertools.islice(playing, 0, None, 4)]

@@ -1,0 +1,35 @@
+"""From the settings of a run to its agent and its environments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import agents
+from agents import MultiTaskDQN
+from envs import TaskVecEnv, get_tasks, make_task_vec_env
+from experiments.training.config import TrainConfig
+
+
+@contextmanager
+def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskDQN, TaskVecEnv]]:
+    """The agent that a run trains, and the environments that it learns in. They are closed when the block ends.
+
+    Args:
+        config: the settings of the run.
+        changes: arguments of the agent that replace those of the settings.
+
+    Raises:
+        ValueError: a setting is out of range, a task or an aggregator is unknown, or an extra is not installed.
+    """
+    torch.set_num_threads(1)  # two threads are slower at these sizes, and runs side by side would fight for cores
+    tasks = get_tasks(config.tasks)
+    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, step_timeout=config.step_timeout)
+    try:
+        kind: type[MultiTaskDQN] = getattr(agents, config.agent)
+        yield kind("MlpPolicy", env, **{**config.agent_kwargs, **changes}), env
+    finally:
+        env.close()
