@@ -10,24 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.intervals import Estimate, Summary, probability_of_improvement, success_rates, summarise
+from experiments.analysis.measures import SampleEfficiency, normalise, sample_efficiency, steps_to_reach
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.replicates import Method
 from experiments.analysis.runs import BASELINE, BLIND, REFERENCE
-from experiments.analysis.statistics import (
-    Comparison,
-    Estimate,
-    SampleEfficiency,
-    Summary,
-    compare,
-    holm,
-    minimum_detectable_difference,
-    normalise,
-    probability_of_improvement,
-    sample_efficiency,
-    steps_to_reach,
-    success_rates,
-    summarise,
-)
+from experiments.analysis.significance import Comparison, compare, holm, minimum_detectable_difference
 
 Array = NDArray[np.float64]
 T = TypeVar("T")

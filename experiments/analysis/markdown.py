@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from experiments.analysis.statistics import Estimate
+from experiments.analysis.intervals import Estimate
 
 __all__ = ["cell", "count", "number", "table"]
 

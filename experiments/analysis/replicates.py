@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.intervals import means
 from experiments.analysis.runs import BLIND, SECONDS, Run
-from experiments.analysis.statistics import means
 
 Array = NDArray[np.float64]
 

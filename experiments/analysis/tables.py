@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 
 from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
+from experiments.analysis.intervals import Estimate, Summary
 from experiments.analysis.markdown import cell, count, number, table
-from experiments.analysis.statistics import Estimate, Summary
 
 CSV_COLUMNS = (
     *("method", "variant", "quantity", "task", "statistic", "unit"),

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from experiments.analysis.intervals import means
 from experiments.analysis.plots.style import COLOURS, DIVERGING, RC, TASK_COLOURS, draw_curve, grid_of_panels
 from experiments.analysis.replicates import over_seeds
-from experiments.analysis.statistics import means
 from experiments.studies.fitting import ALONE, CLEAN, SAME_ROWS, Fit
 from experiments.studies.problems import valley
 

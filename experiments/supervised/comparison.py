@@ -9,7 +9,7 @@ import torch
 
 from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.runs import write_json
-from experiments.analysis.statistics import Comparison
+from experiments.analysis.significance import Comparison
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.progress import progress
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors

@@ -18,13 +18,14 @@ from envs import TASKS
 from experiments import analyze_results
 from experiments.analysis import plots
 from experiments.analysis.comparison import analyse, told_apart
+from experiments.analysis.intervals import summarise
 from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.plots.style import RC, line_style
 from experiments.analysis.random_policy import random_returns
 from experiments.analysis.replicates import as_methods, in_bins, over_seeds
 from experiments.analysis.runs import load_runs
-from experiments.analysis.statistics import compare, holm, summarise
+from experiments.analysis.significance import compare, holm
 from experiments.analysis.tables import CSV_COLUMNS, markdown, to_csv
 
 NAMES = ("Standard", "Windy", "Heavy")

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.analysis.comparison import MEAN, THRESHOLDS, WORST, Analysis
+from experiments.analysis.intervals import Estimate
+from experiments.analysis.measures import performance_profile
 from experiments.analysis.plots.style import (
     SOLVED,
     STEPS_LABEL,
@@ -28,7 +30,6 @@ from experiments.analysis.plots.style import (
     variants,
 )
 from experiments.analysis.replicates import Method
-from experiments.analysis.statistics import Estimate, performance_profile
 
 PROFILE_POINTS = 301
 MOST_BANDS = 3

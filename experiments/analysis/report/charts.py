@@ -13,6 +13,8 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.analysis.comparison import MEAN, THRESHOLDS, WORST, Analysis, Result
+from experiments.analysis.intervals import Estimate
+from experiments.analysis.measures import performance_profile
 from experiments.analysis.plots.learning import LOWEST
 from experiments.analysis.plots.style import (
     DIVERGING,
@@ -28,7 +30,6 @@ from experiments.analysis.plots.style import (
     variants,
 )
 from experiments.analysis.replicates import BINS, Curve, Method
-from experiments.analysis.statistics import Estimate, performance_profile
 
 Array = NDArray[np.float64]
 Figure = dict[str, Any]  # `data` and `layout` of plotly.js
