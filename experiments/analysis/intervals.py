@@ -60,7 +60,7 @@ Statistic = Literal["mean", "iqm"]
 Kind = Literal["bootstrap", "t", "logit t", "bounds", "order statistics"]
 
 BOOTSTRAP_SEEDS = 7
-"""Fewest seeds for which the ends of an interval are quantiles of resamples; the module's second table is the reason."""
+"""Fewest seeds for which the ends of an interval are quantiles of resamples; the second table says why."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.analysis.intervals import Estimate, summarise
 from experiments.analysis.markdown import cell, number, table
-from experiments.analysis.plots.style import RC, save
+from experiments.analysis.plots.style import RC
 from experiments.analysis.significance import Comparison, compare
+from experiments.program.figures import save
 from mtrl.files import replacing
 
 Array = NDArray[np.float64]

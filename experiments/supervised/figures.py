@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.analysis.intervals import means
-from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
+from experiments.analysis.looks import COLOURS, OTHER_COLOURS
+from experiments.analysis.plots.style import RC, task_style
+from experiments.program.figures import save
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch

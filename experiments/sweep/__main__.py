@@ -15,7 +15,8 @@ from rich.console import Console
 from experiments.program.command import run
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.stopping import StopSignal, StopSignals
-from experiments.training.config import Variant, WandbMode
+from experiments.program.weights_and_biases import WandbMode
+from experiments.training.config import Variant
 
 if TYPE_CHECKING:
     from experiments.sweep.grid import PlannedRun
@@ -106,10 +107,10 @@ def _check(runs: Sequence[PlannedRun]) -> None:
         UsageError: a run's settings are wrong, or not those of the run that is there.
     """
     # torch comes with them, and takes seconds.
+    from experiments.program.weights_and_biases import check_wandb  # noqa: PLC0415
     from experiments.sweep.grid import refuse_other_settings  # noqa: PLC0415
     from experiments.sweep.trial import make_agent  # noqa: PLC0415
     from experiments.training.checkpoints import FREE_SETTINGS  # noqa: PLC0415
-    from experiments.training.tracking import check_wandb  # noqa: PLC0415
 
     refuse_other_settings(runs, FREE_SETTINGS)
     check_wandb(runs[0].config.wandb)

@@ -205,9 +205,9 @@ def evaluate_run(method: str, config: EvaluateConfig) -> Evaluation:
         descents = {task: _descent(agent, task, result) for task, result in results.items()}
         descents = {task: frames for task, frames in descents.items() if frames}
         if descents:
-            from experiments.analysis import plots  # noqa: PLC0415 - slow to load, and training evaluates, too
+            from experiments.training.descents import descents as draw  # noqa: PLC0415 - slow to load
 
-            plots.descents(descents, config.picture)
+            draw(descents, config.picture)
         console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
     return evaluation
 

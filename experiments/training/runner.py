@@ -27,11 +27,12 @@ from experiments.analysis.runs import (
 )
 from experiments.program.flags import UsageError
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
 from experiments.training.checkpoints import Checkpoints, MetricsFile, find_run, locked
 from experiments.training.config import TrainConfig
 from experiments.training.display import TrainingDisplay
 from experiments.training.evaluation import CURVE_SEED, FINAL_SEED, Evaluation, evaluate
-from experiments.training.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER, Episodes, Views, check_wandb
+from experiments.training.tracking import TENSORBOARD_FOLDER, Episodes, Views
 
 
 def train(config: TrainConfig) -> Evaluation:

@@ -15,19 +15,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 from numpy.typing import NDArray
 
+from experiments.analysis.figures import STEPS_LABEL, colour_limit
 from experiments.analysis.plots.style import (
     RC,
-    STEPS_LABEL,
-    colour_limit,
     draw_matrix,
     grid_of_panels,
     handles_of,
     legend_beside,
-    save,
     task_style,
 )
 from experiments.analysis.replicates import BINS, in_bins
 from experiments.analysis.runs import STEP
+from experiments.program.figures import save
 
 SPAN = 30  # the largest over the smallest, from which an axis is logarithmic
 MOST_LINES = 12  # that are told apart by a legend

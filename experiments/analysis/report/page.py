@@ -25,8 +25,9 @@ from plotly.offline import get_plotlyjs
 
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
-from experiments.analysis.plots.style import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
-from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, faded, method_keys, rgb
+from experiments.analysis.figures import method_keys
+from experiments.analysis.looks import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
+from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash, faded, rgb
 
 EMBEDDED = 8_000_000
 """Bytes of videos that go into the page; the others are linked."""
@@ -79,16 +80,17 @@ def render(
     figures: dict[str, Figure] = {}
     places: dict[int, str] = {}
     for chart in found:
-        for panel in chain.from_iterable(chart.views.values()):
-            places[id(panel)] = f"plot-{len(figures)}"
-            figures[places[id(panel)]] = panel.figure
+        for plot in chain.from_iterable(chart.views.values()):
+            places[id(plot)] = f"plot-{len(figures)}"
+            figures[places[id(plot)]] = plot.figure
     scripts = [get_plotlyjs(), source("page.js")]
     return environment.get_template("page.html").render(
         analysis=analysis,
         methods=keys,
         seeds=sorted({seed for method in analysis.methods for seed in method.seeds}),
         charts=found,
-        place=lambda panel: places[id(panel)],
+        dash=dash,
+        place=lambda plot: places[id(plot)],
         sections=sections,
         gradient=Markup(", ".join(getattr(diverging, DIVERGING))),
         settings=_settings([(m.name, run.settings) for m in analysis.methods for run in m.runs], INDIFFERENT),
@@ -98,7 +100,7 @@ def render(
         limit=f"{EMBEDDED / 1e6:.0f} MB",
         skipped=skipped,
         command=command,
-        dark=_dark_colours(key.colour for key in keys),
+        dark=_dark_colours(key.look.colour for key in keys),
         figures=figures,
         style=Markup(source("page.css")),
         scripts=[Markup(script) for script in scripts],
