@@ -108,7 +108,7 @@ class RowFigure(FigureData):
 class SizeFigure(FigureData):
     """Estimates against the size of the network, on a logarithmic axis."""
 
-    sizes: Sequence[int]  # sorted
+    sizes: Sequence[Sequence[int]]  # for each panel, the sizes in it in order
     y: Axis
 
 

@@ -177,11 +177,12 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
             points.append(_row(analysis, result, shown, says, reached=reached))
         panels.append(Panel(f"to a return of {threshold}", points=points))
     note = "Environment steps until the greedy return, averaged over tasks, first reached a number."
-    how = "" if analysis.all_one_seed else ": their median, with 95 % intervals from 6 seeds on"
+    seeds = seeds_note([result.method for result in results])
+    how = "One seed." if seeds == "one seed" else f"Median over {seeds}, with 95 % intervals from 6 seeds on."
     return RowFigure(
         name="sample_efficiency",
         title="Sample efficiency",
-        note=f"{note} {_seeds([result.method for result in results])}{how}.",
+        note=f"{note} {how}",
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
         rows=_row_names(analysis),
@@ -195,7 +196,7 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
     known = {result.method.name: result for result in analysis.results if result.parameters}
     if not known:
         return None
-    panels = []
+    panels, all_sizes = [], []
     for variant, methods in variants(analysis).items():
         sizes = {method: known[method.name].parameters or 0 for method in methods if method.name in known}
         points = []
@@ -207,13 +208,14 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
             name = label(method, analysis.methods, method.family)
             points.append(Point(_key(analysis, method), name, estimate, place, says))
         panels.append(Panel(variant, points=points, variant=variant))
+        all_sizes.append(sorted(set(sizes.values())))
     note = f"Return per episode after training against the size of the network, {mean_note(analysis.methods)}."
     return SizeFigure(
         name="parameter_efficiency",
         title="Parameter efficiency",
         note=f"{note} Networks of equal size are drawn side by side.",
         panels=panels,
-        sizes=sorted({result.parameters or 0 for result in known.values()}),
+        sizes=all_sizes,
         y=Axis("return per episode, mean over tasks", "return"),
     )
 

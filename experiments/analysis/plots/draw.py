@@ -74,7 +74,7 @@ def _curves_per_task(data: CurveFigure) -> Figure:
         _label_x(axes, data)
     if data.y.limits is not None:
         grid[0, 0].set_ylim(data.y.limits)
-    title(figure, f"{data.title}: {data.note}")
+    title(figure, f"{data.title}. {data.note}")
     return figure
 
 
@@ -87,7 +87,7 @@ def _curves_per_variant(data: CurveFigure) -> Figure:
         _label_x(axes, data)
         axes.legend(loc="lower left")
     panels[0].set_ylabel(data.y.label)
-    title(figure, " ".join(filter(None, (f"{data.title}: {data.note}", data.band_note if bands else ""))))
+    title(figure, " ".join(filter(None, (f"{data.title}. {data.note}", data.band_note if bands else ""))))
     return figure
 
 
@@ -99,7 +99,7 @@ def _curves_per_method(data: CurveFigure) -> Figure:
         _label_x(axes, data)
     only_outer(panels, columns, x=data.x.label, y=data.y.label)
     legend_beside(panels[columns - 1], handles_of(panels))
-    title(figure, f"{data.title}: {data.note}")
+    title(figure, f"{data.title}. {data.note}")
     return figure
 
 
@@ -126,7 +126,7 @@ def _rows(data: RowFigure) -> Figure:
         legend_beside(panels[-1], variant_markers())
     fractions = any(point.reached for panel in data.panels for point in panel.points)
     note = f"{data.note} Fractions such as 9/10: how many of the seeds reached it." if fractions else data.note
-    title(figure, f"{data.title}: {note}")
+    title(figure, f"{data.title}. {note}")
     return figure
 
 
@@ -156,7 +156,7 @@ def _sizes(data: SizeFigure) -> Figure:
         axes.grid(axis="y", color="0.93", linewidth=0.8)
     panels[0].set_ylabel(data.y.label)
     legend_beside(panels[-1], handles_of(panels))
-    title(figure, f"{data.title}: {data.note}")
+    title(figure, f"{data.title}. {data.note}")
     return figure
 
 
@@ -171,7 +171,7 @@ def _matrices(data: MatrixFigure) -> Figure:
     only_outer(panels, columns, data.x, data.y)
     shrink = 0.6 if len(panels) <= columns else 0.4
     figure.colorbar(panels[0].images[0], ax=panels, label=data.unit, shrink=shrink, panchor=False)
-    title(figure, f"{data.title}: {data.note}")
+    title(figure, f"{data.title}. {data.note}")
     return figure
 
 

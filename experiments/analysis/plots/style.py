@@ -26,11 +26,12 @@ RC: Any = {  # newer releases of Matplotlib type every key
     "legend.fontsize": "small",
     "legend.frameon": False,
     "font.size": 9,
-    "text.parse_math": False,  # a name may have a dollar
-    "figure.dpi": 130,  # laid out at the resolution that is saved
-    "svg.hashsalt": "mtrl",  # the same figure is the same file
+    "text.parse_math": False,  # a name may contain a dollar sign
+    "figure.dpi": 130,  # the resolution of the saved files is also that of the layout
+    "svg.hashsalt": "mtrl",  # the same figure gives the same file
 }
 CHARACTERS_PER_INCH = 11.5  # of a title
+LINE_HEIGHT = 0.15  # of a title, in inches
 
 
 def style(look: Look) -> dict[str, Any]:
@@ -54,12 +55,12 @@ def draw_curve(axes: Axes, curve: Curve | None, label: str, band: bool = True, *
 
 
 def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str], limit: float) -> None:
-    """A heat map over pairs of tasks, with colours around 0; NaN stays empty.
+    """Draw a heat map over pairs of tasks, with colours around 0; NaN stays empty.
 
     Args:
-        axes: where.
+        axes: the panel to draw in.
         matrix: (T, T).
-        tasks: names, T of them.
+        tasks: (T,) names.
         limit: the number that has the strongest colour.
     """
     axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
@@ -76,14 +77,19 @@ def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str], limit: float) -
 
 
 def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
-    """To the right of the panel, where it covers nothing; by default of the panel's own lines."""
+    """Put a legend to the right of the panel, where it covers nothing.
+
+    Args:
+        axes: the panel.
+        handles: what the legend shows. Default: the lines of the panel.
+    """
     axes.legend(
         handles=handles_of([axes]) if handles is None else list(handles), loc="upper left", bbox_to_anchor=(1.0, 1.0)
     )
 
 
 def handles_of(panels: Iterable[Axes]) -> list[Artist]:
-    """What a legend of all these panels shows, each label once."""
+    """Handles of a legend for all these panels, each label once."""
     by_label: dict[str, Artist] = {}
     for axes in panels:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -100,12 +106,12 @@ def variant_markers() -> list[Line2D]:
 
 
 def marker(blind: bool, colour: str) -> dict[str, Any]:
-    """Filled in the aware variant, open in the blind one."""
+    """Keyword arguments for a marker that is filled in the aware variant and open in the blind variant."""
     return {"markerfacecolor": "white" if blind else colour, "markeredgecolor": colour, "markersize": 5.5}
 
 
 def grid_of_panels(figure: Figure, count: int, columns: int, **options: Any) -> list[Axes]:
-    """Panels row by row, those that are left over empty."""
+    """Make `count` panels row by row; the rest of the last row stays empty."""
     columns = min(columns, count)
     panels = list(figure.subplots(-(-count // columns), columns, squeeze=False, **options).flat)
     for axes in panels[count:]:
@@ -114,12 +120,14 @@ def grid_of_panels(figure: Figure, count: int, columns: int, **options: Any) -> 
 
 
 def title(figure: Figure, text: str) -> None:
-    """Above all panels, in as many lines as the figure's width takes."""
-    figure.suptitle(textwrap.fill(text, int(CHARACTERS_PER_INCH * figure.get_figwidth())))
+    """Write `text` above all panels. It is broken into lines that fit the figure, which grows for all but the first."""
+    lines = textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), int(CHARACTERS_PER_INCH * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines))
+    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * (len(lines) - 1))
 
 
 def only_outer(panels: Sequence[Axes], columns: int, x: str | None = None, y: str | None = None) -> None:
-    """Axis labels at the left column and at the lowest panel of each column only."""
+    """Label the vertical axis in the left column only, and the horizontal axis in the lowest panel of each column."""
     for index, axes in enumerate(panels):
         if y is not None and index % columns == 0:
             axes.set_ylabel(y)

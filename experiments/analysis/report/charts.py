@@ -150,19 +150,14 @@ def _end_in_never(layout: Figure, last: float) -> None:
 
 @chart.register
 def _sizes(data: SizeFigure) -> Chart:
-    x = {
-        "title": "parameters",
-        "type": "log",
-        "range": [math.log10(data.sizes[0]) - 0.15, math.log10(data.sizes[-1]) + 0.15],
-        "tickformat": ".3~s",
-        "tickangle": 0,
-        "tickvals": _apart(data.sizes),
-    }
+    exponents = [math.log10(size) for sizes in data.sizes for size in sizes]
+    reach = [min(exponents) - 0.15, max(exponents) + 0.15]
+    x = {"title": "parameters", "type": "log", "range": reach, "tickformat": ".3~s", "tickangle": 0}
     plots = []
-    for panel in data.panels:
+    for panel, sizes in zip(data.panels, data.sizes, strict=True):
         if panel.points:
             traces = [trace for point in panel.points for trace in _point(point, upright=True)]
-            plots.append(_plot(panel, _figure(traces, _layout(x, _axis(data.y)))))
+            plots.append(_plot(panel, _figure(traces, _layout({**x, "tickvals": _apart(sizes)}, _axis(data.y)))))
     return Chart(_id(data), data.title, data.note, {"": plots})
 
 
