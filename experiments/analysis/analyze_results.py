@@ -21,6 +21,7 @@ from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.replicates import Method, as_methods
 from experiments.analysis.runs import BASELINE, BLIND, REFERENCE, Run, load_runs
 from experiments.program.flags import UsageError
+from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
 from mtrl.files import one_line, replacing
 
@@ -45,7 +46,10 @@ def analyze(config: AnalyzeConfig) -> None:
     runs, broken = load_runs(config.results_dir)
     _check_runs(config, runs, broken)
     figures = [file for name in FIGURES for file in plots.file_names(name)]
-    _check_outputs(config.output_dir, [*TEXTS, *figures, report.REPORT_FILE])
+    check_folder(config.output_dir, "tables and figures need a folder")
+    for name in (*TEXTS, *figures, report.REPORT_FILE):
+        check_file(config.output_dir / name)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     skipped = [one_line(error, longest=0) for error in broken]
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
@@ -106,15 +110,6 @@ def _check_runs(config: AnalyzeConfig, runs: Mapping[str, Sequence[Run]], broken
     # The default baseline may be missing: then nothing is compared.
     if config.baseline != BASELINE and not any(name in runs for name in (config.baseline, config.baseline + BLIND)):
         raise UsageError(f"no finished runs of baseline {config.baseline!r} {where}; there are {known}")
-
-
-def _check_outputs(folder: Path, names: Iterable[str]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"'{folder}' is a file; tables and figures need a folder")
-    for name in names:
-        if (folder / name).is_dir():
-            raise UsageError(f"'{folder / name}' is a folder; a file of this name belongs there")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:

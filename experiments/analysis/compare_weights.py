@@ -11,6 +11,7 @@ from experiments.analysis.config import CompareWeightsConfig
 from experiments.analysis.replicates import as_methods
 from experiments.analysis.runs import STEP, Run, load_runs, weight_key
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
 from experiments.program.weights_and_biases import check_wandb, start_run, wandb_session
 from mtrl.files import one_line
@@ -30,11 +31,9 @@ def compare_weights(config: CompareWeightsConfig) -> int:
     """
     runs, broken = load_runs(config.results_dir)
     chosen = _choose(config, runs)
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        raise UsageError(f"'{config.output_dir}' is a file; pictures need a folder")
+    check_folder(config.output_dir, "pictures need a folder")
     for name in plots.file_names(FIGURE):
-        if (path := config.output_dir / name).is_dir():
-            raise UsageError(f"'{path}' is a folder; a file of this name belongs there")
+        check_file(config.output_dir / name)
     check_wandb(config.wandb)
 
     with disk_errors(config.output_dir, UsageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.analysis.config import PlotRecordingConfig
 from experiments.analysis.plots import recording as figures
 from experiments.program.flags import UsageError
+from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
 from mtrl.recorder import read_recording
 
@@ -23,12 +24,9 @@ def plot(config: PlotRecordingConfig) -> None:
         raise UsageError(f"'{config.recording}' holds no task's loss or weight yet; there is nothing to draw")
     folder = config.recording.parent if config.output_dir is None else config.output_dir
     paths = {name: folder / f"{name}.png" for name in figures.FIGURES}
-    for parent in (folder, *folder.parents):
-        if parent.exists() and not parent.is_dir():
-            raise UsageError(f"'{parent}' is a file; figures need a folder")
+    check_folder(folder, "figures need a folder")
     for path in paths.values():
-        if path.is_dir():
-            raise UsageError(f"'{path}' is a folder; a figure needs a file")
+        check_file(path, "a figure needs a file")
     with disk_errors(folder, UsageError):
         drawn = [path.name for name, path in paths.items() if figures.draw(name, recording, path)]
     print(f"{', '.join(drawn)} in {folder}")

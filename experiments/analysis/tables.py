@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
 from experiments.analysis.intervals import Estimate, Summary
@@ -68,7 +68,7 @@ def markdown(analysis: Analysis) -> str:
     parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {warning}" for warning in analysis.warnings]
     parts += ["## Returns", RETURNS, returns_table(analysis)]
-    parts += ["## Interquartile means", IQM, _iqm_table(analysis)]
+    parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
         tests = count(analysis.comparisons, "comparison")
         if not analysis.comparisons:
@@ -81,7 +81,8 @@ def markdown(analysis: Analysis) -> str:
         )
         seeds = analysis.scale.reference_seeds
         note = NORMALISED.format(ends=ends, seeds="one seed" if seeds == 1 else f"{seeds} seeds")
-        parts += ["## Normalised returns", note, _normalised_table(analysis)]
+        numbers = _summary_table(analysis, lambda result: result.normalised_mean, form="{:.2f}")
+        parts += ["## Normalised returns", note, numbers]
     if any(result.steps_to for result in analysis.results):
         parts += ["## Sample efficiency", EFFICIENCY, _efficiency_table(analysis)]
     parts += ["## Size and speed", SIZE, _size_table(analysis)]
@@ -131,17 +132,12 @@ SIZE = """\
 on the machine; *ms per update* includes environment steps and evaluations."""
 
 
-def _iqm_table(analysis: Analysis) -> str:
-    rows = [[*_who(result), *_summary_cells(result, result.iqm, analysis.tasks)] for result in analysis.results]
-    return table(["method", "seeds", *analysis.tasks, "all tasks", "worst task"], rows)
-
-
-def _normalised_table(analysis: Analysis) -> str:
-    rows = [
-        [*_who(result), *_summary_cells(result, result.normalised_mean, analysis.tasks, "{:.2f}")]
-        for result in analysis.results
-    ]
-    return table(["method", "seeds", *analysis.tasks, "mean", "worst task"], rows)
+def _summary_table(
+    analysis: Analysis, of: Callable[[Result], Summary | None], overall: str = "mean", form: str = "{:.1f}"
+) -> str:
+    """A row per method: a cell for each task, for all tasks together and for the worst task; dashes if unknown."""
+    rows = [[*_who(result), *_summary_cells(result, of(result), analysis.tasks, form)] for result in analysis.results]
+    return table(["method", "seeds", *analysis.tasks, overall, "worst task"], rows)
 
 
 def _comparison_table(analysis: Analysis) -> str:

@@ -193,77 +193,66 @@ def _matrices(data: MatrixFigure) -> Chart:
 # Traces
 
 
-def _line(line: Line, data: CurveFigure) -> list[Figure]:
-    """The mean as a line that shows its interval in words, and the interval as a band below it."""
-    key, curve = line.key, line.curve
+def _line(line: Line, data: CurveFigure) -> Iterator[Figure]:
+    """The interval as a band, and above it the mean as a line that shows its interval in words."""
+    key, curve, colour = line.key, line.curve, line.key.look.colour
     says, form = Y_SAYS[data.y.quantity]
     keep = np.unique(np.linspace(0, len(curve.x) - 1, min(len(curve.x), MOST_POINTS)).round().astype(int))
-    x, mean = curve.x[keep], curve.mean[keep]
-    traces, intervals = [], [""] * len(x)
+    x, intervals = curve.x[keep], [""] * len(keep)
     if curve.low is not None and curve.high is not None:
         low, high = curve.low[keep], curve.high[keep]
         intervals = [f" [{form.format(a)}, {form.format(b)}]" for a, b in zip(low, high, strict=True)]
-        band = go.Scatter(
-            x=_numbers([*x, *x[::-1]]),
-            y=_numbers([*low, *high[::-1]]),
-            mode="none",
-            fill="toself",
-            fillcolor=faded(key.look.colour, BAND),
-            hoverinfo="skip",
-            legendgroup=key.id,
-        )
-        traces.append(band)
-    mean_line = go.Scatter(
-        x=_numbers(x),
-        y=_numbers(mean),
-        name=_text(key.name),
+        outline = [*x, *x[::-1]], [*low, *high[::-1]]
+        yield _scatter(key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip")
+    yield _scatter(
+        key,
+        x,
+        curve.mean[keep],
+        f"<b>%{{fullData.name}}</b><br>{says}%{{customdata}}<br>{X_SAYS[data.x.quantity]}",
         mode="lines" if len(x) > 1 else "markers",  # a line of one point would not be seen
-        line={"color": key.look.colour, "dash": dash(key), "width": 2},
-        marker={"color": key.look.colour},
+        line={"color": colour, "dash": dash(key), "width": 2},
+        marker={"color": colour},
         customdata=intervals,
-        hovertemplate=(
-            f"<b>%{{fullData.name}}</b><br>{says}%{{customdata}}<br>{X_SAYS[data.x.quantity]}<extra></extra>"
-        ),
-        legendgroup=key.id,
     )
-    return [trace.to_plotly_json() for trace in (*traces, mean_line)]
 
 
 def _point(point: Point, upright: bool = False) -> Iterator[Figure]:
     """The values of single seeds as dots, and the estimate with its interval: along a row, or `upright`."""
-    key, colour, estimate = point.key, point.key.look.colour, point.estimate
+    key, colour, value = point.key, point.key.look.colour, point.estimate.value
     if point.seeds:
-        yield go.Scatter(
-            x=_numbers(point.seeds.values()),
-            y=[point.place] * len(point.seeds),
-            name=_text(key.name),
+        yield _scatter(
+            key,
+            point.seeds.values(),
+            [point.place] * len(point.seeds),
+            "%{fullData.name}, seed %{customdata}<br>return %{x:.1f}",
             mode="markers",
             marker={"color": faded(colour, FAINT), "size": 5},
             customdata=list(point.seeds),
-            hovertemplate="%{fullData.name}, seed %{customdata}<br>return %{x:.1f}<extra></extra>",
-            legendgroup=key.id,
-        ).to_plotly_json()
-    along, across = ("y", "x") if upright else ("x", "y")
+        )
     error: Figure = {}
-    if estimate.interval is not None:
-        low, high = estimate.interval
-        lengths = {"array": _numbers([high - estimate.value]), "arrayminus": _numbers([estimate.value - low])}
-        error = {f"error_{along}": {"type": "data", "symmetric": False, "width": 0, "thickness": 2, **lengths}}
-    says = point.says.replace("\n", "<br>")
-    yield go.Scatter(
-        **{along: _numbers([estimate.value]), across: _numbers([point.place])},
-        **error,
-        name=_text(key.name),
+    if point.estimate.interval is not None:
+        low, high = point.estimate.interval
+        lengths = {"array": _numbers([high - value]), "arrayminus": _numbers([value - low])}
+        along = "error_y" if upright else "error_x"
+        error = {along: {"type": "data", "symmetric": False, "width": 0, "thickness": 2, **lengths}}
+    outline = {"width": 2 if key.blind else 0, "color": colour}
+    yield _scatter(
+        key,
+        [point.place if upright else value],
+        [value if upright else point.place],
+        f"<b>%{{fullData.name}}</b><br>{point.says}".replace("\n", "<br>"),
         mode="markers",
-        marker={
-            "color": colour,
-            "symbol": "circle-open" if key.blind else "circle",
-            "size": 9,
-            "line": {"width": 2 if key.blind else 0, "color": colour},
-        },
-        hovertemplate=f"<b>%{{fullData.name}}</b><br>{says}<extra></extra>",
-        legendgroup=key.id,
-    ).to_plotly_json()
+        marker={"color": colour, "symbol": "circle-open" if key.blind else "circle", "size": 9, "line": outline},
+        **error,
+    )
+
+
+def _scatter(key: Key, x: Iterable[float], y: Iterable[float], says: str = "", **options: Any) -> Figure:
+    """A trace of a method or a task. `says` is shown where the pointer is; `options` are those of plotly.js."""
+    hover = {"hovertemplate": f"{says}<extra></extra>"} if says else {}
+    trace = go.Scatter(x=_numbers(x), y=_numbers(y), name=_text(key.name), legendgroup=key.id, **hover, **options)
+    found: Figure = trace.to_plotly_json()
+    return found
 
 
 def faded(colour: str, opacity: float) -> str:
