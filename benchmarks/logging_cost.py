@@ -38,8 +38,8 @@ from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
 from experiments.program.command import run
 from experiments.program.run_folder import METRICS_FILE
+from experiments.program.weights_and_biases import WandbMode
 from experiments.training.checkpoints import MetricsFile
-from experiments.training.config import WandbMode
 from experiments.training.runner import describe
 from experiments.training.tracking import Views
 from mtrl.limits import check_number

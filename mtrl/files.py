@@ -1,13 +1,17 @@
-"""Files that are replaced in one step, and messages of one line. This module needs nothing but Python."""
+"""Files that are replaced in one step, lines of numbers in JSON, and messages of one line.
 
+This module needs nothing but Python.
+"""
+
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
-__all__ = ["one_line", "replacing"]
+__all__ = ["is_number", "one_line", "parse_numbers", "replacing"]
 
 
 def one_line(text: object, longest: int = 500) -> str:
@@ -55,3 +59,23 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def parse_numbers(line: str | bytes) -> dict[str, float]:
+    """One line of a `metrics.jsonl` or of a recording: a JSON object of numbers. They may be NaN or infinite.
+
+    Raises:
+        ValueError: the line is no JSON, or no object of numbers.
+    """
+    try:
+        content = json.loads(line)
+    except RecursionError:
+        raise ValueError("the line is nested too deeply") from None
+    if not isinstance(content, dict) or not all(map(is_number, content.values())):
+        raise ValueError("the line is not an object of numbers")
+    return content
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from a JSON file is a number that fits into 64 bits. True and False count as 1 and 0."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

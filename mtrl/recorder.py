@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer
 from mtrl.conflict import conflict_metrics
+from mtrl.files import parse_numbers
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_number
 
@@ -195,13 +196,9 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, float], int]]
         if not text.endswith(b"\n") and (number > 1 or b'{"env_step": '.startswith(text[:13])):
             return
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if not (isinstance(line, dict) and all(map(_is_number, line.values())) and isinstance(line.get(STEP), int)):
+            line = parse_numbers(text)
+        except ValueError:
+            line = {}
+        if not isinstance(line.get(STEP), int):
             raise RecordingError(f"'{path}' is no recording: line {number} is not an object of numbers with {STEP}")
         yield line, len(text)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)

@@ -1,4 +1,4 @@
-"""What a comparison of methods comes to: every number of the tables and plots, computed and not yet shown."""
+"""Comparing methods: every number of the tables and figures is computed here."""
 
 from __future__ import annotations
 
@@ -10,48 +10,35 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.intervals import Estimate, Summary, probability_of_improvement, success_rates, summarise
+from experiments.analysis.measures import SampleEfficiency, normalise, sample_efficiency, steps_to_reach
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.replicates import Method
 from experiments.analysis.runs import BASELINE, BLIND, REFERENCE
-from experiments.analysis.statistics import (
-    Comparison,
-    Estimate,
-    SampleEfficiency,
-    Summary,
-    compare,
-    holm,
-    minimum_detectable_difference,
-    normalise,
-    probability_of_improvement,
-    sample_efficiency,
-    steps_to_reach,
-    success_rates,
-    summarise,
-)
+from experiments.analysis.significance import Comparison, compare, holm, minimum_detectable_difference
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
 
 ALPHA = 0.05
-MEAN, WORST = "mean over tasks", "worst task"  # beside the tasks in figures
-THRESHOLDS = (50, 100, 150, 200)  # returns that sample efficiency is measured to
+MEAN, WORST = "mean over tasks", "worst task"  # shown beside the tasks in figures
+THRESHOLDS = (50, 100, 150, 200)  # returns for which sample efficiency is measured
 
-# Settings that must be the same for a comparison to be of the methods alone: design of the budget and the test.
+# Settings of the budget and of the evaluation. A comparison is about the methods alone only if these are the same.
 BUDGET = (
     *("total_steps", "episodes_per_task", "envs_per_task", "batch_size", "train_freq", "gradient_steps"),
     *("eval_episodes", "final_episodes"),
 )
-# Settings that make no difference to a run's numbers, or are meant to differ between seeds.
+# Settings that do not change the numbers of a run, or that are meant to differ between seeds.
 INDIFFERENT = {
-    *("seed", "results_dir", "overwrite", "resume", "checkpoint_interval", "step_timeout", "quiet", "log_interval"),
-    "existing",
-    *("eval_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity"),
+    *("seed", "results_dir", "overwrite", "resume", "existing", "checkpoint_interval", "step_timeout", "quiet"),
+    *("log_interval", "eval_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity"),
 }
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The ends of normalised scores, by task."""
+    """The two ends of the scale of normalised scores, by task."""
 
     random: Mapping[str, float]  # mean return of a random policy: 0
     reference: Mapping[str, float]  # mean return of the independent agents: 1
@@ -60,7 +47,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one method; None where its runs or the others leave it open."""
+    """What is known about one method. Entries are None where the runs do not determine them."""
 
     method: Method
     mean: Summary  # of returns
@@ -70,16 +57,19 @@ class Result:
     normalised_iqm: Summary | None
     steps_to: Mapping[int, SampleEfficiency]  # by return, averaged over tasks; empty without learning curves
     parameters: int | None
-    baseline: str | None
-    improvement: Estimate | None  # probability that a run is better than one of the baseline
-    comparison: Comparison | None  # of means over tasks with the baseline's; p_holm over all results
-    detectable: float | None  # difference of means found with power 0.8 after Holm's correction, at the least
+    baseline: str | None  # name of the method that this one is compared with
+    improvement: Estimate | None  # probability that a run is better than a run of the baseline
+    comparison: Comparison | None  # with the baseline, of means over tasks; p_holm is adjusted over all results
+    detectable: float | None  # smallest difference of means found with power 0.8 after Holm's correction
 
     def returns(self, of: str) -> tuple[Estimate, Array] | None:
-        """Return after training: the mean over seeds, and each seed's (seeds,); None for a task that it does not have.
+        """Return after training: the mean over seeds, and the (seeds,) returns of single seeds.
 
         Args:
             of: a task, `MEAN` or `WORST`.
+
+        Returns:
+            None for a task that the method does not have.
         """
         scores = self.method.scores
         if of == MEAN:
@@ -97,14 +87,14 @@ class Analysis:
     """Results of several methods, side by side."""
 
     results: tuple[Result, ...]
-    tasks: tuple[str, ...]  # of any method
+    tasks: tuple[str, ...]  # of all methods together
     scale: Scale | None
-    comparisons: int  # tests that Holm's correction is for
+    comparisons: int  # number of tests that Holm's correction covers
     warnings: tuple[str, ...]  # what makes methods hard to compare, a sentence each
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """In the order of results."""
+        """The methods in the order of their results."""
         return tuple(result.method for result in self.results)
 
     @property
@@ -127,11 +117,11 @@ def analyse(
     """Estimates, intervals and tests for each of the methods.
 
     Args:
-        methods: what to report on, in this order.
-        others: all methods there are, by name, of which baseline and reference are taken. Default: `methods`.
-        baseline: the aware variant's baseline; the blind one's is `<baseline>_blind`. Where there is none, or none with
-            the same tasks, nothing is compared.
-        random: mean return of a random policy by task; without it, or without independent agents, scores are not
+        methods: the methods to report on, in this order.
+        others: all methods by name, from which the baseline and the reference are taken. Default: `methods`.
+        baseline: the baseline of the aware variant; that of the blind variant is `<baseline>_blind`. A method is not
+            compared if there is no baseline with the same tasks.
+        random: mean return of a random policy by task. Without it, or without independent agents, scores are not
             normalised.
     """
     others = {method.name: method for method in methods} if others is None else others
@@ -145,7 +135,7 @@ def analyse(
 
 
 def _scale(reference: Method | None, random: Mapping[str, float] | None) -> Scale | None:
-    """The scale of the tasks on which the reference beats the random policy; None without any."""
+    """The scale of the tasks on which the reference beats the random policy; None if there is no such task."""
     if reference is None or random is None:
         return None
     means = dict(zip(reference.tasks, reference.scores.mean(0).tolist(), strict=True))
@@ -154,7 +144,7 @@ def _scale(reference: Method | None, random: Mapping[str, float] | None) -> Scal
 
 
 def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: Scale | None) -> Result:
-    """The method's result, its test not yet corrected for the others."""
+    """The result of a method. Its test is not yet corrected for the number of methods."""
     normalised = None
     if scale is not None and all(task in scale.random for task in method.tasks):
         ends = ([end[task] for task in method.tasks] for end in (scale.random, scale.reference))
@@ -185,7 +175,7 @@ def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: 
 
 
 def _baseline(method: Method, others: Mapping[str, Method], baseline: str) -> Method | None:
-    """What the method is compared with: the baseline of its variant, on the same tasks."""
+    """The method to compare with: the baseline of the same variant, on the same tasks."""
     rival = others.get(_baseline_name(method, baseline))
     return rival if rival is not None and rival.name != method.name and rival.tasks == method.tasks else None
 
@@ -195,7 +185,7 @@ def _baseline_name(method: Method, baseline: str) -> str:
 
 
 def _correct(results: Sequence[Result]) -> list[Result]:
-    """The results with tests corrected for their number, and what they can detect."""
+    """The results with tests corrected for the number of tests, and with the differences that these can detect."""
     p = [result.comparison.p for result in results if result.comparison and result.comparison.p is not None]
     adjusted = iter(holm(p).tolist())
     corrected = []
@@ -204,7 +194,7 @@ def _correct(results: Sequence[Result]) -> list[Result]:
         if comparison is not None and comparison.p is not None:
             comparison = dataclasses.replace(comparison, p_holm=next(adjusted))
             assert comparison.deviation is not None
-            # Holm's correction rejects whatever Bonferroni's does.
+            # Holm's correction rejects whatever Bonferroni's correction rejects, so this power is reached at least.
             detectable = minimum_detectable_difference(
                 comparison.deviation, len(comparison.seeds), alpha=ALPHA / len(p)
             )
@@ -213,7 +203,7 @@ def _correct(results: Sequence[Result]) -> list[Result]:
 
 
 def _alone(results: Sequence[Result], baseline: str) -> list[str]:
-    """Where a method ought to have a baseline and has none."""
+    """A sentence for each baseline that is missing."""
     missing: dict[str, list[str]] = {}
     for result in results:
         name = _baseline_name(result.method, baseline)
@@ -226,7 +216,7 @@ def _alone(results: Sequence[Result], baseline: str) -> list[str]:
 
 
 def _warnings(methods: Sequence[Method]) -> list[str]:
-    """Where settings differ that ought not to."""
+    """A sentence for each setting that differs although it should not."""
     found = []
     for method in methods:
         keys = dict.fromkeys(key for run in method.runs for key in run.settings)
@@ -253,6 +243,6 @@ def _groups(items: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 
 def told_apart(result: Result) -> bool:
-    """Whether the method and its baseline differ, at 0.05 over all comparisons."""
+    """Whether the method differs from its baseline, at a level of 0.05 over all comparisons."""
     p = None if result.comparison is None else result.comparison.p_holm
     return p is not None and p <= ALPHA

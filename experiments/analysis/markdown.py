@@ -1,27 +1,27 @@
-"""Tables in Markdown, and numbers with their intervals in them."""
+"""Tables in Markdown, and numbers with their intervals as text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from experiments.analysis.statistics import Estimate
+from experiments.analysis.intervals import Estimate
 
 __all__ = ["cell", "count", "number", "table"]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a `|` in a cell is escaped."""
+    """A table in Markdown. A `|` in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
 
 
 def cell(estimate: Estimate | None, form: str) -> str:
-    """The value, and its interval where there is one; a dash for None.
+    """An estimate as text: the value, and its interval if there is one; a dash for None.
 
     Args:
-        estimate: what to show.
-        form: how to show each of its numbers, such as `"{:.1f}"`.
+        estimate: the estimate.
+        form: the format of its numbers, such as `"{:.1f}"`.
     """
     if estimate is None:
         return "-"
@@ -33,12 +33,12 @@ def cell(estimate: Estimate | None, form: str) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """The value; a dash for None, and `never` for infinity, which only steps to a return can be."""
+    """A number as text. None is a dash. Infinity is `never`, because only steps to a return can be infinite."""
     if value is None:
         return "-"
     return "never" if value == math.inf else form.format(value)
 
 
 def count(amount: int, noun: str) -> str:
-    """`1 seed`, `2 seeds`."""
+    """An amount with its noun: `1 seed`, `2 seeds`."""
     return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"

@@ -1,11 +1,11 @@
-"""Runs in the JSON form of marl-eval, which tools for statistics of reinforcement learning read.
+"""Runs in the JSON form of marl-eval, which other tools for statistics of reinforcement learning read.
 
     environment -> task -> algorithm -> seed -> step_0, step_1, ..., absolute_metrics
 
-A step has `step_count` (environment steps over all tasks) and `return`, the mean of its greedy episodes as a list of
-one; `absolute_metrics` has every return of the final evaluation. Names of environments and tasks are in lower case, as
-marl-eval looks them up. Its own plots need as many seeds and steps of every algorithm. (Gorsane et al. 2022,
-https://arxiv.org/abs/2209.10485.)
+A step has `step_count` (environment steps over all tasks) and `return`, a list of one number: the mean of its greedy
+episodes. `absolute_metrics` has every return of the final evaluation. Names of environments and tasks are in lower
+case, because marl-eval looks them up like this. The plots of marl-eval need the same number of seeds and steps for
+every algorithm. (Gorsane et al. 2022, https://arxiv.org/abs/2209.10485.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def to_marl_eval(methods: Iterable[Method]) -> dict[str, Any]:
 
 
 def _of_task(run: Run, task: str) -> dict[str, Any]:
-    """The run's steps and final evaluation on one task."""
+    """The steps and the final evaluation of a run on one task."""
     steps: dict[str, Any] = {
         f"step_{index}": {"step_count": int(step), "return": [value]}
         for index, (step, value) in enumerate(zip(*(x.tolist() for x in run.curve(f"eval/{task}/return")), strict=True))

@@ -1,4 +1,4 @@
-"""How many parameters a run's network has, from its settings."""
+"""The number of parameters of a run's network, from the settings of the run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def count_parameters(config: dict[str, Any]) -> int | None:
         config: the contents of config.json.
 
     Returns:
-        None if the settings describe no network of ours.
+        The number, or None if the settings describe no network of this project.
     """
     try:
         with torch.device("meta"):
             network = _network(config["agent"], config["settings"])
-    except (KeyError, TypeError, ValueError):  # a stranger's settings, or an older release's
+    except (KeyError, TypeError, ValueError):  # settings of another project or of an older release
         return None
     return None if network is None else sum(parameter.numel() for parameter in network.parameters())
 

@@ -1,4 +1,4 @@
-"""What acting at random brings, the zero of normalised scores."""
+"""The returns of a random policy, which are the zero of normalised scores."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from envs import make_task_env
 
 RANDOM_SEED = 30_000
-"""Seed of the first episode; apart from those of evaluations (10,000 and 20,000 on)."""
+"""Seed of the first episode. It is far from the seeds of evaluations, which begin at 10,000 and 20,000."""
 
 
 def random_returns(tasks: Sequence[str], episodes: int = 100, seed: int = RANDOM_SEED) -> dict[str, list[float]]:
-    """Returns of episodes of uniformly random actions, by task; about 10 ms an episode.
+    """Returns of episodes of uniformly random actions, by task. An episode takes about 10 ms.
 
-    The same arguments always give the same returns, and a task's do not depend on the other tasks.
+    The same arguments always give the same returns. The returns on a task do not depend on the other tasks.
 
     Args:
         tasks: names of registered tasks.
-        episodes: of each task.
-        seed: of the first episode; the next has `seed + 1`, and so on.
+        episodes: number of episodes on each task.
+        seed: the seed of the first episode; the second episode has `seed + 1`, and so on.
 
     Raises:
         UnknownTaskError: a task is not registered.

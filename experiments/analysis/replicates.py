@@ -1,4 +1,4 @@
-"""What several runs of one method come to: its scores over seeds, its curves over training, its size and speed."""
+"""The runs of one method with several seeds: their scores, their curves during training, and their speed."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.analysis.runs import BLIND, SECONDS, Run
-from experiments.analysis.statistics import means
+from experiments.analysis.intervals import means
+from experiments.analysis.runs import BLIND, SECONDS, Run, weight_key
 
 Array = NDArray[np.float64]
 
 POINTS = 200
-"""Points of a curve whose runs were logged at steps of their own."""
+"""Number of points of a mean curve if its runs were logged at different steps."""
 
 BINS = 30
-"""Stretches of training that what is measured at single updates, and noisy for that, is averaged over."""
+"""Number of stretches of training. Values from single updates are noisy and are averaged over each stretch."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity in the course of training: its mean over seeds, with pointwise 95 % intervals (Student's)."""
+    """A quantity during training: its mean over seeds, with pointwise 95 % intervals (Student's)."""
 
     x: Array  # (P,) environment steps over all tasks, or minutes
     mean: Array  # (P,)
-    low: Array | None  # (P,); none from one seed
-    high: Array | None
+    low: Array | None  # (P,); None from one seed
+    high: Array | None  # (P,); None from one seed
 
 
-@dataclass(frozen=True, eq=False)  # the same one or another: contents are large
+@dataclass(frozen=True, eq=False)  # compared by identity, because the contents are large
 class Method:
     """The finished runs of one method and variant, a run per seed, all on the same tasks."""
 
@@ -41,43 +41,43 @@ class Method:
 
     @property
     def blind(self) -> bool:
-        """Whether observations do not tell the task."""
+        """Whether this is the blind variant, whose observations do not contain the task."""
         return self.name.endswith(BLIND)
 
     @property
     def family(self) -> str:
-        """The name that both variants share."""
+        """The name without the variant."""
         return self.name.removesuffix(BLIND)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """In order."""
+        """The seeds of the runs, in order."""
         return tuple(run.seed for run in self.runs)
 
     @cached_property
     def scores(self) -> Array:
-        """(seeds, tasks): mean return of a seed's greedy episodes after training."""
+        """(seeds, tasks): mean return of the greedy episodes of each seed after training."""
         return self._of_evaluation("mean")
 
     @cached_property
     def success(self) -> Array:
-        """(seeds, tasks): share of these episodes with a return of at least 200."""
+        """(seeds, tasks): share of the greedy episodes after training that have a return of at least 200."""
         return self._of_evaluation("success_rate")
 
     def _of_evaluation(self, key: str) -> Array:
         return np.array([[run.evaluation["tasks"][task][key] for task in self.tasks] for run in self.runs], float)
 
     def rows(self) -> dict[int, Array]:
-        """By seed, its (tasks,) scores."""
+        """The (tasks,) scores of each seed."""
         return dict(zip(self.seeds, self.scores, strict=True))
 
     def learning_curve(self, task: str, minutes: bool = False) -> Curve | None:
-        """Greedy return on a task in the course of training; none if no run has a curve.
+        """Greedy return on a task during training, or None if no run has a curve.
 
         Args:
-            task: one of `tasks`; any other has no curve.
-            minutes: against minutes of training instead of environment steps: those that seeds take on average to
-                come to these steps.
+            task: one of `tasks`; any other name has no curve.
+            minutes: whether the curve is against minutes of training instead of environment steps. The minutes are
+                those that seeds need on average to reach these steps.
         """
         key = f"eval/{task}/return"
         runs = [run for run in self.runs if key in run.columns]
@@ -91,7 +91,7 @@ class Method:
         return replace(curve, x=seconds / 60)
 
     def mean_return_curves(self) -> list[tuple[Array, Array]]:
-        """For each seed that has curves, environment steps and the greedy return there, averaged over tasks."""
+        """For each seed with curves: environment steps, and the greedy return at these steps, averaged over tasks."""
         per_seed = []
         for run in self.runs:
             curves = [run.curve(f"eval/{task}/return") for task in self.tasks]
@@ -101,7 +101,7 @@ class Method:
 
     def weight_curve(self, task: str) -> Curve | None:
         """The coefficient of the task's gradient, averaged over `BINS` stretches of training."""
-        return over_seeds([in_bins(run.curve(f"balancer/{task}/weight")) for run in self.runs])
+        return over_seeds([in_bins(run.curve(weight_key(task))) for run in self.runs])
 
     def angle_curve(self, task: str) -> Curve | None:
         """RGB's rotation of the task's gradient in radians, averaged over `BINS` stretches of training."""
@@ -109,12 +109,12 @@ class Method:
 
     @cached_property
     def learns_weights(self) -> bool:
-        """Whether any task's weight ever changes."""
-        curves = (run.curve(f"balancer/{task}/weight")[1] for run in self.runs for task in self.tasks)
+        """Whether the weight of any task changes during training."""
+        curves = (run.curve(weight_key(task))[1] for run in self.runs for task in self.tasks)
         return any(len(values) and np.ptp(values) > 1e-6 for values in curves)
 
     def mean_cosines(self) -> Array | None:
-        """(tasks, tasks): cosine between two tasks' gradients, averaged over training and then over seeds."""
+        """(tasks, tasks): cosine between the gradients of two tasks, averaged over training and then over seeds."""
 
         def average(values: Array) -> float:
             return float(values.mean())
@@ -122,23 +122,23 @@ class Method:
         cosines = self._pairs("cosine", average)
         if cosines is None:
             return None
-        cosines = np.fmax(cosines, cosines.T)  # a pair is logged once
+        cosines = np.fmax(cosines, cosines.T)  # each pair is logged in one order only
         np.fill_diagonal(cosines, 1.0)
         return cosines
 
     def thresholds(self) -> Array | None:
         """(tasks, tasks): AIM's tau at the end of training, averaged over seeds; NaN on the diagonal.
 
-        Row i is the task whose gradient gives way to task j's where their cosine is below tau.
+        Where the cosine of two gradients is below tau[i, j], the gradient of task i gives way to that of task j.
         """
         return self._pairs("tau", lambda values: float(values[-1]))
 
     def _pairs(self, name: str, reduce: Callable[[Array], float]) -> Array | None:
-        """(tasks, tasks) means over seeds of a diagnostic of pairs of tasks; NaN where a pair has none."""
+        """(tasks, tasks) means over seeds of a diagnostic of pairs of tasks; NaN for a pair without values."""
         matrix = np.full((len(self.tasks), len(self.tasks)), np.nan)
         for i, a in enumerate(self.tasks):
             for j, b in enumerate(self.tasks):
-                # AIM with one threshold for all pairs logs it without their names.
+                # If AIM has one threshold for all pairs, it is logged without the names of tasks.
                 keys = (f"balancer/{name}/{a}_{b}", f"balancer/{name}")
                 curves = (next((y for key in keys if len(y := run.curve(key)[1])), None) for run in self.runs)
                 values = [reduce(curve) for curve in curves if curve is not None]
@@ -147,11 +147,11 @@ class Method:
         return None if np.isnan(matrix).all() else matrix
 
     def steps_per_s(self) -> float | None:
-        """Environment steps per second of training, evaluations for the learning curves included; mean over seeds."""
+        """Environment steps per second of training, including evaluations for the learning curves; mean over seeds."""
         return _mean(run.columns[key][1][-1] for run in self.runs if (key := "time/steps_per_s") in run.columns)
 
     def ms_per_update(self) -> float | None:
-        """Milliseconds of training per update, with its share of environment steps and evaluations; mean over seeds."""
+        """Milliseconds of training per update, including environment steps and evaluations; mean over seeds."""
         times = []
         for run in self.runs:
             seconds, updates = (run.columns.get(key) for key in (SECONDS, "train/updates"))
@@ -165,7 +165,7 @@ class Method:
 
 
 def as_methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
-    """Methods of runs by name, as `load_runs` gives them; a task has the same place in all of them."""
+    """Methods by name, from the runs that `load_runs` returns. Tasks have the same order in all of them."""
     order = list(dict.fromkeys(task for of_name in runs.values() for run in of_name for task in run.tasks))
     return {
         name: Method(name, tuple(of_name), tuple(task for task in order if task in of_name[0].tasks))
@@ -174,9 +174,9 @@ def as_methods(runs: Mapping[str, Sequence[Run]]) -> dict[str, Method]:
 
 
 def over_seeds(curves: Sequence[tuple[Array, Array]]) -> Curve | None:
-    """The mean of several curves, each with its own abscissae, over the range that all of them cover.
+    """The mean of several curves, over the range that all of them cover; None if there is no such range.
 
-    Where all have the same abscissae, these are kept; elsewhere curves are interpolated linearly.
+    If all curves have the same abscissae, these are kept. Otherwise the curves are interpolated linearly.
     """
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
@@ -192,7 +192,7 @@ def over_seeds(curves: Sequence[tuple[Array, Array]]) -> Curve | None:
 
 
 def in_bins(curve: tuple[Array, Array], bins: int = BINS) -> tuple[Array, Array]:
-    """Averages of a curve over stretches of equal length, at the means of their abscissae; empty ones left out."""
+    """Averages of a curve over stretches of equal length, at the mean abscissae. Empty stretches are left out."""
     x, y = curve
     if not len(x):
         return x, y

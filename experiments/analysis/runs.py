@@ -7,28 +7,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.arrays import Array
 from experiments.program.run_folder import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
-
-Array = NDArray[np.float64]
+from mtrl.files import is_number, parse_numbers
 
 STEP = "env_step"  # the axis of every curve: environment steps, over all tasks
-SECONDS = "time/time_elapsed"  # since training began, without the time that an interrupted run lay still
-BLIND = "_blind"  # ends the name of a run of the blind variant
-BASELINE = "shared_dqn"  # equal weights, what other methods are compared with
-REFERENCE = "independent_dqn"  # no sharing, the 1 of normalised scores
-LARGEST = 1e15  # numbers beyond it are none that a run has
+SECONDS = "time/time_elapsed"  # since training began, without the pauses of an interrupted run
+BLIND = "_blind"  # the end of the name of a run of the blind variant
+BASELINE = "shared_dqn"  # the method with equal weights, which other methods are compared with
+REFERENCE = "independent_dqn"  # the method without sharing, whose returns are the 1 of normalised scores
+LARGEST = 1e15  # no run has larger numbers
+
+
+def weight_key(task: str) -> str:
+    """The key in metrics.jsonl of the coefficient of a task's gradient."""
+    return f"balancer/{task}/weight"
 
 
 class BrokenRunError(ValueError):
-    """A folder that looks like a run and can't be read as one; the message is one line."""
+    """A folder looks like a run and cannot be read as one; the message is one line."""
 
 
-@dataclass(frozen=True, eq=False)  # the same one or another: contents are large
+@dataclass(frozen=True, eq=False)  # compared by identity, because the contents are large
 class Run:
     """One training run: `<results-dir>/<name>/seed_<seed>/`."""
 
@@ -40,35 +45,36 @@ class Run:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks it was evaluated on."""
+        """Names of the tasks that the run was evaluated on."""
         return list(self.evaluation["tasks"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its settings, as config.json has them."""
+        """The settings of the run, from config.json."""
         settings: dict[str, Any] = self.config["settings"]
         return settings
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl, read anew each time; raises `BrokenRunError` if they can't be read."""
+        """The lines of metrics.jsonl, read again at each access.
+
+        Raises:
+            BrokenRunError: the file cannot be read, or a line is not an object of numbers.
+        """
         path = self.folder / METRICS_FILE
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError, RecursionError) as error:
+            return [parse_numbers(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
             raise BrokenRunError(f"{path}: {error}") from None
-        if not all(isinstance(line, dict) and all(map(_is_number, line.values())) for line in lines):
-            raise BrokenRunError(f"{path}: its lines are not objects of numbers")
-        return lines
 
     @cached_property
     def columns(self) -> dict[str, tuple[NDArray[np.int64], Array]]:
-        """By key of metrics.jsonl, the numbers of the lines that have it, and its values there.
+        """For each key of metrics.jsonl, the numbers of the lines that have this key, and the values in these lines.
 
-        A tenth of the memory of the lines themselves. Values that are NaN, infinite or above 1e15 are left out.
+        Columns take a tenth of the memory of the lines. Values that are NaN, infinite or above 1e15 are left out.
 
         Raises:
-            BrokenRunError: the file can't be read, or its environment steps go backwards.
+            BrokenRunError: the file cannot be read, or its environment steps go backwards.
         """
         columns: dict[str, tuple[list[int], list[float]]] = {}
         for number, line in enumerate(self.metrics):
@@ -83,7 +89,7 @@ class Run:
         return arrays
 
     def curve(self, key: str, against: str = STEP) -> tuple[Array, Array]:
-        """Abscissae and values of one metric, at the lines that have both; (P,) each, P = 0 if there are none."""
+        """Abscissae and values of one metric, from the lines that have both: (P,) each, with P = 0 if no line has."""
         none: tuple[NDArray[np.int64], Array] = np.empty(0, int), np.empty(0)
         rows, values = self.columns.get(key, none)
         others, abscissae = self.columns.get(against, none)
@@ -97,32 +103,10 @@ def read_run(folder: Path) -> Run:
     Raises:
         BrokenRunError: a file is missing or is not what this project writes.
     """
-    contents = []
-    for name in (CONFIG_FILE, EVALUATION_FILE):
-        path = folder / name
-        try:
-            contents.append(json.loads(path.read_text()))
-        except FileNotFoundError:
-            raise BrokenRunError(f"{folder}: not finished ({name} is missing)") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise BrokenRunError(f"{path}: {error}") from None
-    config, evaluation = contents
+    config, evaluation = (_read_json(folder, name) for name in (CONFIG_FILE, EVALUATION_FILE))
     try:
-        seed = int(config["settings"]["seed"])
-        run = Run(folder, str(config["run"]), seed, config, evaluation)
-        results = evaluation["tasks"].values()
-        rates = [result["success_rate"] for result in results]
-        numbers = [
-            *rates,
-            *(result["mean"] for result in results),
-            evaluation["mean"],
-            evaluation["worst_task"]["mean"],
-        ]
-        numbers += [value for result in results for value in result.get("returns", ())]
-        if not results or not all(_is_number(number) and abs(number) < LARGEST for number in numbers):
-            raise ValueError("the evaluation needs tasks, and numbers for each")
-        if not all(0 <= rate <= 1 for rate in rates):
-            raise ValueError("a success rate is not between 0 and 1")
+        run = Run(folder, str(config["run"]), int(config["settings"]["seed"]), config, evaluation)
+        _check_evaluation(evaluation)
         if not run.name or not all(name.isprintable() for name in (run.name, *run.tasks)):
             raise ValueError("a name can't be printed")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -130,8 +114,34 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def _read_json(folder: Path, name: str) -> Any:
+    path = folder / name
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BrokenRunError(f"{folder}: not finished ({name} is missing)") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BrokenRunError(f"{path}: {error}") from None
+
+
+def _check_evaluation(evaluation: dict[str, Any]) -> None:
+    """Let the contents of an evaluation.json pass if all its numbers are there and are possible.
+
+    Raises:
+        ValueError: a number is not possible. Missing or ill-typed entries raise whatever their use raises.
+    """
+    results = evaluation["tasks"].values()
+    rates = [result["success_rate"] for result in results]
+    means = [each["mean"] for each in (evaluation, evaluation["worst_task"], *results)]
+    returns = [value for result in results for value in result.get("returns", ())]
+    if not results or not all(is_number(number) and abs(number) < LARGEST for number in (*rates, *means, *returns)):
+        raise ValueError("the evaluation needs tasks, and numbers for each")
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise ValueError("a success rate is not between 0 and 1")
+
+
 def find_runs(results_dir: Path) -> Iterator[Run | BrokenRunError]:
-    """Every run `<name>/seed_<k>` below `results_dir`, by name and seed, and an error for each that can't be read."""
+    """Every run `<name>/seed_<k>` below `results_dir`, by name and seed, or an error where it cannot be read."""
     folders = [path for path in results_dir.glob("*/seed_*") if path.is_dir()]
     for folder in sorted(folders, key=lambda folder: (folder.parent.name, _seed_of(folder))):
         try:
@@ -141,10 +151,10 @@ def find_runs(results_dir: Path) -> Iterator[Run | BrokenRunError]:
 
 
 def load_runs(results_dir: Path) -> tuple[dict[str, list[Run]], list[BrokenRunError]]:
-    """Finished runs by name, their metrics read, seeds in order; and what is wrong with the folders that can't be used.
+    """Finished runs by name, with their metrics read and seeds in order, and an error for each folder of no use.
 
-    Runs of one name are replicates. So each seed counts once, and all must have the tasks of the first: a copy of a
-    run, or one on other tasks, is an error too.
+    Runs of one name are replicates. So each seed counts once, and all runs of a name must have the tasks of the first
+    one: a copy of a run, or a run on other tasks, is an error too.
     """
     runs: dict[str, list[Run]] = {}
     errors: list[BrokenRunError] = []
@@ -152,7 +162,7 @@ def load_runs(results_dir: Path) -> tuple[dict[str, list[Run]], list[BrokenRunEr
         try:
             if isinstance(found, BrokenRunError):
                 raise found
-            _ = found.columns  # a run whose curves can't be read is no use either
+            _ = found.columns  # a run is of no use either if its curves cannot be read
             _check_replicate(found, runs.get(found.name, ()))
             runs.setdefault(found.name, []).append(found)
         except BrokenRunError as error:
@@ -167,10 +177,6 @@ def _check_replicate(run: Run, others: list[Run] | tuple[()]) -> None:
         if set(run.tasks) != set(other.tasks):
             ours, theirs = ", ".join(run.tasks), ", ".join(other.tasks)
             raise BrokenRunError(f"{run.folder}: its tasks are {ours}, those of '{other.folder}' are {theirs}")
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _seed_of(folder: Path) -> tuple[int, str]:

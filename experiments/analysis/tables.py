@@ -1,14 +1,14 @@
-"""Results as text: Markdown that explains itself, and CSV for other programs."""
+"""Results as text: Markdown with explanations, and CSV for other programs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
+from experiments.analysis.intervals import Estimate, Summary
 from experiments.analysis.markdown import cell, count, number, table
-from experiments.analysis.statistics import Estimate, Summary
 
 CSV_COLUMNS = (
     *("method", "variant", "quantity", "task", "statistic", "unit"),
@@ -17,7 +17,7 @@ CSV_COLUMNS = (
 
 
 def returns_table(analysis: Analysis) -> str:
-    """A row per method: mean return per task, over tasks and of the worst task, and the share of successes."""
+    """A row per method: mean return on each task, over tasks and on the worst task, and the share of successes."""
     header = ["method", "seeds", *analysis.tasks, "mean", "worst task", "success"]
     rows = []
     for result in analysis.results:
@@ -27,13 +27,17 @@ def returns_table(analysis: Analysis) -> str:
 
 
 def verdicts(analysis: Analysis) -> list[str]:
-    """What the comparison can and cannot tell, a sentence or two per baseline."""
+    """What can be concluded from the comparison and what cannot, in one or two sentences per baseline."""
     sentences = []
     if analysis.all_one_seed:
-        sentences.append("One seed of every method: no intervals and no tests, and no two methods can be told apart.")
+        sentences.append(
+            "One seed of every method: there are no intervals and no tests, and no two methods can be told apart."
+        )
     elif analysis.one_seed:
         who = ", ".join(analysis.one_seed)
-        sentences.append(f"One seed only of {who}: no interval, no test, and nothing can be told of what is better.")
+        sentences.append(
+            f"One seed only of {who}: without intervals and tests, nothing can be said about which method is better."
+        )
     for baseline in dict.fromkeys(result.baseline for result in analysis.results if result.baseline):
         sentences += _verdict(analysis, baseline)
     return sentences
@@ -55,7 +59,7 @@ def _verdict(analysis: Analysis, baseline: str) -> list[str]:
     points = f"{low} points" if low == high else f"{low} to {high} points, depending on the method,"
     return [
         f"Against {baseline}, mean over tasks: {text}. With these seeds a true difference has to be {points} "
-        "to be found with probability 0.8; smaller ones may well be there."
+        "to be found with probability 0.8; smaller differences may exist all the same."
     ]
 
 
@@ -64,7 +68,7 @@ def markdown(analysis: Analysis) -> str:
     parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {warning}" for warning in analysis.warnings]
     parts += ["## Returns", RETURNS, returns_table(analysis)]
-    parts += ["## Interquartile means", IQM, _iqm_table(analysis)]
+    parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
         tests = count(analysis.comparisons, "comparison")
         if not analysis.comparisons:
@@ -77,7 +81,8 @@ def markdown(analysis: Analysis) -> str:
         )
         seeds = analysis.scale.reference_seeds
         note = NORMALISED.format(ends=ends, seeds="one seed" if seeds == 1 else f"{seeds} seeds")
-        parts += ["## Normalised returns", note, _normalised_table(analysis)]
+        numbers = _summary_table(analysis, lambda result: result.normalised_mean, form="{:.2f}")
+        parts += ["## Normalised returns", note, numbers]
     if any(result.steps_to for result in analysis.results):
         parts += ["## Sample efficiency", EFFICIENCY, _efficiency_table(analysis)]
     parts += ["## Size and speed", SIZE, _size_table(analysis)]
@@ -85,7 +90,7 @@ def markdown(analysis: Analysis) -> str:
 
 
 def _extent(analysis: Analysis) -> str:
-    """How much the comparison rests on."""
+    """How many methods, runs and environment steps the comparison rests on."""
     runs = [run for method in analysis.methods for run in method.runs]
     steps = {run.settings.get("total_steps") for run in runs}
     (budget,) = steps if len(steps) == 1 else (None,)
@@ -97,45 +102,42 @@ def _extent(analysis: Analysis) -> str:
 
 
 RETURNS = """\
-Mean over seeds of a seed's mean return (its greedy episodes after training, at the last step and not at the best),
-with its interval in brackets: 95 of 100 intervals made like this hold the mean over all possible seeds. One seed has no
-interval. *mean* is over tasks; *worst task* is each seed's lowest task, averaged over seeds; *success* is the share of
-episodes with a return of at least 200."""
+Mean return per task, averaged over seeds, with its interval in brackets. The return of a seed is the mean over its
+greedy episodes after the last step of training, not at its best evaluation. Of 100 intervals made in this way, 95
+contain the mean over all possible seeds. One seed has no interval. *mean* is the mean over tasks; *worst task* is the
+lowest task of each seed, averaged over seeds; *success* is the share of episodes with a return of at least 200."""
 
 IQM = """\
-As above, without the lowest and the highest quarter of the values: one failed seed of ten does not move it."""
+The same returns, without the lowest and the highest quarter of the values: one failed seed of ten does not move this
+mean."""
 
 COMPARISON = """\
 *P(better)* is the probability that a run of the method beats a run of the baseline, averaged over tasks; 0.5 is a draw.
-*difference* is the mean over tasks minus the baseline's, seed by seed over the common seeds. *p* is that of a paired
-t-test, *p (Holm)* the one to go by: corrected for {tests}. *detectable* is the true difference in points
-that such a test would find with probability 0.8 at this number of seeds."""
+*difference* is the mean over tasks minus that of the baseline, taken for each common seed and then averaged. *p* comes
+from a paired t-test. *p (Holm)* is the one to decide by; it is corrected for {tests}. *detectable* is the true
+difference in points that such a test would find with probability 0.8 with this number of seeds."""
 
 NORMALISED = """\
-0 is a policy that acts at random, 1 are the independent agents, a network for each task ({seeds}; both taken
-as known, so that intervals are of the method alone): {ends}. Mean over seeds, with 95 % intervals."""
+0 is a policy that acts at random; 1 are the independent agents, which have a network for each task ({seeds}).
+These two returns are {ends}. Both are taken as known, so the intervals cover the method alone. Mean
+over seeds, with 95 % intervals."""
 
 EFFICIENCY = """\
-Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: median
-over seeds with its 95 % interval (none below 6 seeds), and in how many seeds it did. Measured at the evaluations for
-the learning curves, so no finer than these."""
+Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: the
+median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at the
+evaluations for the learning curves, so it is no finer than their spacing."""
 
 SIZE = """\
-*parameters* are counted on a network of the run's settings. Times are means over seeds and depend on the machine;
-*ms per update* contains an update's share of environment steps and evaluations."""
+*parameters* are counted on a network that is built from the settings of the run. Times are means over seeds and depend
+on the machine; *ms per update* includes environment steps and evaluations."""
 
 
-def _iqm_table(analysis: Analysis) -> str:
-    rows = [[*_who(result), *_summary_cells(result, result.iqm, analysis.tasks)] for result in analysis.results]
-    return table(["method", "seeds", *analysis.tasks, "all tasks", "worst task"], rows)
-
-
-def _normalised_table(analysis: Analysis) -> str:
-    rows = [
-        [*_who(result), *_summary_cells(result, result.normalised_mean, analysis.tasks, "{:.2f}")]
-        for result in analysis.results
-    ]
-    return table(["method", "seeds", *analysis.tasks, "mean", "worst task"], rows)
+def _summary_table(
+    analysis: Analysis, of: Callable[[Result], Summary | None], overall: str = "mean", form: str = "{:.1f}"
+) -> str:
+    """A row per method: a cell for each task, for all tasks together and for the worst task; dashes if unknown."""
+    rows = [[*_who(result), *_summary_cells(result, of(result), analysis.tasks, form)] for result in analysis.results]
+    return table(["method", "seeds", *analysis.tasks, overall, "worst task"], rows)
 
 
 def _comparison_table(analysis: Analysis) -> str:
@@ -195,7 +197,7 @@ def _who(result: Result) -> tuple[str, str]:
 
 
 def _summary_cells(result: Result, summary: Summary | None, tasks: Sequence[str], form: str = "{:.1f}") -> list[str]:
-    """Each task's cell in the order of `tasks`, then all tasks' and the worst one's; dashes for what is not known."""
+    """A cell for each of `tasks`, then for all tasks together and for the worst task; dashes for unknown values."""
     if summary is None:
         return ["-"] * (len(tasks) + 2)
     by_task = dict(zip(result.method.tasks, summary.tasks, strict=True))
@@ -208,27 +210,27 @@ def _divided(estimate: Estimate, unit: float) -> Estimate:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    """`0, 1` or, from three on without a gap, `0-9`."""
+    """Seeds as `0, 1`, or as `0-9` if there are three or more without a gap."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))
 
 
 def to_csv(analysis: Analysis) -> str:
-    r"""The contents of table.csv: a number per line, with its interval.
+    """The contents of table.csv: a number per line, with its interval.
 
     Columns:
-        method, variant: the run's name and `aware` or `blind`.
+        method, variant: the name of the run, and `aware` or `blind`.
         quantity: `return`, `normalised return`, `success rate`, `steps to 50` (...), `probability of improvement`,
             `difference`, `p`, `p holm`, `detectable difference`, `parameters`, `ms per update`, `steps per s`,
             `minutes`.
-        task: a task's name, `all`, or `worst` for each seed's lowest.
-        statistic: `mean`, `iqm` or `median` over seeds; empty where the number is none of these.
-        unit: of value, low and high; empty for a number without.
-        seeds: how many the number rests on.
-        value: the number; `inf` for steps to what was never reached.
-        low, high, interval: the 95 % interval and how it was made (see `statistics.py`); empty without one.
-        baseline: what was compared with.
+        task: the name of a task, `all`, or `worst` for the lowest task of each seed.
+        statistic: `mean`, `iqm` or `median` over seeds; empty for other numbers.
+        unit: the unit of value, low and high; empty for a number without a unit.
+        seeds: the number of seeds that the value rests on.
+        value: the number; `inf` for steps to a return that was never reached.
+        low, high, interval: the 95 % interval and how it was made (see `intervals.py`); empty without an interval.
+        baseline: the method that was compared with.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

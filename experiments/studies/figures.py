@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from experiments.analysis.plots.style import COLOURS, DIVERGING, RC, TASK_COLOURS, draw_curve, grid_of_panels
+from experiments.analysis.intervals import means
+from experiments.analysis.looks import COLOURS, TASK_COLOURS
+from experiments.analysis.plots.style import RC, draw_curve, draw_matrix, grid_of_panels
 from experiments.analysis.replicates import over_seeds
-from experiments.analysis.statistics import means
 from experiments.studies.fitting import ALONE, CLEAN, SAME_ROWS, Fit
 from experiments.studies.problems import valley
 
@@ -77,15 +78,7 @@ def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -
         for axes, (label, matrix) in zip(grid_of_panels(figure, len(matrices), 3), matrices.items(), strict=True):
             values = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
             limit = max(float(np.nanmax(np.abs(values))), 0.01)
-            axes.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
-            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticks(range(len(names)), names)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            for (i, j), value in np.ndenumerate(values):
-                if np.isfinite(value):
-                    shade = "white" if abs(value) > 0.6 * limit else "black"
-                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=shade, fontsize="small")
+            draw_matrix(axes, values, names, limit)
             axes.set_title(label)
             axes.set_xlabel("... along this one's")
         figure.axes[0].set_ylabel("gives up its component ...")

@@ -13,8 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.analysis.plots.style import RC, save
-from experiments.analysis.statistics import Comparison, Estimate, compare, summarise
+from experiments.analysis.intervals import Estimate, summarise
+from experiments.analysis.markdown import cell, number, table
+from experiments.analysis.plots.style import RC
+from experiments.analysis.significance import Comparison, compare
+from experiments.program.figures import save
 from experiments.program.versions import versions
 from mtrl.files import replacing
 
@@ -85,23 +88,16 @@ class Table:
     @property
     def markdown(self) -> str:
         """As a Markdown table."""
-        lines = [["method", *self.columns], ["---"] * (len(self.columns) + 1)]
+        rows = []
         for method, by_seed in self.scores.items():
-            matrix = np.array([by_seed[seed] for seed in by_seed], float)  # (seeds, K)
-            cells = []
-            for column in matrix.T:
-                known = not np.isnan(column).any()
-                cells.append(cell(summarise(column[:, None]).overall) if known else "-")
-            lines.append([method, *cells])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            columns = np.array(list(by_seed.values()), float).T  # (K, seeds)
+            rows.append([method, *(cell(_mean(column), "{:.3f}") for column in columns)])
+        return table(["method", *self.columns], rows)
 
 
-def cell(estimate: Estimate, form: str = ".3f") -> str:
-    """The value, and its interval where there is one."""
-    if estimate.interval is None:
-        return f"{estimate.value:{form}}"
-    low, high = estimate.interval
-    return f"{estimate.value:{form}} [{low:{form}}, {high:{form}}]"
+def _mean(scores: Array) -> Estimate | None:
+    """The mean over seeds of (seeds,) scores, or None if one of them is missing (NaN)."""
+    return None if np.isnan(scores).any() else summarise(scores[:, None]).overall
 
 
 @dataclass(frozen=True)
@@ -132,23 +128,20 @@ class Report:
     def markdown(self) -> str:
         """The contents of report.md."""
         parts = [f"# {self.title}", self.setting]
-        for table in self.tables:
-            parts += [f"## {table.title}", table.markdown]
+        for numbers in self.tables:
+            parts += [f"## {numbers.title}", numbers.markdown]
         parts += ["## Claims", CRITERION, self.verdict_table, f"**{self.robustness}**"]
         return "\n\n".join(parts) + "\n"
 
     @property
     def verdict_table(self) -> str:
         """Claims and what became of them, as a Markdown table."""
-        lines = ["| claim | mean margin | p (Holm) | verdict |", "| --- | --- | --- | --- |"]
+        rows = []
         for verdict in self.verdicts:
-            mark = " *" if verdict.claim.robustness else ""
-            p = verdict.comparison.p_holm
-            margin = cell(verdict.comparison.difference, "+.3f")
-            lines.append(
-                f"| {verdict.claim.text}{mark} | {margin} | {'-' if p is None else f'{p:.3f}'} | {verdict.outcome} |"
-            )
-        return "\n".join(lines)
+            claim = f"{verdict.claim.text} *" if verdict.claim.robustness else verdict.claim.text
+            margin = cell(verdict.comparison.difference, "{:+.3f}")
+            rows.append([claim, margin, number(verdict.comparison.p_holm, "{:.3f}"), verdict.outcome])
+        return table(["claim", "mean margin", "p (Holm)", "verdict"], rows)
 
     def write(self, folder: Path) -> None:
         """Write report.md, results.json with every seed's numbers, and one PNG per figure to `folder`."""
@@ -156,16 +149,16 @@ class Report:
             with mpl.rc_context(RC):
                 save(figure, folder / f"{name}.png")
         numbers = {
-            table.title: {
+            each.title: {
                 method: {str(seed): [_json(value) for value in np.asarray(row, float)] for seed, row in by_seed.items()}
-                for method, by_seed in table.scores.items()
+                for method, by_seed in each.scores.items()
             }
-            for table in self.tables
+            for each in self.tables
         }
         results = {
             "settings": dict(self.settings),
             "versions": versions("mtrl", "torch", "numpy"),
-            "columns": {table.title: list(table.columns) for table in self.tables},
+            "columns": {each.title: list(each.columns) for each in self.tables},
             "numbers": numbers,
             "verdicts": {verdict.claim.text: verdict.outcome for verdict in self.verdicts},
             "robustness": self.robustness,

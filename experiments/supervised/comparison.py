@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.analysis.markdown import cell, count, table
-from experiments.analysis.statistics import Comparison
+from experiments.analysis.significance import Comparison
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.outputs import check_file
 from experiments.program.progress import progress

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.analysis import statistics
-from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, RC, save, task_style
+from experiments.analysis.intervals import means
+from experiments.analysis.looks import COLOURS, OTHER_COLOURS
+from experiments.analysis.plots.style import RC, task_style
+from experiments.program.figures import save
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch
@@ -75,7 +77,7 @@ def comparison(results: Results, path: Path) -> None:
         figure = Figure(figsize=(5.4 + width * len(columns), max(3.0, 1.5 + 0.38 * len(names))), layout="constrained")
         curve, *panels = figure.subplots(1, 1 + len(columns), width_ratios=[1.5, *[1.0] * len(columns)])
         for index, name in enumerate(names):
-            mean, half = statistics.means(results.curves[name])
+            mean, half = means(results.curves[name])
             numbers = np.arange(1, len(mean) + 1)
             colour = _colour(name, index)
             curve.plot(numbers, mean, color=colour, label=name, linewidth=1.5, marker="." if len(mean) == 1 else "")

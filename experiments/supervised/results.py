@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.analysis import statistics
-from experiments.analysis.statistics import Array, Comparison, Estimate
+from experiments.analysis.arrays import Array
+from experiments.analysis.intervals import Estimate, summarise
+from experiments.analysis.significance import Comparison, compare
 from experiments.supervised.settings import MEAN, WORST
 
 
@@ -50,7 +51,7 @@ class Results:
 
     def estimates(self, balancer: str) -> list[Estimate]:
         """Means over seeds with their intervals, one for each column."""
-        summary = statistics.summarise(list(self.scores[balancer].values()))
+        summary = summarise(list(self.scores[balancer].values()))
         return [*summary.tasks, summary.overall, summary.worst]
 
     def differences(self) -> dict[str, dict[str, Comparison]]:
@@ -59,7 +60,7 @@ class Results:
         for place, column in enumerate(self.columns):
             scores = {name: dict(zip(self.seeds, self.matrix(name)[:, [place]], strict=True)) for name in self.scores}
             baseline = scores.pop(self.baseline)
-            found[column] = statistics.compare(scores, baseline)
+            found[column] = compare(scores, baseline)
         return found
 
     def as_json(self) -> dict[str, Any]:

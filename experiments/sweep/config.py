@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.program.flags import parse_seeds
-from experiments.training.config import Variant, WandbMode
+from experiments.program.weights_and_biases import WandbMode
+from experiments.training.config import Variant
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from experiments.program.run_folder import EVALUATION_FILE, METRICS_FILE
+from mtrl.files import parse_numbers
 
 TAIL_BYTES = 1 << 15  # several lines of metrics.jsonl
 
@@ -45,8 +45,8 @@ def read_progress(folder: Path) -> Progress:
     return Progress(steps, steps_per_s, mean_return)
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last complete lines of a JSONL file."""
+def _tail(path: Path) -> list[dict[str, float]]:
+    """The last whole lines of a JSONL file."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -59,11 +59,9 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     whole = []
     for line in lines:
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):  # the last line, which is half written
+            whole.append(parse_numbers(line))
+        except ValueError:  # the last line may be half written
             continue
-        if isinstance(content, dict) and all(isinstance(value, int | float) for value in content.values()):
-            whole.append(content)
     return whole
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.outputs import check_folder
 from experiments.program.stopping import StopSignal, StopSignals
+from experiments.program.weights_and_biases import check_wandb
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray
 from experiments.sweep.config import SweepConfig
 from experiments.sweep.dispatch import dispatch
@@ -20,7 +21,6 @@ from experiments.sweep.jobs import Job, State
 from experiments.sweep.view import SweepView
 from experiments.training.checkpoints import FREE_SETTINGS
 from experiments.training.make_agent import make_agent
-from experiments.training.tracking import check_wandb
 
 PROG = "experiments.sweep"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from experiments.program.run_folder import Existing
+from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes"]
 Device = Literal["cpu", "cuda", "auto"]
-WandbMode = Literal["disabled", "offline", "online"]
 Config = TypeVar("Config", bound="TrainConfig")
 
 # Fields that go to `MultiTaskDQN` under their own names; a test holds their defaults equal.
@@ -363,12 +363,6 @@ class EvaluateConfig:
     def train_flags(self) -> str:
         """What `train` has to be given to make this run."""
         return f"--variant {self.variant} --seed {self.seed}"
-
-
-def check_wandb_project(name: str) -> None:
-    """Raise `ValueError` if Weights & Biases would not take this name of a project."""
-    if not 1 <= len(name) <= 128 or not name.isprintable() or any(letter in name for letter in "/\\#?%:"):
-        raise ValueError(f"wandb_project is {name!r}; it must have 1 to 128 characters, none of / \\ # ? % :")
 
 
 def run_name(method: str, variant: str) -> str:

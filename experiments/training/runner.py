@@ -15,13 +15,14 @@ from experiments.program.flags import UsageError
 from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
 from experiments.program.versions import versions
+from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
 from experiments.training.callbacks import CurveEvaluation, StopAfterEpisodes
 from experiments.training.checkpoints import FREE_SETTINGS, KIND, Checkpoints, MetricsFile
 from experiments.training.config import TrainConfig
 from experiments.training.display import TrainingDisplay
 from experiments.training.evaluation import FINAL_SEED, Evaluation, evaluate
 from experiments.training.make_agent import make_agent
-from experiments.training.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER, Episodes, Views, check_wandb
+from experiments.training.tracking import TENSORBOARD_FOLDER, Episodes, Views
 
 
 def train(config: TrainConfig) -> Evaluation:

@@ -15,7 +15,9 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.analysis.plots.style import COLOURS, RC, TASK_COLOURS, handles_of, legend_beside, save, title
+from experiments.analysis.looks import COLOURS, TASK_COLOURS
+from experiments.analysis.plots.style import RC, handles_of, legend_beside, title
+from experiments.program.figures import save
 from experiments.training.filming import captioned, film, side_by_side
 from experiments.world_model.evaluation import Seen, Windows
 

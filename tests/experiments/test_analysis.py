@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,22 @@ import pytest
 
 from envs import TASKS
 from experiments import analyze_results
-from experiments.analysis import plots
+from experiments.analysis.analyze_results import command
 from experiments.analysis.comparison import analyse, told_apart
+from experiments.analysis.config import AnalyzeConfig
+from experiments.analysis.figures import FIGURES
+from experiments.analysis.intervals import summarise
+from experiments.analysis.looks import method_look
 from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.parameters import count_parameters
-from experiments.analysis.plots.style import RC, line_style
+from experiments.analysis.plots import SUFFIXES, draw
+from experiments.analysis.plots.style import RC
 from experiments.analysis.random_policy import random_returns
 from experiments.analysis.replicates import as_methods, in_bins, over_seeds
 from experiments.analysis.runs import load_runs
-from experiments.analysis.statistics import compare, holm, summarise
+from experiments.analysis.significance import compare, holm
 from experiments.analysis.tables import CSV_COLUMNS, markdown, to_csv
+from experiments.program.flags import parse
 
 NAMES = ("Standard", "Windy", "Heavy")
 STEPS = 60_000
@@ -422,24 +429,26 @@ def titles(methods):
     """The title of each figure that has something to show, by name."""
     found = analyse(methods)
     with mpl.rc_context(RC):
-        figures = {name: draw(found) for name, draw in plots.FIGURES.items()}
-    return {name: figure.get_suptitle().replace("\n", " ") for name, figure in figures.items() if figure is not None}
+        figures = {name: draw(data) for name, make in FIGURES.items() if (data := make(found)) is not None}
+    return {name: figure.get_suptitle().replace("\n", " ") for name, figure in figures.items()}
 
 
 def test_every_title_says_how_many_seeds(methods):
     names = list(methods)
     several = titles([methods[name] for name in names if name != "rgb_blind"])
-    assert set(several) == set(plots.FIGURES)
+    assert set(several) == set(FIGURES)
     assert all("8 seeds" in title for title in several.values())
     one = titles([methods["rgb_blind"]])
-    assert set(one) == set(plots.FIGURES) - {"aim_thresholds"}
-    assert all("one seed" in title and "seeds" not in title.replace("share of seeds", "") for title in one.values())
+    assert set(one) == set(FIGURES) - {"aim_thresholds"}
+    assert all(
+        "one seed" in title.lower() and "seeds" not in title.replace("Share of seeds", "") for title in one.values()
+    )
     mixed = titles(list(methods.values()))
     assert {name for name, title in mixed.items() if "some methods one seed" not in title} == {"aim_thresholds"}
 
 
 def test_a_method_has_one_colour_and_methods_have_different_ones(methods):
-    assert line_style(methods["rgb"]) == line_style(methods["rgb_blind"])
+    assert method_look(methods["rgb"]) == method_look(methods["rgb_blind"])
     known = [
         "shared_dqn",
         "gradnorm",
@@ -451,7 +460,7 @@ def test_a_method_has_one_colour_and_methods_have_different_ones(methods):
         "independent_dqn",
         "torchjd_upgrad",
     ]
-    styles = [line_style(dataclasses.replace(methods["rgb"], name=name))["color"] for name in known]
+    styles = [method_look(dataclasses.replace(methods["rgb"], name=name)).colour for name in known]
     assert len(set(styles)) == len(known)
 
 
@@ -461,7 +470,7 @@ def test_the_command_writes_every_file_and_takes_away_what_has_no_data_any_more(
     assert analyze_results.main(arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    figures = {f"{name}{suffix}" for name in plots.FIGURES for suffix in (".png", ".svg")}
+    figures = {f"{name}{suffix}" for name in FIGURES for suffix in SUFFIXES}
     first = {path.name: path.read_bytes() for path in output.iterdir()}
     assert set(first) == {"table.md", "table.csv", "runs.json", *figures}
     assert "## Normalised returns" in (output / "table.md").read_text()  # random play was measured
@@ -501,6 +510,13 @@ def test_bad_input_is_one_line_and_leaves_no_trace(folder, tmp_path, capsys, mon
     assert (printed.out, len(printed.err.splitlines())) == ("", 1)
     assert message in printed.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_report_states_a_command_that_makes_it_again():
+    config = AnalyzeConfig(method=("rgb", "my run"), output_dir=Path("o"), html=True)
+    words = shlex.split(command(config))
+    assert words[:3] == ["python", "-m", "experiments.analyze_results"]
+    assert parse(AnalyzeConfig, words[3:], prog="") == config
 
 
 def test_help_loads_none_of_the_heavy_packages():

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 import benchmarks.logging_cost
 import benchmarks.soak
+import experiments.analysis.compare_weights
 import experiments.analysis.plots
 import experiments.analysis.plots.recording
 import experiments.analysis.random_policy
@@ -43,6 +44,7 @@ import experiments.world_model.train
 from agents import MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
 from experiments import methods
+from experiments.analysis.figures import FIGURES
 from experiments.studies.fitting import Fit
 from experiments.supervised.training import Epoch, Learner, Score
 from experiments.sweep.__main__ import main as sweep
@@ -309,7 +311,9 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(experiments.training.runner, "evaluate", evaluate)
     monkeypatch.setattr(experiments.training.evaluate_run, "moments", moments)
     monkeypatch.setattr(experiments.training.evaluate_run, "film", film)
-    monkeypatch.setattr(experiments.analysis.plots, "FIGURES", {"learning_curves": lambda analysis: Figure()})
+    monkeypatch.setattr(experiments.analysis.plots, "draw", lambda data: Figure())
+    for name in {*FIGURES} - {"learning_curves", "task_weights"}:
+        monkeypatch.delitem(FIGURES, name)
     monkeypatch.setattr(
         experiments.analysis.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks}
     )
@@ -424,8 +428,7 @@ def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_compare_weights(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = experiments.compare_weights
-    monkeypatch.setattr(experiments.analysis.plots, "FIGURES", {module.FIGURE: lambda analysis: Figure()})
-    monkeypatch.setattr(module, "log_weights", lambda config, runs: len(runs))
+    monkeypatch.setattr(experiments.analysis.compare_weights, "log_weights", lambda config, runs: len(runs))
     light = ["--methods", "gradnorm"]
     fuzz(module.main, module.CompareWeightsConfig, root, template, LISTS["compare_weights"], 401, light)
 

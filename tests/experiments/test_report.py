@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from experiments import analyze_results
-from experiments.analysis import plots, tables
+from experiments.analysis import tables
 from experiments.analysis.comparison import analyse
-from experiments.analysis.plots.style import COLOURS, OTHER_COLOURS, TASK_COLOURS, line_style
+from experiments.analysis.figures import FIGURES
+from experiments.analysis.looks import COLOURS, OTHER_COLOURS, TASK_COLOURS, method_look
 from experiments.analysis.replicates import as_methods
 from experiments.analysis.runs import load_runs
 
@@ -156,16 +157,14 @@ def test_everything_is_there_and_nothing_is_asked_for(visit, made, analysis):
     assert [url for url in view.requests if not url.startswith("data:")] == [made.as_uri()]
     found = charts(analysis)
     names = {chart.id.replace("-", "_") for chart in found}
-    assert names == {name for name in plots.FIGURES if name != "learning_curves_time"} - {"conflicts"} | {
-        "gradient_conflicts"
-    }
+    assert names == set(FIGURES) - {"learning_curves_time"}  # which is a view of the learning curves
     for chart in found:
         first = next(iter(chart.views.values()))
         drawn = view.tab.evaluate(
             f"[...document.querySelectorAll('#{chart.id}-plots .plot')].filter(p => p.offsetParent)"
             ".map(p => [p.data.length, p.querySelectorAll('.main-svg').length > 0])"
         )
-        assert drawn == [[len(panel.figure["data"]), True] for panel in first]
+        assert drawn == [[len(plot.figure["data"]), True] for plot in first]
     headings = view.tab.locator("h2").all_inner_texts()
     assert {"Summary", "Returns", "Against the baseline", "Settings", "Versions", "Skipped folders"} <= set(headings)
     for link in view.tab.locator("nav a").all():
@@ -288,13 +287,13 @@ def test_lines_have_the_colours_of_the_figures(analysis):
     (curves,) = (chart for chart in charts(analysis) if chart.id == "learning-curves")
     lines = {
         trace["legendgroup"]: trace["line"]
-        for panel in curves.views["environment steps"]
-        for trace in panel.figure["data"]
+        for plot in curves.views["environment steps"]
+        for trace in plot.figure["data"]
         if "line" in trace
     }
     assert len(lines) == len(analysis.methods)
     for index, method in enumerate(analysis.methods):
-        assert lines[f"m{index}"]["color"] == line_style(method)["color"]
+        assert lines[f"m{index}"]["color"] == method_look(method).colour
         assert lines[f"m{index}"]["dash"] == ("dash" if method.blind else "solid")
 
 
@@ -304,7 +303,7 @@ def test_every_chart_says_how_many_seeds(analysis, tmp_path):
     alone = charts(analysis_of(tmp_path))
     assert "aim-thresholds" not in [chart.id for chart in alone]
     assert all(
-        "one seed" in chart.note.lower() and "seeds" not in chart.note.replace("of seeds", "") for chart in alone
+        "one seed" in chart.note.lower() and "seeds" not in chart.note.replace("Share of seeds", "") for chart in alone
     )
 
 

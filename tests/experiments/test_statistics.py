@@ -7,22 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.analysis.statistics import (
+from experiments.analysis.intervals import (
     BOOTSTRAP_SEEDS,
     Estimate,
     bootstrap,
-    compare,
-    holm,
     means,
-    minimum_detectable_difference,
-    normalise,
-    performance_profile,
     probability_of_improvement,
-    sample_efficiency,
-    steps_to_reach,
     success_rates,
     summarise,
 )
+from experiments.analysis.measures import normalise, performance_profile, sample_efficiency, steps_to_reach
+from experiments.analysis.significance import compare, holm, minimum_detectable_difference
 
 FAILURES = 0.3  # share of seeds that fail in `with_failures`
 
@@ -167,9 +162,9 @@ class TestSummarise:
     def test_unknown_arguments_are_refused(self):
         with pytest.raises(ValueError, match="unknown statistic 'median'; choose from mean, iqm"):
             summarise(scores(), "median")
-        with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+        with pytest.raises(ValueError, match="confidence is 95; it must be above 0 and below 1"):
             summarise(scores(), confidence=95)
-        with pytest.raises(ValueError, match="resamples must be at least 1"):
+        with pytest.raises(ValueError, match="resamples is 0; it must be at least 1"):
             summarise(scores(), resamples=0)
 
 
@@ -510,9 +505,9 @@ class TestMinimumDetectableDifference:
             ({"deviation": 25, "seeds": 0}, "at least 2 pairs of seeds"),
             ({"deviation": 25, "seeds": 1, "baseline_seeds": 1}, "1 seed against 2"),
             ({"deviation": 25, "seeds": 5, "baseline_seeds": 0}, "1 seed against 2"),
-            ({"deviation": math.nan, "seeds": 5}, "finite and not negative"),
-            ({"deviation": -1, "seeds": 5}, "finite and not negative"),
-            ({"deviation": 25, "seeds": 5, "alpha": 0}, "alpha must lie between 0 and 1"),
+            ({"deviation": math.nan, "seeds": 5}, "deviation is .*; it must be at least 0 and finite"),
+            ({"deviation": -1, "seeds": 5}, "deviation is .*; it must be at least 0 and finite"),
+            ({"deviation": 25, "seeds": 5, "alpha": 0}, "alpha is 0; it must be above 0 and below 1"),
             ({"deviation": 25, "seeds": 5, "power": 0.01}, r"power \(0.01\) must be larger than alpha \(0.05\)"),
         ],
     )
@@ -588,7 +583,7 @@ class TestSampleEfficiency:
             steps_to_reach([1, 2], [1, math.nan], 0)
         with pytest.raises(ValueError, match="steps must be a list of numbers"):
             steps_to_reach([], [], 0)
-        with pytest.raises(ValueError, match="threshold must be finite"):
+        with pytest.raises(ValueError, match="threshold is nan; it must be finite"):
             steps_to_reach([1], [1], math.nan)
         for bad in ([], [math.nan], [-1]):
             with pytest.raises(ValueError, match="one number per seed"):

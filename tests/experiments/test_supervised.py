@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import experiments.supervised
-from experiments.analysis import statistics
+from experiments.analysis.intervals import summarise
+from experiments.analysis.significance import compare as compare_methods
 from experiments.program.flags import UsageError
 from experiments.supervised.compare import main as compare
 from experiments.supervised.comparison import run
@@ -644,10 +645,10 @@ def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
         name: {seed: list(tasks.values()) for seed, tasks in one["scores"].items()}
         for name, one in found["balancers"].items()
     }
-    summary = statistics.summarise(list(scores["rgb"].values()))
+    summary = summarise(list(scores["rgb"].values()))
     assert found["balancers"]["rgb"]["summary"]["mean"]["value"] == pytest.approx(summary.overall.value)
     means = {name: {seed: [np.mean(row)] for seed, row in of_name.items()} for name, of_name in scores.items()}
-    expected = statistics.compare({name: means[name] for name in ("rgb", "aim")}, means["equal"])
+    expected = compare_methods({name: means[name] for name in ("rgb", "aim")}, means["equal"])
     for name, comparison in expected.items():
         ours = found["balancers"][name]["difference"]["mean"]
         assert ours["difference"]["value"] == pytest.approx(comparison.difference.value)

@@ -1,56 +1,46 @@
-"""Figures of a comparison, each a function of its `Analysis`."""
+"""The figures of a comparison as PNG and SVG."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from experiments.analysis.comparison import Analysis
-from experiments.analysis.plots.comparison import (
-    final_returns,
-    parameter_efficiency,
-    performance_profiles,
-    sample_efficiency,
-)
-from experiments.analysis.plots.gradients import aim_thresholds, conflicts, rgb_angles, task_weights
-from experiments.analysis.plots.learning import learning_curves, learning_curves_time
-from experiments.analysis.plots.style import RC, save
+from experiments.analysis.figures import FIGURES
+from experiments.analysis.plots.draw import draw
+from experiments.analysis.plots.style import RC
+from experiments.program.figures import save
 
-__all__ = ["FIGURES", "SUFFIXES", "write"]
+__all__ = ["SUFFIXES", "file_names", "write"]
 
 SUFFIXES = (".png", ".svg")
 
-FIGURES: dict[str, Callable[[Analysis], Figure | None]] = {  # None where there is nothing to draw
-    "learning_curves": learning_curves,
-    "learning_curves_time": learning_curves_time,
-    "final_returns": final_returns,
-    "performance_profiles": performance_profiles,
-    "sample_efficiency": sample_efficiency,
-    "parameter_efficiency": parameter_efficiency,
-    "task_weights": task_weights,
-    "conflicts": conflicts,
-    "aim_thresholds": aim_thresholds,
-    "rgb_angles": rgb_angles,
-}
+
+def file_names(name: str) -> list[str]:
+    """The names of the files of a figure."""
+    return [f"{name}{suffix}" for suffix in SUFFIXES]
 
 
 def write(name: str, analysis: Analysis, folder: Path) -> list[Path]:
-    """Draw the figure of that name as PNG and SVG into `folder`; without data, delete what an earlier analysis left.
+    """Draw a figure as PNG and SVG into `folder`. Without data, delete the files that an earlier analysis left.
+
+    Args:
+        name: the name of the figure in `FIGURES`.
+        analysis: what the figure shows.
+        folder: the folder of the files.
 
     Returns:
-        The files written.
+        The files that were written.
     """
-    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    paths = [folder / file for file in file_names(name)]
+    data = FIGURES[name](analysis)
+    if data is None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return []
     with mpl.rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name may be in letters that the font lacks
-        figure = FIGURES[name](analysis)
-        if figure is None:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            return []
-        save(figure, *paths)
+        save(draw(data), *paths)
     return paths

@@ -1,4 +1,4 @@
-"""Figures of one recording: what an `mtrl.Recorder` or a training run has written in its course."""
+"""Figures of one recording: the lines that an `mtrl.Recorder` or a training run has written."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 from numpy.typing import NDArray
 
+from experiments.analysis.figures import STEPS_LABEL, colour_limit
 from experiments.analysis.plots.style import (
     RC,
-    STEPS_LABEL,
-    colour_limit,
     draw_matrix,
     grid_of_panels,
     handles_of,
     legend_beside,
-    save,
     task_style,
 )
 from experiments.analysis.replicates import BINS, in_bins
 from experiments.analysis.runs import STEP
+from experiments.program.figures import save
 
-SPAN = 30  # the largest over the smallest, from which an axis is logarithmic
-MOST_LINES = 12  # that are told apart by a legend
+SPAN = 30  # ratio of the largest to the smallest value from which an axis is logarithmic
+MOST_LINES = 12  # largest number of lines that a legend can tell apart
 
 Array = NDArray[np.float64]
 Curve = tuple[Array, Array]  # steps and values
@@ -45,7 +44,7 @@ class Recording:
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
-        """By key, the steps of the lines that have it and its values there; what is not finite is left out."""
+        """For each key, the steps of the lines that have it, and its values there. Values not finite are left out."""
         points: dict[str, list[tuple[float, float]]] = {}
         for line in self.lines:
             for key, value in line.items():
@@ -57,20 +56,20 @@ class Recording:
 
     @cached_property
     def tasks(self) -> list[str]:
-        """The tasks that have a loss or a weight, in the order in which they come up."""
+        """The tasks that have a loss or a weight, in the order in which they first appear."""
         ends = (("train/", "/loss"), ("balancer/", "/weight"))
         found = (key[len(a) : -len(b)] for key in self.curves for a, b in ends if key.startswith(a) and key.endswith(b))
         return list(dict.fromkeys(found))
 
     @property
     def title(self) -> str:
-        """Ends every figure's: where it is from, and that it is one run alone."""
+        """The end of the title of every figure: the name of the file, and that it is one run alone."""
         averaged = f", averages over 1/{BINS} of it" if len(self.lines) > BINS else ""
         return f"{Path(*self.path.absolute().parts[-2:])} (one run{averaged})"
 
     @property
     def step_label(self) -> str:
-        """What the steps are: a training run counts those of its environments, and updates beside them."""
+        """What the steps count: environment steps in a training run, updates in other recordings."""
         return STEPS_LABEL if "train/updates" in self.curves else "updates"
 
     def per_task(self, kind: str, name: str) -> dict[str, Curve]:
@@ -85,7 +84,7 @@ class Recording:
 
     @property
     def diagnostics(self) -> dict[str, dict[str, Curve]]:
-        """What a balancer has recorded besides weights and cosines, by name: curves by task, by pair, or one alone."""
+        """Other diagnostics of the balancer than weights and cosines, by name: curves by task or pair, or one curve."""
         found: dict[str, dict[str, Curve]] = {}
         for key in self.curves:
             kind, *path = key.split("/")
@@ -101,7 +100,7 @@ class Recording:
 
 
 def losses(recording: Recording) -> Figure | None:
-    """Each task's loss."""
+    """The loss of each task."""
     return _lines(recording, recording.per_task("train", "loss"), "loss", "Losses")
 
 
@@ -112,7 +111,7 @@ def weights(recording: Recording) -> Figure | None:
 
 
 def cosines(recording: Recording) -> Figure | None:
-    """The cosine between the gradients of every two tasks, in the course of the recording and on its average."""
+    """The cosine between the gradients of every two tasks, against steps and as a mean over the recording."""
     pairs = recording.per_pair("cosine")
     if not pairs:
         return None
@@ -136,7 +135,7 @@ def cosines(recording: Recording) -> Figure | None:
 
 
 def diagnostics(recording: Recording) -> Figure | None:
-    """Everything else that the balancer has recorded: a panel each."""
+    """All other diagnostics of the balancer, in a panel each."""
     found = recording.diagnostics
     if not found:
         return None
@@ -161,7 +160,7 @@ FIGURES: dict[str, Callable[[Recording], Figure | None]] = {  # None where there
 
 
 def draw(name: str, recording: Recording, path: Path) -> bool:
-    """Write the figure of that name; without data, delete what is at `path`. Returns whether there was any."""
+    """Write a figure to `path`. Without data, delete the file there. Returns whether there was data."""
     with mpl.rc_context(RC):
         figure = FIGURES[name](recording)
         if figure is None:
@@ -172,7 +171,7 @@ def draw(name: str, recording: Recording, path: Path) -> bool:
 
 
 def _lines(recording: Recording, curves: Mapping[str, Curve], unit: str, title: str) -> Figure | None:
-    """One panel with a line per task."""
+    """A figure of one panel with a line per task."""
     if not curves:
         return None
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
@@ -186,7 +185,7 @@ def _lines(recording: Recording, curves: Mapping[str, Curve], unit: str, title: 
 
 
 def _draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """A line per curve; many are grey, with their mean."""
+    """Draw a line per curve. If there are many, they are grey, and their mean is drawn too."""
     lines = {name: in_bins(curve) if len(curve[0]) > BINS else curve for name, curve in curves.items()}
     many = len(lines) > MOST_LINES
     for index, (name, (x, y)) in enumerate(lines.items()):

@@ -1,15 +1,14 @@
-"""The report of a comparison: one HTML page with interactive plots that needs nothing else, and no network."""
+"""The report of a comparison: one HTML page with interactive plots that needs no other file and no network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from experiments.analysis.comparison import Analysis
 from experiments.program.flags import UsageError
-
-if TYPE_CHECKING:
-    from experiments.analysis.comparison import Analysis
+from experiments.program.stopping import disk_errors
+from mtrl.files import replacing
 
 __all__ = ["REPORT_FILE", "check", "write"]
 
@@ -17,7 +16,7 @@ REPORT_FILE = "report.html"
 
 
 def check(video_dir: Path | None = None) -> None:
-    """Find out before any work is done that a report can be made.
+    """Check that a report can be made, before any work is done.
 
     Raises:
         UsageError: a package of the extra `report` is missing, or `video_dir` is no folder.
@@ -33,7 +32,7 @@ def check(video_dir: Path | None = None) -> None:
 
 
 def _find_videos(analysis: Analysis, folder: Path | None = None) -> dict[Path, str]:
-    """Captions of the mp4 files in the folders of all runs and in `folder`, in order."""
+    """Captions by path of the mp4 files in the folders of all runs and in `folder`, in order."""
     found = {
         path: f"{method.name}, seed {run.seed}: {path.stem}"
         for method in analysis.methods
@@ -47,7 +46,7 @@ def _find_videos(analysis: Analysis, folder: Path | None = None) -> dict[Path, s
 
 
 def _films(folder: Path) -> list[Path]:
-    # No links: in the folder of a stranger's run one may lead to a file that is none of the page's business.
+    # Symbolic links are left out: in the folder of a run by someone else, one may lead to a private file.
     return sorted(path for path in folder.rglob("*.mp4") if path.is_file() and not path.is_symlink())
 
 
@@ -57,18 +56,16 @@ def write(
     """Write the report of `analysis` to `path` and return it. The same arguments give the same bytes.
 
     Args:
-        analysis: what it shows.
+        analysis: the results that the report shows.
         path: the HTML file; it is replaced in one step.
-        command: what was typed to make it.
-        skipped: what is wrong with each folder that was left out.
+        command: the command line that makes the report.
+        skipped: for each folder that was left out, a line that says why.
         video_dir: a folder with mp4 files to show besides those in the folders of runs.
 
     Raises:
-        UsageError: `path` can't be written.
+        UsageError: `path` cannot be written.
     """
-    from experiments.analysis.report.page import render  # noqa: PLC0415 - it loads plotly
-    from experiments.program.stopping import disk_errors  # noqa: PLC0415
-    from mtrl.files import replacing  # noqa: PLC0415
+    from experiments.analysis.report.page import render  # noqa: PLC0415 - it needs the extra `report`
 
     videos = _find_videos(analysis, video_dir)
     page = render(analysis, path.parent, command=command, skipped=skipped, videos=videos)

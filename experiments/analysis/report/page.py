@@ -26,19 +26,20 @@ from plotly.offline import get_plotlyjs
 import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
-from experiments.analysis.plots.style import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
-from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, faded, method_keys, rgb
+from experiments.analysis.figures import method_keys
+from experiments.analysis.looks import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
+from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash, faded, rgb
 
 EMBEDDED = 8_000_000
-"""Bytes of videos that go into the page; the others are linked."""
+"""Most bytes of videos that go into the page; further videos are linked."""
 
-DARK = "#15181e"  # behind everything in the dark theme; page.css has it too
-CONTRAST = 3.2  # of lines on it; WCAG 2 asks for 3
+DARK = "#15181e"  # the background of the dark theme, also in page.css
+CONTRAST = 3.2  # contrast of lines on this background; WCAG 2 asks for 3
 
 
 @dataclass(frozen=True)
 class Video:
-    """A film and where the page has it from."""
+    """A film, and where the page finds it."""
 
     caption: str
     source: str  # a data URI, or a path relative to the page
@@ -47,10 +48,10 @@ class Video:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting, and which runs have which value."""
+    """A setting, and which methods have which value."""
 
     name: str
-    values: Sequence[tuple[str, str]]  # value, and who has it; "" for all
+    values: Sequence[tuple[str, str]]  # a value, and the methods that have it; "" if all have it
 
 
 def render(
@@ -59,13 +60,13 @@ def render(
     """The page as HTML.
 
     Args:
-        analysis: what it shows.
-        folder: where the page will be, which links to videos start from.
-        command: what was typed to make it.
-        skipped: what is wrong with each folder that was left out.
-        videos: captions of mp4 files.
+        analysis: the results that the page shows.
+        folder: the folder of the page, relative to which videos are linked.
+        command: the command line that makes the page.
+        skipped: for each folder that was left out, a line that says why.
+        videos: captions of mp4 files, by path.
     """
-    # The template language escapes every value; what is marked as HTML is made here.
+    # The template language escapes every value except `Markup`, which is only made in this module.
     environment = Environment(
         loader=PackageLoader("experiments.analysis.report", "."),
         autoescape=True,
@@ -80,16 +81,17 @@ def render(
     figures: dict[str, Figure] = {}
     places: dict[int, str] = {}
     for chart in found:
-        for panel in chain.from_iterable(chart.views.values()):
-            places[id(panel)] = f"plot-{len(figures)}"
-            figures[places[id(panel)]] = panel.figure
+        for plot in chain.from_iterable(chart.views.values()):
+            places[id(plot)] = f"plot-{len(figures)}"
+            figures[places[id(plot)]] = plot.figure
     scripts = [get_plotlyjs(), source("page.js")]
     return environment.get_template("page.html").render(
         analysis=analysis,
         methods=keys,
         seeds=sorted({seed for method in analysis.methods for seed in method.seeds}),
         charts=found,
-        place=lambda panel: places[id(panel)],
+        dash=dash,
+        place=lambda plot: places[id(plot)],
         sections=sections,
         gradient=Markup(", ".join(getattr(diverging, DIVERGING))),
         settings=_settings([(m.name, run.settings) for m in analysis.methods for run in m.runs], INDIFFERENT),
@@ -99,7 +101,7 @@ def render(
         limit=f"{EMBEDDED / 1e6:.0f} MB",
         skipped=skipped,
         command=command,
-        dark=_dark_colours(key.colour for key in keys),
+        dark=_dark_colours(key.look.colour for key in keys),
         figures=figures,
         style=Markup(source("page.css")),
         scripts=[Markup(script) for script in scripts],
@@ -113,8 +115,8 @@ def _source(environment: Environment, name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """What the page's content security policy knows a script by."""
-    # The browser hashes the script with the line ends that it makes of all others.
+    """The hash by which the page's content security policy allows a script."""
+    # The browser turns all line ends into "\n" before it hashes the script.
     normal = script.replace("\r\n", "\n").replace("\r", "\n")
     return f"sha256-{base64.b64encode(hashlib.sha256(normal.encode()).digest()).decode()}"
 
@@ -123,9 +125,9 @@ def _hash(script: str) -> str:
 
 
 def _sections(markdown: str, keys: Mapping[str, str]) -> dict[str, Markup]:
-    """The sections of table.md as HTML, by heading; the part before the first of them has the heading ""."""
+    """The sections of table.md as HTML, by heading. The part before the first section has the heading ""."""
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    # Names of methods are plain text: nothing in them is a link or a picture.
+    # Names of methods are plain text: nothing in them may become a link or a picture.
     reader.disable(["link", "image", "autolink", "html_inline", "html_block", "entity", "reference"])
     first, *others = re.split(r"^## ", markdown, flags=re.MULTILINE)
     parts = {"": first.partition("\n")[2]} | dict(part.split("\n", 1) for part in others)
@@ -136,7 +138,7 @@ def _sections(markdown: str, keys: Mapping[str, str]) -> dict[str, Markup]:
 
 
 def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) -> list[Token]:
-    """Tables that scroll sideways, say what a column and a row is of, and set intervals apart from values."""
+    """Make tables scroll sideways, mark the headers of rows and columns, and set intervals in small letters."""
     found: list[Token] = []
     first = False
     for place, token in enumerate(tokens):
@@ -174,14 +176,19 @@ def _text(text: str) -> Token:
 
 
 def _settings(of_runs: Iterable[tuple[str, Mapping[str, Any]]], left_out: Iterable[str] = ()) -> list[Setting]:
-    """The settings of runs, those that differ first; each run with the name of its method."""
+    """The settings of runs, beginning with those that differ.
+
+    Args:
+        of_runs: for each run, the name of its method and its settings.
+        left_out: names of settings that are not shown.
+    """
     runs = list(of_runs)
     totals = Counter(method for method, _ in runs)
     found = []
     for name in dict.fromkeys(key for _, settings in runs for key in settings):
         if name in left_out:
             continue
-        who: dict[str, list[str]] = {}  # by value, the method of each run that has it
+        who: dict[str, list[str]] = {}  # for each value, the method of each run that has it
         for method, settings in runs:
             if name in settings:
                 who.setdefault(_shown(settings[name]), []).append(method)
@@ -192,7 +199,7 @@ def _settings(of_runs: Iterable[tuple[str, Mapping[str, Any]]], left_out: Iterab
 
 
 def _counted(methods: Sequence[str], totals: Mapping[str, int]) -> str:
-    """Names of methods, each with its number of runs where that is not all of them."""
+    """Names of methods; if only some runs of a method are meant, with the number of these runs."""
     counts = Counter(methods)
     names = [name if n == totals[name] else f"{name} ({n} of {totals[name]} runs)" for name, n in counts.items()]
     return ", ".join(names)
@@ -207,7 +214,7 @@ def _shown(value: Any) -> str:
 
 
 def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Versions of the packages that a run was made with, and its base environment."""
+    """The versions of the packages that a run was made with, and its base environment."""
     versions = config.get("versions")
     return {**(versions if isinstance(versions, dict) else {}), "environment": config.get("base_environment")}
 
@@ -216,7 +223,7 @@ def _versions(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _videos(captions: Mapping[Path, str], folder: Path) -> list[Video]:
-    """Films in order, as many inside the page as its limit allows."""
+    """The films in order. As many as `EMBEDDED` allows are inside the page."""
     found, total = [], 0
     for path, caption in captions.items():
         size = path.stat().st_size
@@ -233,7 +240,7 @@ def _videos(captions: Mapping[Path, str], folder: Path) -> list[Video]:
 
 
 def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
-    """What each colour of the plots is in the dark theme."""
+    """For each colour of the plots, its colour in the dark theme."""
     found = {}
     for colour in dict.fromkeys((*colours, *COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS)):
         found[colour] = on_dark(colour)
@@ -243,7 +250,7 @@ def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
 
 
 def on_dark(colour: str) -> str:
-    """The colour `#rrggbb` for a dark ground: greys are inverted, others just light enough to be seen."""
+    """A colour `#rrggbb` for the dark background: greys are inverted, others made just light enough to be seen."""
     parts = rgb(colour)
     if len(set(parts)) == 1:
         return _hex(255 - part for part in parts)

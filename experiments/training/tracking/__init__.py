@@ -17,18 +17,9 @@ from stable_baselines3.common.logger import KVWriter
 from experiments.training.config import TrainConfig
 from experiments.training.tracking.tensorboard import TENSORBOARD_FOLDER, TensorBoardView
 from experiments.training.tracking.view import Episodes, View
-from experiments.training.tracking.wandb_view import WANDB_FOLDER, WandbView, check_wandb, start_run, wandb_session
+from experiments.training.tracking.wandb_view import WandbView
 
-__all__ = [
-    "TENSORBOARD_FOLDER",
-    "WANDB_FOLDER",
-    "Episodes",
-    "Views",
-    "WandbView",
-    "check_wandb",
-    "start_run",
-    "wandb_session",
-]
+__all__ = ["TENSORBOARD_FOLDER", "Episodes", "Views", "WandbView"]
 
 
 class Views(KVWriter):

@@ -1,27 +1,18 @@
-"""The view of a training run in Weights & Biases (W&B), and everything else that uses W&B."""
+"""The view of a training run in Weights & Biases (W&B)."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
 
 from stable_baselines3.common.logger import filter_excluded_keys
 
-from experiments.program.flags import UsageError
 from experiments.program.run_folder import EVALUATION_FILE, MODEL_FILE
-from experiments.training.config import TrainConfig, WandbMode
+from experiments.program.weights_and_biases import start_run, wandb_session
+from experiments.training.config import TrainConfig
 from experiments.training.tracking.view import EPISODE_COLUMNS, Episodes, View
 
-if TYPE_CHECKING:
-    from wandb import Run
-
-JobType = Literal["train", "evaluate", "analyze"]
-
-WANDB_FOLDER = "wandb"  # the name is W&B's
 EVALUATION_KEYS = ("mean", "standard_deviation", "success_rate")
 
 
@@ -115,118 +106,3 @@ def wandb_summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     summary["final/worst_task"] = evaluation["worst_task"]["name"]
     summary["final/worst_task_return"] = evaluation["worst_task"]["mean"]
     return summary
-
-
-def check_wandb(mode: WandbMode) -> None:
-    """Find out before anything is made whether W&B can be used; it is not even imported where it is disabled.
-
-    Raises:
-        UsageError: the package is missing, or `online` was asked for without a login that the server takes.
-    """
-    if mode == "disabled":
-        return
-    try:
-        import wandb  # noqa: PLC0415 - optional, and only when used
-    except ImportError:
-        raise UsageError(f"--wandb {mode} needs the package wandb: pip install 'mtrl-balance[wandb]'") from None
-    if mode == "offline" or wandb.run is not None:  # where a run is, there is a login
-        return
-    later = "or give --wandb offline and upload later with `wandb sync`"
-    try:
-        with wandb_session(mode):
-            # Without a key no process is started, and nothing written.
-            logged_in = wandb.login(prompt=False, verify=False) and wandb.login(prompt=False, verify=True)
-    except Exception as error:  # of many kinds: a wrong key, no network, a broken variable
-        problem = str(error).rstrip(".")
-        raise UsageError(f"cannot log in to W&B: {problem}; see `wandb login`, {later}") from error
-    if not logged_in:
-        raise UsageError(f"not logged in to W&B: run `wandb login` or set WANDB_API_KEY, {later}")
-
-
-@contextmanager
-def wandb_session(mode: WandbMode, folder: Path | None = None) -> Iterator[Any]:
-    """The package `wandb`, set up to print nothing; its process ends with the block, if it did not run before.
-
-    Args:
-        mode: "offline" or "online", whatever WANDB_MODE says.
-        folder: where offline files go.
-    """
-    variables = {"WANDB_MODE": mode, "WANDB_SILENT": "true"}
-    if mode == "offline":
-        # Nothing leaves this machine, W&B's reports of its own errors included.
-        variables["WANDB_ERROR_REPORTING"] = "false"
-        # Seconds until lines are in W&B's file: with its own 15 a killed run would lose most of them. The setting is
-        # not public; as a variable, a release that has dropped it takes no notice.
-        variables["WANDB__TRANSACTION_LOG_FLUSH_INTERVAL"] = "1"
-        if folder is not None:  # for the files of artifacts, which otherwise go to the user's home
-            variables["WANDB_DATA_DIR"] = str((folder / WANDB_FOLDER).absolute())
-    with _variables(variables):
-        import wandb  # noqa: PLC0415 - only when used
-
-        running = "WANDB_SERVICE" in os.environ
-        try:
-            yield wandb
-        finally:
-            if not running:
-                wandb.teardown()
-
-
-@contextmanager
-def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Inside, the environment has these variables."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def start_run(
-    wandb: Any,
-    folder: Path,
-    *,
-    project: str,
-    entity: str | None,
-    group: str,
-    job_type: JobType,
-    name: str,
-    config: Mapping[str, Any],
-    tags: Sequence[str] = (),
-    notes: str | None = None,
-) -> Run:
-    """Begin a run in W&B whose metrics have `env_step` as their axis.
-
-    Args:
-        wandb: the package, in a session.
-        folder: W&B's own folder `wandb/` goes here.
-        project: in W&B.
-        entity: user or team; None: that of the login.
-        group: runs of one method and variant.
-        job_type: what the run does.
-        name: shown; several runs may have it.
-        config: settings.
-        tags: words to find it by.
-        notes: a remark.
-    """
-    # Said in full, so that variables such as WANDB_RUN_ID or WANDB_DIR have no say.
-    run: Run = wandb.init(
-        dir=str(folder.absolute()),
-        id=secrets.token_hex(4),
-        project=project,
-        entity=entity,
-        group=group,
-        job_type=job_type,
-        name=name,
-        config=dict(config),
-        tags=list(tags),
-        notes=notes or "",
-        reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", save_code=False),
-    )
-    run.define_metric("env_step")
-    run.define_metric("*", step_metric="env_step")
-    return run

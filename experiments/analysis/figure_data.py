@@ -1,0 +1,123 @@
+"""What a figure consists of, whoever draws it: panels with lines, points or matrices, axes, and a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from experiments.analysis.arrays import Array
+from experiments.analysis.intervals import Estimate
+from experiments.analysis.looks import Look
+from experiments.analysis.replicates import Curve
+
+SOLVED = 200
+"""The return from which LunarLander counts as solved."""
+
+Quantity = Literal["steps", "minutes", "return", "share", "coefficient", "rotation"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A method or a task, as a legend shows it."""
+
+    id: str  # the same in all figures
+    name: str
+    look: Look
+    blind: bool = False  # whether it is a method of the blind variant
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a figure."""
+
+    label: str
+    quantity: Quantity
+    limits: tuple[float, float] | None = None  # the same for all panels; None: those that the renderer finds
+    solved: bool = False  # whether a dotted line marks `SOLVED`
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with its intervals."""
+
+    key: Key
+    label: str  # the key's name, with the number of seeds where methods have different numbers
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Point:
+    """An estimate with its interval."""
+
+    key: Key
+    label: str
+    estimate: Estimate
+    place: float  # coordinate on the other axis
+    says: str  # the numbers in words, in one or more lines
+    seeds: Mapping[int, float] = field(default_factory=dict)  # the values of single seeds; empty for one seed
+    reached: str = ""  # `9/10` where only 9 of 10 seeds reached what the figure is about
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a figure: lines, points or a matrix."""
+
+    title: str
+    lines: Sequence[Line] = ()
+    points: Sequence[Point] = ()
+    matrix: Array | None = None  # (T, T)
+    tasks: Sequence[str] = ()  # names of the rows and columns of the matrix, (T,)
+    variant: str = ""  # the variant, if the panel shows methods of one variant
+    key: Key | None = None  # the method, if the panel shows one method alone
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """What all figures have."""
+
+    name: str  # of its files
+    title: str
+    note: str  # the caption, in whole sentences
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class CurveFigure(FigureData):
+    """Curves. There is a panel for each task and variant, for each variant, or for each method."""
+
+    x: Axis
+    y: Axis
+    panel_per: Literal["task and variant", "variant", "method"]
+    against: str = ""  # in words, where there are several figures of this title
+    keys: Sequence[Key] = ()  # legend of tasks, where lines are tasks
+    band_note: str = ""  # belongs to the caption where intervals are drawn
+
+
+@dataclass(frozen=True)
+class RowFigure(FigureData):
+    """Estimates along a horizontal axis, with a row for each method; both variants of a method share its row."""
+
+    x: Axis
+    rows: Sequence[str]
+    both_variants: bool
+    last: float | None = None  # the last step; points beyond it mean "never"
+
+
+@dataclass(frozen=True)
+class SizeFigure(FigureData):
+    """Estimates against the size of the network, on a logarithmic axis."""
+
+    sizes: Sequence[Sequence[int]]  # for each panel, the sizes in it in order
+    y: Axis
+
+
+@dataclass(frozen=True)
+class MatrixFigure(FigureData):
+    """Heat maps over pairs of tasks, all on one scale of colours around 0. NaN stays empty."""
+
+    limit: float  # the number that has the strongest colour
+    unit: str
+    says: str  # what a number means, in words with the fields {row}, {column} and {value}
+    x: str | None = None
+    y: str | None = None

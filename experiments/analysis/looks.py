@@ -1,0 +1,91 @@
+"""How methods and tasks look in every figure, and what its labels and caption say about seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from experiments.analysis.comparison import Analysis
+from experiments.analysis.replicates import Method
+
+# Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision, with black for the baseline
+# and grey for agents that share nothing. A method has the same colour in every figure and in both variants.
+COLOURS = {
+    "shared_dqn": "#000000",
+    "gradnorm": "#CC6677",
+    "pcgrad": "#117733",
+    "gradnorm_pcgrad": "#999933",
+    "rgb": "#882255",
+    "aim": "#DDAA33",
+    "brc": "#33A0D8",
+    "independent_dqn": "#888888",
+    "torchjd_upgrad": "#AA4499",
+}
+OTHER_COLOURS = ("#332288", "#44AA99", "#661100", "#6699CC")
+DASHES = ("-", "--", "-.", ":")
+TASK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+DIVERGING = "PuOr"  # a scale of colours around 0 that suits any kind of colour vision
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colour and the dashes of lines; dashes are written as in Matplotlib."""
+
+    colour: str  # #rrggbb
+    dashes: str = "-"
+
+
+def method_look(method: Method) -> Look:
+    """The look of the lines of a method. It depends on the method's name alone, without the variant."""
+    known = COLOURS.get(method.family)
+    if known is not None:
+        return Look(known)
+    number = crc32(method.family.encode())
+    return Look(OTHER_COLOURS[number % len(OTHER_COLOURS)], DASHES[number // 7 % len(DASHES)])
+
+
+def task_look(index: int) -> Look:
+    """The look of the lines of the task at place `index`."""
+    return Look(TASK_COLOURS[index % len(TASK_COLOURS)], DASHES[index // len(TASK_COLOURS) % len(DASHES)])
+
+
+def variants(analysis: Analysis) -> dict[str, list[Method]]:
+    """The methods of the aware variant and those of the blind variant; a variant without methods is left out."""
+    found = {
+        "aware": [method for method in analysis.methods if not method.blind],
+        "blind": [method for method in analysis.methods if method.blind],
+    }
+    return {variant: methods for variant, methods in found.items() if methods}
+
+
+def seeds_note(methods: Sequence[Method]) -> str:
+    """How many seeds the methods have, in words."""
+    counts = [len(method.runs) for method in methods]
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "one seed"
+    if low == 1:
+        return f"up to {high} seeds, some methods one seed"
+    return f"{high} seeds" if low == high else f"{low} to {high} seeds"
+
+
+def mean_note(methods: Sequence[Method]) -> str:
+    """What the caption of a figure of means says about seeds and intervals."""
+    if all(len(method.runs) == 1 for method in methods):
+        return "one seed: no intervals"
+    return f"mean over {seeds_note(methods)}, 95 % intervals"
+
+
+def label(method: Method, others: Sequence[Method], name: str | None = None) -> str:
+    """The name of a method, with its number of seeds if the methods of the figure have different numbers.
+
+    Args:
+        method: the method.
+        others: all methods of the figure.
+        name: what to call the method. Default: its name, with the variant.
+    """
+    shown = method.name if name is None else name
+    if len({len(other.runs) for other in others}) == 1:
+        return shown
+    return f"{shown} ({'one seed' if len(method.runs) == 1 else f'{len(method.runs)} seeds'})"
