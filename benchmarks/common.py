@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, the machine's ceilings, an update's floor, processes of their own, JSON files."""
+"""Shared parts of the benchmarks: flags, turns, ceilings and floors, separate processes, memory, and JSON files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from mtrl.files import replacing
+from mtrl.limits import check_number
 
 T = TypeVar("T")
 
@@ -29,24 +34,62 @@ PACKAGES = ("torch", "numpy", "stable-baselines3", "gymnasium", "torchjd")
 
 STATUS = Path("/proc/self/status")
 NO_TORCHJD = "TorchJD is not installed (extra `bench`), so its rows are left out"
+# With this variable, glibc returns large blocks to the system when they are freed, so that holes in its heap do not
+# count as memory. It makes processes slower.
+TIDY = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+
+
+@dataclass(frozen=True)
+class JsonConfig:
+    """The flag of every benchmark."""
+
+    json: Path | None = None
+    """Write the figures to this file as well."""
+
+    def __post_init__(self) -> None:
+        check_json(self.json)
+
+
+@dataclass(frozen=True)
+class TurnsConfig(JsonConfig):
+    """The flags of a benchmark of cases that take turns."""
+
+    seconds: float = 60.0
+    """Measured time, split over cases and rounds. A short warm-up comes before it."""
+
+    rounds: int = 10
+    """Number of turns that every case has."""
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, above=0)
+        check_number("rounds", self.rounds, least=1, whole=True)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What one core of this machine gives at best, measured: no update can be faster."""
+    """The measured speed limits of one core of this machine. No update can be faster."""
 
     gflops: float
-    """Floating-point operations (float32) per nanosecond, by a product of large matrices."""
+    """Floating-point operations (float32) per nanosecond, in a product of large matrices."""
 
     gbytes_per_second: float
-    """Bytes read plus bytes written per nanosecond, by copying more than the caches hold."""
+    """Bytes read plus bytes written per nanosecond, in a copy of more data than the caches hold."""
 
 
 def interleaved(cases: dict[str, Callable[[], None]], rounds: int, updates: int) -> dict[str, list[float]]:
-    """Seconds per update of each case, one figure per round.
+    """Time all cases in turns.
 
-    The cases take turns, so that a change in the machine's speed meets all of them: the ratio of two cases in one
-    round is free of drift between rounds.
+    A change in the machine's speed affects all cases alike, so that the ratio of two cases in one round is free of
+    drift between rounds.
+
+    Args:
+        cases: one update of each case, by the case's name.
+        rounds: the number of turns of each case.
+        updates: the number of updates in each turn.
+
+    Returns:
+        For each case, the seconds per update in each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 1):
@@ -59,10 +102,36 @@ def interleaved(cases: dict[str, Callable[[], None]], rounds: int, updates: int)
     return seconds
 
 
-def ceilings(repeats: int = 10) -> Ceilings:
-    """Measure what this machine gives at best with the present number of torch threads, in about a second.
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over rounds of the ratio of two figures of the same round."""
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
 
-    A ceiling is the best of `repeats` tries: whatever else runs can only make one slower.
+
+def torchjd_pcgrad(parameters: Sequence[nn.Parameter], **options: bool) -> Callable[[Tensor | Sequence[Tensor]], None]:
+    """A function that fills `.grad` of the parameters by TorchJD's PCGrad, given the losses (T,).
+
+    One backward pass per task is the fastest of the choices that TorchJD offers for these losses.
+
+    Args:
+        parameters: the shared parameters.
+        options: arguments of TorchJD's `jac_to_grad`.
+    """
+    from torchjd.aggregation import PCGrad  # noqa: PLC0415 - TorchJD is optional
+    from torchjd.autojac import backward, jac_to_grad  # noqa: PLC0415
+
+    pcgrad = PCGrad()
+
+    def fill(losses: Tensor | Sequence[Tensor]) -> None:
+        backward(losses, inputs=parameters, parallel_chunk_size=1)
+        jac_to_grad(parameters, pcgrad, **options)
+
+    return fill
+
+
+def ceilings(repeats: int = 10) -> Ceilings:
+    """Measure the machine's speed limits with the present number of torch threads, in about a second.
+
+    A ceiling is the best of `repeats` tries, because other work on the machine can only make a try slower.
     """
     gflops = max(
         2 * size**3 / _best(lambda: torch.mm(a, b, out=out), repeats) / 1e9  # noqa: B023 - called at once
@@ -75,7 +144,7 @@ def ceilings(repeats: int = 10) -> Ceilings:
 
 
 def _best(work: Callable[[], object], repeats: int) -> float:
-    """Seconds that `work` takes when least disturbs it."""
+    """The shortest of the times that `work` takes, in seconds."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -85,20 +154,21 @@ def _best(work: Callable[[], object], repeats: int) -> float:
 
 
 def parameters_of(sizes: Sequence[int]) -> int:
-    """Weights and biases of a perceptron whose layers have these widths, inputs and outputs included."""
+    """The number of weights and biases of a perceptron with layers of these widths, from the input to the output."""
     return sum((before + 1) * after for before, after in pairwise(sizes))
 
 
 def flops_of_update(sizes: Sequence[int], rows: int, double_q: bool | None) -> int:
-    """Floating-point operations that the gradient of a summed loss needs, in the products of matrices alone.
+    """The floating-point operations of the matrix products in the gradient of a summed loss.
 
-    Every product of a layer is 2 * rows * inputs * outputs operations: one going forward, and going backward one for
-    the weights and one for the layer's input, which the first layer does not need.
+    A product of a layer has 2 * rows * inputs * outputs operations. The forward pass has one product per layer. The
+    backward pass has one for the layer's weights and one for its input, which the first layer does not need.
 
     Args:
-        sizes: widths of the layers, inputs and outputs included.
-        rows: of the batch, all tasks together.
-        double_q: whether the targets take two more forward passes (double Q-learning) or one; None: they are given.
+        sizes: the widths of the layers, from the input to the output.
+        rows: the rows of the batch, over all tasks.
+        double_q: True if the targets need two more forward passes (double Q-learning), False if they need one more, and
+            None if they are given.
     """
     products = [2 * rows * before * after for before, after in pairwise(sizes)]
     passes_for_targets = 0 if double_q is None else 1 + double_q
@@ -106,45 +176,52 @@ def flops_of_update(sizes: Sequence[int], rows: int, double_q: bool | None) -> i
 
 
 def bytes_of_update(sizes: Sequence[int], rows: int) -> int:
-    """Bytes (float32) that the gradient of a summed loss moves where no cache keeps anything, targets given.
+    """The bytes (float32) that the gradient of a summed loss moves without caches, if the targets are given.
 
-    Every parameter is read going forward and going backward, and its gradient written; every value of a layer is
-    written and read again, and so is its gradient. An update that fits into the caches can do with less.
+    Every parameter is read in the forward and in the backward pass, and its gradient is written. Every value of a layer
+    is written and read again, and so is its gradient. An update that fits into the caches moves fewer bytes.
     """
     return 4 * (3 * parameters_of(sizes) + 4 * rows * sum(sizes))
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What the updates of one environment step take at least: their matrix products, at the speed of a large one."""
+    """The least time for updates: the time of their matrix products at the speed of a large product."""
 
     flops_of_update: int
-    """Floating-point operations of one update, as PyTorch counts them."""
+    """Floating-point operations of one update."""
 
     bytes_of_update: int
-    """Bytes that its gradient moves where no cache keeps anything."""
+    """Bytes that the gradient of one update moves without caches."""
 
     seconds_per_step: float
-    """Of one core, per environment step."""
+    """Seconds of one core for the updates of one environment step."""
 
     ceilings: Ceilings
 
     @classmethod
     def of(cls, update: Callable[[], object], bytes_of_update: int, updates_per_step: float) -> Floor:
-        """Count the operations of `update`, and measure the machine."""
+        """Let PyTorch count the operations of `update`, and measure the machine."""
         counts = []
-        for _ in range(2):  # in a row: now and then one does more, as measure how much the tasks conflict
+        for _ in range(
+            2
+        ):  # some updates do more, for example to measure how much the tasks conflict, but not two in a row
             with FlopCounterMode(display=False) as counter:
                 update()
             counts.append(counter.get_total_flops())
-        flops, most = min(counts), ceilings()
-        return cls(flops, bytes_of_update, updates_per_step * flops / most.gflops / 1e9, most)
+        return cls.at(ceilings(), min(counts), bytes_of_update, updates_per_step)
 
-    def __str__(self) -> str:
+    @classmethod
+    def at(cls, most: Ceilings, flops_of_update: int, bytes_of_update: int, updates_per_step: float = 1.0) -> Floor:
+        """The floor of updates of this size on a machine with these ceilings."""
+        return cls(flops_of_update, bytes_of_update, updates_per_step * flops_of_update / most.gflops / 1e9, most)
+
+    def text(self, step: str = "environment step") -> str:
+        """The floor in one sentence; `step` is the name of the unit of `seconds_per_step`."""
         flops, most = self.flops_of_update / 1e6, self.ceilings
         moving = 1e-3 * self.bytes_of_update / most.gbytes_per_second
         return (
-            f"floor: {1e6 * self.seconds_per_step:.0f} microseconds per environment step for the matrix products of "
+            f"floor: {1e6 * self.seconds_per_step:.0f} microseconds per {step} for the matrix products of "
             f"updates of {flops:.1f} million floating-point operations at {most.gflops:.0f} per nanosecond; moving "
             f"{self.bytes_of_update / 1e6:.1f} MB in each at {most.gbytes_per_second:.0f} GB/s would take {moving:.0f} "
             "microseconds, but they stay in the caches"
@@ -152,25 +229,29 @@ class Floor:
 
 
 class NoAnswerError(RuntimeError):
-    """A process did not give its answer; the message says why."""
+    """A process ended without an answer; the message says why."""
 
 
 def in_own_process(
     function: Callable[..., T], *arguments: object, limit: float, environment: Mapping[str, str] | None = None
 ) -> T:
-    """`function(*arguments)` in a fresh process, which is ended after `limit` seconds.
+    """Call `function(*arguments)` in a new process and return its result.
 
-    `environment` are variables that it has besides the present ones.
+    Args:
+        function: the function to call.
+        arguments: its arguments.
+        limit: the process is ended after this many seconds.
+        environment: environment variables of the process, in addition to the present ones. Default: none.
 
     Raises:
-        NoAnswerError: the limit was reached, or the process ended early, as for want of memory.
+        NoAnswerError: the limit was reached, or the process ended early, for example because memory ran out.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, arguments), daemon=True)
     with _environment(environment or {}):
         process.start()
-    sender.close()  # the child has the only other end, so that its death ends the wait
+    sender.close()  # now only the process has this end, so that the wait ends if the process dies
     try:
         if not receiver.poll(limit):
             raise NoAnswerError(f"took more than {limit:g} s")
@@ -187,7 +268,7 @@ def in_own_process(
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Inside, processes start with these variables besides the present ones."""
+    """Processes that start in this context have these environment variables in addition to the present ones."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -202,9 +283,9 @@ def _answer(sender: Connection, function: Callable[..., object], arguments: Sequ
 
 
 def peak_memory() -> int:
-    """The highest resident memory of this process, in bytes, so far or since `restart_peak_memory`."""
+    """The highest resident memory of this process in bytes, since its start or since `restart_peak_memory`."""
     if STATUS.exists():
-        # Not `getrusage`: on Linux a child process begins with its parent's peak there.
+        # `getrusage` is not used on Linux, because a child process begins with its parent's peak there.
         (kibibytes,) = (line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(kibibytes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -212,26 +293,26 @@ def peak_memory() -> int:
 
 
 def restart_peak_memory() -> None:
-    """Let `peak_memory` begin again from the present memory, where the system can (Linux)."""
+    """Reset the peak to the present memory, on systems that can do so (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def progress_bar() -> Progress:
-    """A bar that vanishes when it is done; none where the output goes to a file."""
+    """A progress bar that vanishes at its end. Nothing is shown if the output goes to a file."""
     return Progress(transient=True, disable=not Console().is_terminal)
 
 
 def has_torchjd() -> bool:
-    """Whether the peer that balancers are compared with is installed."""
+    """Whether TorchJD, with which balancers are compared, is installed."""
     return find_spec("torchjd") is not None
 
 
 def check_json(path: Path | None) -> None:
-    """Find out before anything is measured that the figures can't be written.
+    """Check before any measurement that the figures can be written to `path`.
 
     Raises:
-        ValueError: a folder is in the way, or a file where a folder is needed.
+        ValueError: `path` is a folder, or one of its parents is a file.
     """
     if path is None:
         return
@@ -243,14 +324,12 @@ def check_json(path: Path | None) -> None:
 
 
 def write_json(path: Path, config: Any, figures: dict[str, Any]) -> None:
-    """Write figures with the settings (a dataclass) and versions that made them, in one step."""
+    """Write figures, the settings `config` (a dataclass) and the versions of the packages, in one step."""
     installed = [package for package in PACKAGES if package != "torchjd" or has_torchjd()]
     content = {
         "settings": asdict(config),
         "versions": {package: importlib.metadata.version(package) for package in installed},
         **figures,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(draft, path)
+    with replacing(path) as file:
+        file.write(f"{json.dumps(content, indent=2, default=str)}\n".encode())

@@ -1,16 +1,18 @@
-"""`python -m benchmarks.logging_cost`: what the records of a training run cost, in per cent of its time.
+"""`python -m benchmarks.logging_cost`: the cost of a training run's records, in per cent of its time.
 
-Four runs of AIM, the method that records most, at its default settings but for updates from the first step on:
+There are four runs of AIM, the method with the most records. Its settings are the defaults, except that updates begin
+with the first step:
 
-* "nothing": no line is ever made;
-* "JSONL": metrics.jsonl, which every run has;
-* "+ TensorBoard": both, the default outputs;
-* "+ W&B": all three, with `--wandb offline`; left out where W&B is not installed.
+* "nothing": no records;
+* "JSONL": metrics.jsonl, which every run writes;
+* "+ TensorBoard": metrics.jsonl and TensorBoard, which are the default outputs;
+* "+ W&B": both of them and W&B with `--wandb offline`. This run is left out if W&B is not installed.
 
-Two figures each. "measured inside" is the time in `dump_logs`, where a line is made and written, over all time: hardly
-disturbed by what else the machine does. "against nothing" compares whole runs, which take turns in rounds of equally
-many steps (a median over rounds), and holds what other threads and processes take as well; it is as noisy as the
-machine. Episodes of the beginning are short, so that lines come about twice as often here as in a whole run.
+Each run has two figures. "measured inside" is the share of the time in `dump_logs`, which makes and writes a line of
+records; other work on the machine hardly changes it. "against nothing" compares whole runs, which take turns
+in rounds of equally many steps, and is a median over rounds. It includes the work of other threads and processes, and
+is as noisy as the machine. Episodes at the beginning of training are short, so that lines come about twice as often
+here as in a whole run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
@@ -31,7 +32,7 @@ from rich.table import Table
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import MultiTaskDQN
-from benchmarks.common import check_json, write_json
+from benchmarks.common import TurnsConfig, median_ratio, write_json
 from benchmarks.training import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
@@ -41,47 +42,35 @@ from experiments.program.weights_and_biases import WandbMode
 from experiments.training.checkpoints import MetricsFile
 from experiments.training.runner import describe
 from experiments.training.tracking import Views
+from mtrl.limits import check_number
 
 NOTHING, JSONL = "nothing", "JSONL"
 TENSORBOARD, WANDB = "+ TensorBoard", "+ W&B"
 ALLOWED = 0.02
-"""Share of the training time that the default outputs may take."""
+"""The largest share of the training time that the default outputs should take."""
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """Measure what metrics.jsonl, TensorBoard and W&B (offline) cost, in per cent of the training time.
+class BenchmarkConfig(TurnsConfig):
+    """Measure the cost of metrics.jsonl, TensorBoard and W&B (offline), in per cent of the training time.
 
-    The default outputs, metrics.jsonl and TensorBoard, are to stay under 2 %.
+    The default outputs, metrics.jsonl and TensorBoard, should take less than 2 %.
     """
-
-    seconds: float = 60.0
-    """Measured time in all, split over cases and rounds; a short warm-up comes before."""
-
-    rounds: int = 10
-    """Times that every case has its turn."""
 
     seed: int = 0
     """Seed of environments and agents."""
 
-    json: Path | None = None
-    """Write the figures to this file as well."""
-
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < float("inf"):
-            raise ValueError(f"seconds is {self.seconds:g}; it must be above 0 and finite")
-        for name, least in (("rounds", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        check_json(self.json)
+        check_number("seed", self.seed, least=0, whole=True)
+        super().__post_init__()
 
 
 class RecordedCase(Case):
-    """A training run that writes to `outputs`, with a clock for the lines.
+    """A training run that writes to `outputs`, and measures the time that its lines of records take.
 
     Attributes:
-        lines: how many were written since the clocks started.
-        recording: seconds that they took.
+        lines: the number of lines since the clocks started.
+        recording: the seconds that they took.
     """
 
     def __init__(self, agent: MultiTaskDQN, outputs: list[KVWriter]) -> None:
@@ -91,13 +80,13 @@ class RecordedCase(Case):
         agent.dump_logs = self._timed_dump  # type: ignore[method-assign]
 
     def start_clocks(self) -> None:
-        """Forget the time so far."""
+        """Set all clocks to 0."""
         super().start_clocks()
         self.lines, self.recording = 0, 0.0
 
     @property
     def share(self) -> float:
-        """Of the time, what the lines took."""
+        """The share of the time that the lines took."""
         return self.recording / self.seconds
 
     def _timed_dump(self) -> None:
@@ -110,9 +99,9 @@ class RecordedCase(Case):
 
 
 def recorded_case(folder: Path, seed: int, outputs: str, opened: ExitStack) -> tuple[RecordedCase, float]:
-    """A run with these outputs in `folder`, to be closed by `opened`; and the seconds that opening them took."""
+    """A run with these outputs in `folder`, and the seconds that it took to open them. `opened` closes them."""
     mode: WandbMode = "offline" if outputs == WANDB else "disabled"
-    # Without checkpoints W&B gets every line at once, and inside the clock.
+    # Without checkpoints, W&B gets every line at once, while the clock runs.
     config = AIMConfig(seed=seed, results_dir=folder, wandb=mode, learning_starts=0, checkpoint_interval=0)
     config.run_dir.mkdir(parents=True)
     env = make_task_vec_env(config.tasks, config.envs_per_task, seed, config.variant)
@@ -131,8 +120,8 @@ def recorded_case(folder: Path, seed: int, outputs: str, opened: ExitStack) -> t
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Run and print."""
-    torch.set_num_threads(1)  # as everywhere here: two threads are slower at these sizes
+    """Run the benchmark and print its table."""
+    torch.set_num_threads(1)  # two threads are slower at these sizes
     console = Console()
     names = [NOTHING, JSONL, TENSORBOARD, WANDB]
     if find_spec("wandb") is None:
@@ -143,7 +132,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         opened = {name: stack.enter_context(ExitStack()) for name in names}
         for number, name in enumerate(names):
             cases[name], once[name] = recorded_case(Path(folder) / str(number), config.seed, name, opened[name])
-        if WANDB not in names:  # only now, as settings that can't be carried out get one line alone
+        if WANDB not in names:  # printed here, because settings that cannot be used must cause one line only
             console.print("W&B is not installed (extra `wandb`), so its row is left out")
         figures = take_turns({**cases}, config.seconds, config.rounds)
         for name in names:
@@ -155,9 +144,7 @@ def benchmark(config: BenchmarkConfig) -> None:
             "lines": case.lines,
             "milliseconds_per_line": 1000 * case.recording / max(case.lines, 1),
             "share": case.share,
-            "against_nothing": median(
-                ours / base - 1 for ours, base in zip(figures[name], figures[NOTHING], strict=True)
-            ),
+            "against_nothing": median_ratio(figures[name], figures[NOTHING]) - 1,
             "open_and_close_seconds": once[name],
         }
         for name, case in cases.items()

@@ -1,249 +1,121 @@
 """`python -m benchmarks.scaling`: time and memory of one balanced gradient against tasks T and parameters D.
 
-A perceptron 16 -> width -> width / 2 -> 4, shared by all tasks, takes a batch of B rows per task; a task's loss is its
-rows' mean Huber loss to given targets. An update here ends when the gradient is where the optimizer finds it; the
-optimizer, alike for all, is left out. Cases:
+A perceptron 16 -> width -> width / 2 -> 4, which all tasks share, takes a batch of B rows per task. The loss of a task
+is the mean Huber loss of its rows, with given targets. An update here ends when the gradient is in `.grad`. The step of
+the optimizer, which is the same for all cases, is left out. The cases are:
 
-* "plain": `losses.sum().backward()`, what one writes without this project;
-* "equal", "pcgrad", "gradnorm", "rgb": one pass for all tasks by `TaskMajorEngine`, and that balancer;
-* "pcgrad, chain": the same by `ChainEngine`, which the agents use: no autograd, the loss's slope written out;
+* "plain": `losses.sum().backward()`, PyTorch alone;
+* "equal", "pcgrad", "gradnorm", "rgb": one pass for all tasks by `TaskMajorEngine`, and the balancer of that name;
+* "pcgrad, chain": one pass by `ChainEngine`, which the agents use: without autograd, with the loss's derivative given;
 * "pcgrad, low memory": `balancer.backward(losses, low_memory=True)`, for any graph, with one forward pass per task;
 * "TorchJD PCGrad": `backward` and `jac_to_grad` in the fastest way that TorchJD has for these losses (all tasks in one
   forward pass, `parallel_chunk_size=1`, `optimize_gramian_computation=True`).
 
-Memory: by how much the resident memory of a fresh process rises at most during its first update, model and batch being
-in place and an update of a tiny model done. Time: all cases of one table take turns in one process; figures are medians
-over rounds.
+The figure for memory is the largest rise of a new process's resident memory during its first update, after the model
+and the batch are in place and an update of a tiny model is done. For the figures of time, all cases of one table take
+turns in one process; they are medians over rounds.
 
-The floor of "plain" is stated with each table: its floating-point operations at the speed of a large product of
-matrices, and the bytes that it moves at the speed of a large copy, both measured just before. A method that balances
-without any cost would reach it, too. An update that fits into the caches can fall below the floor of bytes.
+Each table states the floor of "plain": the time of its floating-point operations at the speed of a large product of
+matrices, and the time of the bytes that it moves at the speed of a large copy. Both speeds are measured just before. A
+method that balances at no cost would reach the same floor. An update that fits into the caches can be faster than the
+floor of bytes.
 
-At the end, exponents p and q of time and memory ~ T^p D^q, by least squares over the logarithms of all tables. Small
-networks are ruled by the overhead of calls, so that exponents over them are lower than over large ones.
+At the end there are exponents p and q of time and memory ~ T^p D^q, by least squares over the logarithms of all tables.
+In small networks most of the time is the overhead of calls, so that their exponents are lower than those of large ones.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Column, Table
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from benchmarks.common import (
     NO_TORCHJD,
+    TIDY,
     NoAnswerError,
+    TurnsConfig,
     bytes_of_update,
     ceilings,
-    check_json,
     flops_of_update,
     has_torchjd,
     in_own_process,
     interleaved,
-    parameters_of,
+    median_ratio,
     peak_memory,
     progress_bar,
     restart_peak_memory,
     write_json,
 )
+from benchmarks.growth import Exponents, fit_exponents
+from benchmarks.perceptron import BALANCERS, CHAIN, LOW_MEMORY, PLAIN, TORCHJD, Problem, Shape
 from experiments.program.command import run
-from mtrl.balancers import make_balancer
-from mtrl.gradients import ChainEngine, TaskMajorEngine
+from mtrl.limits import check_number
 
-INPUTS, OUTPUTS = 16, 4
-PLAIN, CHAIN, LOW_MEMORY, TORCHJD = "plain", "pcgrad, chain", "pcgrad, low memory", "TorchJD PCGrad"
-BALANCERS = ("equal", "pcgrad", "gradnorm", "rgb")
-# glibc gives large blocks back when they are freed, so that holes in its heap do not count as memory; that costs time.
-TIDY = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
-SMALLEST_MEBIBYTES = 1.0  # less is the allocator's and no part of a law
+SMALLEST_MEBIBYTES = 1.0  # smaller values depend on the allocator, and are left out of the fit of the exponents
 STARTING = 60.0  # seconds that a process may take to import torch on a busy machine
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
-    """Measure time and memory of balanced gradients over numbers of tasks and widths of the network, and how they grow.
+class BenchmarkConfig(TurnsConfig):
+    """Measure how the time and the memory of a balanced gradient grow with the number of tasks and the network's width.
 
-    One table for each number of tasks and width; then the exponents of growth. All defaults together take a quarter of
-    an hour; for a first look give `--tasks 2 10 --widths 256 1024`.
+    There is one table for each number of tasks and each width, and at the end a table of exponents. The defaults take a
+    quarter of an hour. For a first look, use `--tasks 2 10 --widths 256 1024`.
     """
 
     tasks: tuple[int, ...] = (2, 3, 10, 50)
     """Numbers of tasks."""
 
     widths: tuple[int, ...] = (256, 1024, 4096)
-    """Units in the first hidden layer; the second has half as many."""
+    """Numbers of units in the first hidden layer. The second hidden layer has half as many."""
 
     batch_size: int = 64
     """Rows per task."""
 
     rounds: int = 3
-    """Times that every case has its turn."""
+    """Number of turns that every case has."""
 
     seconds: float = 3.0
-    """Measured time per table; a round has at least one update of each case, however long that takes."""
+    """Measured time per table. A round has at least one update of each case, however long that takes."""
 
     limit: float = 60.0
-    """Longest time in seconds for one update of a case; a case that needs more is left out of its table."""
+    """Longest time in seconds for one update of a case. A slower case is left out of its table."""
 
     max_gib: float = 8.0
-    """Cases that would hold more memory than this are left out; an estimate, made before anything is allocated."""
-
-    json: Path | None = None
-    """Write the figures to this file as well."""
+    """Largest memory of a case in GiB, by an estimate before anything is allocated. Larger cases are left out."""
 
     def __post_init__(self) -> None:
         for name, least in (("tasks", 1), ("widths", 2)):
             values = getattr(self, name)
             if not values or min(values) < least:
                 raise ValueError(f"{name} are {values}; give at least one, each at least {least}")
-        for name in ("batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("seconds", "limit", "max_gib"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        check_json(self.json)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What one table is about."""
-
-    tasks: int
-    width: int
-    batch_size: int
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Widths of the layers, inputs and outputs included."""
-        return (INPUTS, self.width, self.width // 2, OUTPUTS)
-
-    @property
-    def parameters(self) -> int:
-        """D."""
-        return parameters_of(self.sizes)
-
-    @property
-    def rows(self) -> int:
-        """Of the batch, all tasks together."""
-        return self.tasks * self.batch_size
-
-    def gibibytes(self, case: str) -> float:
-        """An estimate of what a process holds at most: parameters, gradients, rows of the Jacobian, activations."""
-        # In low-memory mode it is T rows of the largest layer, which here is nearly all of D.
-        rows_held = {PLAIN: 0, TORCHJD: 2}.get(case, 1) * self.tasks
-        activations = 4 * self.rows * sum(self.sizes)  # values and gradients, before and after the ReLU
-        return 4 * ((rows_held + 3) * self.parameters + activations) / 2**30
-
-
-class Problem:
-    """A network and one batch, with the ways to the gradient of its losses."""
-
-    def __init__(self, shape: Shape) -> None:
-        generator = torch.Generator().manual_seed(0)
-        torch.manual_seed(0)
-        first, second, third, last = shape.sizes
-        self.tasks = shape.tasks
-        self.network = nn.Sequential(
-            nn.Linear(first, second), nn.ReLU(), nn.Linear(second, third), nn.ReLU(), nn.Linear(third, last)
-        )
-        self.x = torch.randn(shape.rows, INPUTS, generator=generator)
-        self.targets = torch.randn(shape.rows, OUTPUTS, generator=generator)
-        self._engine: TaskMajorEngine | None = None
-
-    def losses(self) -> Tensor:
-        """All tasks in one forward pass, (T,)."""
-        per_row = F.smooth_l1_loss(self.network(self.x), self.targets, reduction="none").view(self.tasks, -1)
-        return per_row.mean(1)
-
-    def losses_and_slope(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses (T,) of the network's output (T * B, 4), and their derivative with respect to it."""
-        error = values - self.targets
-        slope = error.clamp(-1, 1)
-        losses = (slope * (error - 0.5 * slope)).view(self.tasks, -1)
-        return losses.mean(1), slope / losses.shape[1]
-
-    def losses_one_by_one(self) -> list[Tensor]:
-        """One forward pass per task: with T backward passes, none then goes through another task's rows."""
-        batches = zip(self.x.chunk(self.tasks), self.targets.chunk(self.tasks), strict=True)
-        return [F.smooth_l1_loss(self.network(x), targets) for x, targets in batches]
-
-    def update(self, case: str) -> Callable[[], None]:
-        """What fills the gradient in that way."""
-        parameters = list(self.network.parameters())
-        if case == PLAIN:
-
-            def update() -> None:
-                self.network.zero_grad()
-                self.losses().sum().backward()  # type: ignore[no-untyped-call]
-
-        elif case == TORCHJD:
-            from torchjd.aggregation import PCGrad  # noqa: PLC0415 - optional
-            from torchjd.autojac import backward, jac_to_grad  # noqa: PLC0415
-
-            aggregator = PCGrad()
-
-            def update() -> None:
-                self.network.zero_grad()
-                backward(self.losses(), inputs=parameters, parallel_chunk_size=1)
-                jac_to_grad(parameters, aggregator, optimize_gramian_computation=True)
-
-        elif case == CHAIN:
-            balancer, chain = make_balancer("pcgrad", self.tasks), ChainEngine(self.network, self.tasks)
-
-            @torch.no_grad()
-            def update() -> None:
-                self.network.zero_grad()
-                losses, slope = self.losses_and_slope(chain.forward(self.x))
-                gradients = chain.backward(slope, losses)
-                chain.layout.accumulate_grad(balancer(gradients).update(gradients))
-
-        elif case == LOW_MEMORY:
-            balancer = make_balancer("pcgrad", self.tasks)
-
-            def update() -> None:
-                self.network.zero_grad()
-                balancer.backward(self.losses_one_by_one(), parameters, low_memory=True)
-
-        else:
-            balancer = make_balancer(case, self.tasks)
-            if self._engine is None:
-                self._engine = TaskMajorEngine(self.network, self.tasks, self.network[2])
-            engine = self._engine
-
-            def update() -> None:
-                self.network.zero_grad()
-                with engine.record():
-                    losses = self.losses()
-                gradients = engine.backward(losses)
-                with torch.no_grad():
-                    engine.layout.accumulate_grad(balancer(gradients).update(gradients))
-
-        return update
+        check_number("batch_size", self.batch_size, least=1, whole=True)
+        for name in ("limit", "max_gib"):
+            check_number(name, getattr(self, name), above=0, most=math.inf)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
 class First:
-    """What a fresh process measured of its first update."""
+    """The measurements of a new process's first update."""
 
     mebibytes: float
     seconds: float
 
 
 def first_update(case: str, shape: Shape) -> First:
-    """Memory that the first update needs besides model and batch; called in a process of its own."""
+    """Measure the first update in this process, which must be new. Model and batch do not count as memory."""
     torch.set_num_threads(1)
-    Problem(Shape(shape.tasks, 8, 1)).update(case)()  # what libraries set up once does not count
+    Problem(Shape(shape.tasks, 8, 1)).update(case)()  # memory that libraries allocate once must not count
     problem = Problem(shape)
     restart_peak_memory()
     before, start = peak_memory(), time.perf_counter()
@@ -254,21 +126,21 @@ def first_update(case: str, shape: Shape) -> First:
 
 
 def in_turns(names: Sequence[str], shape: Shape, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per update of each case, one figure per round, from about `seconds` of measurement in all.
+    """Measure for about `seconds`, and return the seconds per update of each case in each round.
 
-    Called in a process of its own, so that no earlier table has shaped its heap.
+    This runs in a new process, so that earlier tables do not influence its heap.
     """
     torch.set_num_threads(1)
     problem = Problem(shape)
     cases = {name: problem.update(name) for name in names}
     one_of_each = sum(values[0] for values in interleaved(cases, 1, 1).values())
-    gc.freeze()  # collecting what the imports left takes longer than many updates, and would fall on any of them
+    gc.freeze()  # a collection of the imported objects would take longer than many updates
     return interleaved(cases, rounds, max(1, round(seconds / rounds / one_of_each)))
 
 
 @dataclass
 class Figures:
-    """What was found about one case of one table; None and a note where something was not."""
+    """The figures of one case in one table. A figure that was not measured is None, and the note says why."""
 
     mebibytes: float | None = None
     seconds: float | None = None
@@ -280,7 +152,7 @@ class Figures:
 
 @dataclass
 class Measurement:
-    """One table."""
+    """The figures of one table."""
 
     tasks: int
     width: int
@@ -294,16 +166,16 @@ class Measurement:
 
     @property
     def seconds_for_flops(self) -> float:
-        """The floor that arithmetic sets."""
+        """The floor by the floating-point operations."""
         return self.flops / (1e9 * self.gflops)
 
     @property
     def seconds_for_bytes(self) -> float:
-        """The floor that memory traffic sets."""
+        """The floor by the bytes that are moved."""
         return self.bytes / (1e9 * self.gbytes_per_second)
 
     def table(self) -> Table:
-        """For printing."""
+        """The table for the terminal."""
         title = f"T = {self.tasks}, width {self.width}: D = {self.parameters:,}; B = {self.batch_size}"
         flops, moved = 1e3 * self.seconds_for_flops, 1e3 * self.seconds_for_bytes
         caption = [
@@ -331,7 +203,7 @@ def _shown(value: float | None, factor: float = 1, spec: str = ".2f") -> str:
 
 
 def measure(shape: Shape, cases: Sequence[str], config: BenchmarkConfig) -> Measurement:
-    """Fill one table."""
+    """Measure all cases of one table."""
     best = ceilings()
     work = (flops_of_update(shape.sizes, shape.rows, None), bytes_of_update(shape.sizes, shape.rows))
     size = (shape.tasks, shape.width, shape.batch_size, shape.parameters)
@@ -359,7 +231,7 @@ def measure(shape: Shape, cases: Sequence[str], config: BenchmarkConfig) -> Meas
 
 
 def _add_times(measurement: Measurement, shape: Shape, firsts: dict[str, First], config: BenchmarkConfig) -> None:
-    """Time the cases whose first update went well, in turns."""
+    """Time the cases whose first update was fast enough, in turns."""
     limit = STARTING + (config.rounds + 3) * (config.seconds + len(firsts) * config.limit)
     try:
         seconds = in_own_process(in_turns, list(firsts), shape, config.rounds, config.seconds, limit=limit)
@@ -373,33 +245,11 @@ def _add_times(measurement: Measurement, shape: Shape, firsts: dict[str, First],
         figures.times_floor_of_flops = figures.seconds / measurement.seconds_for_flops
         figures.times_floor_of_bytes = figures.seconds / measurement.seconds_for_bytes
         if PLAIN in seconds:
-            ratios = [mine / plain for mine, plain in zip(values, seconds[PLAIN], strict=True)]
-            figures.relative_to_plain = median(ratios)
-
-
-@dataclass(frozen=True)
-class Exponents:
-    """`value ~ T^tasks * D^parameters`; None where only one T, or only one D, was measured."""
-
-    tasks: float | None
-    parameters: float | None
-
-
-def fit_exponents(tasks: Sequence[float], parameters: Sequence[float], values: Sequence[float]) -> Exponents:
-    """The exponents that fit best in the logarithms (least squares); all arguments are positive and equally long."""
-    known = {"tasks": np.log(tasks), "parameters": np.log(parameters)}
-    varying = {name: column for name, column in known.items() if len(set(column.tolist())) > 1}
-    fitted: dict[str, float] = {}
-    if len(values) > len(varying):
-        matrix = np.column_stack([np.ones(len(values)), *varying.values()])
-        solution, _, rank, _ = np.linalg.lstsq(matrix, np.log(values), rcond=None)
-        if rank == matrix.shape[1]:  # otherwise T and D changed only together, and which of them did it is open
-            fitted = dict(zip(varying, solution[1:].tolist(), strict=True))
-    return Exponents(fitted.get("tasks"), fitted.get("parameters"))
+            figures.relative_to_plain = median_ratio(values, seconds[PLAIN])
 
 
 def exponents(measurements: Sequence[Measurement], cases: Sequence[str]) -> dict[str, dict[str, Exponents]]:
-    """Of time and memory, for each case, over all tables that have it."""
+    """The exponents of time and memory for each case, over all tables that have the case."""
     fits: dict[str, dict[str, Exponents]] = {}
     for case in cases:
         fits[case] = {}
@@ -415,7 +265,7 @@ def exponents(measurements: Sequence[Measurement], cases: Sequence[str]) -> dict
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Run and print."""
+    """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     console = Console()
     cases = [PLAIN, *BALANCERS, CHAIN, LOW_MEMORY, TORCHJD]
@@ -429,7 +279,7 @@ def benchmark(config: BenchmarkConfig) -> None:
             measurements.append(measurement)
             console.print(measurement.table())
             fits = exponents(measurements, cases)
-            if config.json is not None:  # after each table, so that an interrupted run leaves what it has found
+            if config.json is not None:  # after each table, so that an interrupted run keeps its figures
                 tables = [asdict(found) for found in measurements]
                 powers = {case: {name: asdict(fit) for name, fit in found.items()} for case, found in fits.items()}
                 write_json(config.json, config, {"tables": tables, "exponents": powers})

@@ -1,16 +1,16 @@
-"""`python -m benchmarks.soak`: does a long training run hold its memory flat?
+"""`python -m benchmarks.soak`: does the memory of a long training run stay constant?
 
-Trains with `experiments.training.runner.train`, as `python -m experiments.gradnorm.train` does: `MultiTaskDQN` on the
-three tasks, metrics, evaluations and checkpoints included. The network and the replay are tiny, so that many steps take
-little time and the replay is full early. Beside it a thread notes, every `--interval` seconds,
+The benchmark trains with `experiments.training.runner.train`, as `python -m experiments.gradnorm.train` does:
+`MultiTaskDQN` on the three tasks, with metrics, evaluations and checkpoints. The network and the replay are tiny, so
+that many steps take little time and the replay is full early. A thread records every `--interval` seconds
 
 * the resident size of the process, page by page (`Rss` in Linux's `/proc/self/smaps_rollup`; the sum in
   `/proc/self/statm` may lag behind);
-* the memory blocks that the interpreter has given out (`sys.getallocatedblocks`), about one for each live object;
-* the open files.
+* the number of memory blocks that the interpreter has allocated (`sys.getallocatedblocks`), about one per live object;
+* the number of open files.
 
-How many environment steps had been taken at that time comes from the run's own metrics. Growth is the median of the
-last tenth of the samples relative to the median of the first tenth, counted from the moment when the replay is full.
+The number of environment steps at that time comes from the run's own metrics. Growth is the median of the last tenth
+of the samples relative to the median of the first tenth. Only samples after the replay is full count.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -38,35 +41,34 @@ from experiments.program.flags import UsageError
 from experiments.program.run_folder import MODEL_FILE
 from experiments.program.stopping import StoppedError
 from experiments.training.config import TrainConfig
+from experiments.training.runner import train
 from mtrl.files import replacing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from mtrl.limits import check_number
 
 Array = NDArray[np.float64]
 
 PAGES, FILES = Path("/proc/self/smaps_rollup"), Path("/proc/self/fd")
 FEWEST_SAMPLES = 20
-"""With the replay full: two for each of the tenths that are compared."""
+"""Least number of samples after the replay is full: two for each tenth."""
 
 ASKED = 0.01
-"""Growth that the project allows itself."""
+"""The largest growth that the project accepts."""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Train for millions of steps with a tiny network and see whether the process grows once its replay is full.
+    """Train a tiny network for millions of steps, and see whether the process grows after its replay is full.
 
-    Prints resident size, Python's memory blocks, open files and speed at both ends of the run, and draws the resident
-    size. 5,000,000 steps take 12 to 20 minutes on one core of a busy machine; `--total-steps 100000 --interval 0.1` is
-    a quick look.
+    The output is the resident size, Python's memory blocks, the open files and the speed at both ends of the run, and a
+    plot of the resident size. 5,000,000 steps take 12 to 20 minutes on one core of a busy machine. For a quick look,
+    use `--total-steps 100000 --interval 0.1`.
     """
 
     total_steps: int = 5_000_000
     """Environment steps over all tasks."""
 
     buffer_size: int = 30_000
-    """Transitions kept, over all tasks."""
+    """Transitions that the replay keeps, over all tasks."""
 
     interval: float = 1.0
     """Seconds between samples."""
@@ -75,7 +77,8 @@ class BenchmarkConfig:
     """Seed of the run."""
 
     results_dir: Path = Path("results/runs/soak")
-    """The run goes to `<results-dir>/gradnorm/seed_<seed>/`. It is never continued: the samples before would lack."""
+    """The run's folder is `<results-dir>/gradnorm/seed_<seed>/`. An unfinished run is never continued, because its
+    earlier samples would be missing."""
 
     existing: Literal["restart", "replace"] = "restart"
     """What to do with the run in that place. `restart` throws an unfinished run away and refuses a finished one;
@@ -88,9 +91,8 @@ class BenchmarkConfig:
     """Write the figures and all samples to this file as well."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.interval < float("inf"):
-            raise ValueError(f"interval is {self.interval:g}; it must be above 0 and finite")
-        tasks, batch = len(self.training.tasks), self.training.batch_size  # made here, so that it is checked as well
+        check_number("interval", self.interval, above=0)
+        tasks, batch = len(self.training.tasks), self.training.batch_size  # this checks the settings of the run
         if self.buffer_size < tasks * batch:
             least = f"{tasks * batch}: {batch} for each of {tasks} tasks"
             raise ValueError(f"buffer_size is {self.buffer_size}; it must be at least {least}")
@@ -120,7 +122,7 @@ class BenchmarkConfig:
 
     @property
     def full_at(self) -> int:
-        """Environment steps after which every task's part of the replay is full, at the latest."""
+        """The number of environment steps after which every task's part of the replay is certainly full."""
         training = self.training
         tasks, columns = len(training.tasks), training.envs_per_task
         rows = -(-(self.buffer_size // tasks) // columns)  # vector steps, rounded up
@@ -129,30 +131,30 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held at one moment."""
+    """The memory and the open files of the process at one moment."""
 
     time: float
     """Seconds since the epoch."""
 
     resident: int
-    """Bytes."""
+    """Resident size in bytes."""
 
     blocks: int
-    """Memory blocks of the interpreter."""
+    """Number of memory blocks of the interpreter."""
 
     files: int
-    """Open."""
+    """Number of open files."""
 
     @classmethod
     def now(cls) -> Sample:
-        """Of this process."""
+        """Take a sample of this process."""
         (kibibytes,) = (line.split()[1] for line in PAGES.read_text().splitlines() if line.startswith("Rss:"))
         return cls(time.time(), 1024 * int(kibibytes), sys.getallocatedblocks(), len(os.listdir(FILES)))
 
 
 @contextmanager
 def sampling(interval: float) -> Iterator[list[Sample]]:
-    """Inside, the list grows by a sample every `interval` seconds."""
+    """In this context, a sample is appended to the list every `interval` seconds."""
     samples: list[Sample] = []
     enough = threading.Event()
 
@@ -172,7 +174,7 @@ def sampling(interval: float) -> Iterator[list[Sample]]:
 
 @dataclass(frozen=True)
 class Trace:
-    """The samples of a run by its environment steps; arrays (N,)."""
+    """The N samples of a run against its environment steps. All arrays are (N,)."""
 
     steps: Array
     seconds: Array
@@ -182,10 +184,10 @@ class Trace:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], folder: Path) -> Trace:
-        """Those samples that were taken while the run in `folder` trained.
+        """Select the samples that were taken while the run in `folder` trained.
 
-        The run's metrics tell steps and seconds since its start; their last line was written at the end of training,
-        right before the model.
+        The run's metrics have the steps and the seconds since its start. Their last line was written at the end of
+        training, right before the model.
         """
         steps, speeds = (np.asarray(values) for values in read_run(folder).curve("time/steps_per_s"))
         clock = np.append(0.0, steps / speeds)
@@ -214,13 +216,13 @@ class Ends:
 
     @classmethod
     def medians(cls, values: Array) -> Ends:
-        """Of the samples in each tenth, which one outlier does not move."""
+        """The medians of the samples in each tenth, which one outlier does not change."""
         tenth = max(1, len(values) // 10)
         return cls(float(np.median(values[:tenth])), float(np.median(values[-tenth:])))
 
     @classmethod
     def speeds(cls, trace: Trace) -> Ends:
-        """Environment steps per second in each tenth, which has at least two samples."""
+        """Environment steps per second in each tenth. A tenth has at least two samples here."""
         tenth = max(2, len(trace.steps) // 10)
         steps, seconds = trace.steps, trace.seconds
         first, last = ((part[tenth - 1] - part[0], part[-1] - part[-tenth]) for part in (steps, seconds))
@@ -228,12 +230,12 @@ class Ends:
 
     @property
     def growth(self) -> float:
-        """From first to last, as a share of the first."""
+        """The growth from the first to the last value, as a share of the first."""
         return self.last / self.first - 1
 
 
 def summary(trace: Trace) -> dict[str, Ends]:
-    """What the command prints of a trace that begins with the replay full."""
+    """The quantities that the command prints, for a trace that begins when the replay is full."""
     return {
         "resident size, MiB": Ends.medians(trace.mebibytes),
         "blocks of Python": Ends.medians(trace.blocks),
@@ -243,10 +245,7 @@ def summary(trace: Trace) -> dict[str, Ends]:
 
 
 def draw(trace: Trace, full_at: int, path: Path) -> None:
-    """Resident size against environment steps: all of it, and what changes with the replay full."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - takes a while, and memory
-    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
-
+    """Plot the resident size against environment steps: the whole run, and the change after the replay is full."""
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     whole, change = figure.subplots(1, 2)
     full = trace.after(full_at)
@@ -271,25 +270,22 @@ def draw(trace: Trace, full_at: int, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small", loc="lower right")
     _leave_room(change)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 
 def _leave_room(axes: Axes) -> None:
-    """For the legend, below the line."""
+    """Leave room for the legend below the line."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.4 * (high - low), high)
 
 
 def benchmark(config: BenchmarkConfig) -> int:
-    """Run and print.
+    """Run the benchmark, print its table, and return the exit status.
 
     Raises:
-        UsageError: this is not Linux, or the folder holds a finished run, or the samples are too few to tell.
+        UsageError: this is not Linux, the folder holds a finished run, or there are too few samples.
     """
-    from experiments.training.runner import train  # noqa: PLC0415 - loads everything
-
     if not PAGES.exists():
         raise UsageError(f"there is no {PAGES}: Linux 4.14 or newer is needed")
     training = config.training
@@ -297,7 +293,7 @@ def benchmark(config: BenchmarkConfig) -> int:
         with sampling(config.interval) as samples:
             train(training)
     except StoppedError as stop:
-        reason, _, _ = str(stop).partition("; ")  # the rest says how to continue, which a soak cannot
+        reason, _, _ = str(stop).partition("; ")  # the rest explains how to continue, which a soak cannot do
         print(f"benchmarks.soak: {reason}", file=sys.stderr)
         return stop.status
     trace = Trace.of(samples, training.run_dir)

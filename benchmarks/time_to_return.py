@@ -1,20 +1,20 @@
-"""`python -m benchmarks.time_to_return`: how long a method trains until its greedy policy reaches a mean return.
+"""`python -m benchmarks.time_to_return`: the time that a method trains until its greedy policy reaches a mean return.
 
-Trains as `python -m experiments.<method>.train` does, with its default settings, and every `--eval-interval` steps
-plays greedy episodes of each task, on seeds that no training uses. A target is reached at the first evaluation whose
-mean over the tasks is at least the target. Three clocks tell when that was:
+The benchmark trains as `python -m experiments.<method>.train` does, with the method's default settings. Every
+`--eval-interval` steps it plays greedy episodes of each task, with seeds that no training uses. A target is reached at
+the first evaluation with at least this mean return over the tasks. Three clocks measure the time until then:
 
-* training seconds: wall-clock time with all evaluations left out; it depends on what else the machine does;
-* CPU seconds: processor time of the training process, evaluations left out as well;
-* seconds with evaluation: wall-clock time up to and including the evaluation that found it.
+* training seconds: wall-clock time without evaluations; it depends on other work on the machine;
+* CPU seconds: processor time of the training process without evaluations;
+* seconds with evaluation: wall-clock time up to the end of the evaluation that reached the target.
 
-One torch thread. A median over seeds counts a seed that does not reach the target as infinitely long. The floor is what
-the matrix products of the updates alone would take at the speed of a large product, measured at the end.
+There is one torch thread. In a median over seeds, a seed that does not reach the target counts as infinitely long. The
+floor is the time of the updates' matrix products alone at the speed of a large product, measured at the end.
 
     python -m benchmarks.time_to_return --method pcgrad --variant blind --seeds 100 101 102 --json pcgrad.json
 
-With `--json` every finished seed is written at once; the same command again goes on with the seeds that are missing,
-and with more `--seeds` adds these.
+With `--json` every finished seed is written at once. The same command continues with the seeds that are missing, and
+more `--seeds` add more seeds.
 """
 
 from __future__ import annotations
@@ -41,51 +41,53 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import agents
 from agents import MultiTaskDQN
-from benchmarks.common import Floor, check_json, write_json
+from benchmarks.common import Floor, JsonConfig, write_json
 from envs import make_task_vec_env
 from experiments.methods import METHODS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
 from experiments.training.config import TrainConfig, Variant
 from experiments.training.evaluation import CURVE_SEED, evaluate
+from mtrl.limits import check_number
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(JsonConfig):
     """Measure how long a method trains, with its default settings, until greedy play reaches given mean returns.
 
-    A seed takes minutes: about total_steps / 1500 seconds on one core, and evaluation besides, which is not counted.
+    A seed takes about total_steps / 1500 seconds of training on one core. Evaluations take more time, which does not
+    count.
     """
 
     method: str = "shared_dqn"
-    """The package in experiments/ whose settings train."""
+    """The name of the method, a package in experiments/."""
 
     variant: Variant = "aware"
-    """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
+    """`aware`: observations end with the one-hot of the task; `blind`: observations are the 8 state values alone."""
 
     seeds: tuple[int, ...] = (100, 101, 102)
-    """One run for each."""
+    """Seeds. Each seed is one run."""
 
     targets: tuple[float, ...] = (200.0, 220.0)
-    """Mean returns over the tasks; a run ends when it has reached the highest."""
+    """Mean returns over the tasks. A run ends when it has reached the highest one."""
 
     total_steps: int | None = None
-    """Environment steps at most. Default: the method's own."""
+    """Largest number of environment steps. Default: the method's own default."""
 
     eval_interval: int = 20_000
     """Environment steps between evaluations."""
 
     episodes: int = 20
-    """Episodes per task in each."""
+    """Episodes per task in each evaluation."""
 
     workers: int = 1
-    """Seeds that run at once, each in a process. Give 1 where the seconds are to be compared."""
+    """Number of seeds that run at the same time, each in a process. Only seconds measured with 1 can be compared."""
 
     to_the_end: bool = False
-    """Go on after the highest target has been reached."""
+    """Continue after the highest target has been reached."""
 
     json: Path | None = None
-    """Write the figures and learning curves to this file as well, after every seed, and go on from what it holds."""
+    """Also write the figures and learning curves to this file after every seed, and skip seeds that it already has."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -95,19 +97,18 @@ class BenchmarkConfig:
         if not self.targets or not all(map(math.isfinite, self.targets)):
             raise ValueError(f"targets are {self.targets}; give at least one, all finite")
         for name in ("total_steps", "eval_interval", "episodes", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        check_json(self.json)
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, least=1, whole=True)
+        super().__post_init__()
 
     def training(self, seed: int) -> TrainConfig:
-        """The settings of one run: the method's defaults."""
+        """The settings of one run, which are the method's defaults."""
         defaults = METHODS[self.method].presets["default"]
         total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
         return replace(defaults, variant=self.variant, seed=seed, total_steps=total_steps)
 
     def shared(self) -> dict[str, Any]:
-        """What all runs of one file have in common, as JSON holds it."""
+        """The settings that all runs of one file share, in the form of JSON."""
         own = {name: getattr(self, name) for name in ("method", "targets", "eval_interval", "episodes", "to_the_end")}
         training = {name: value for name, value in self.training(0).settings.items() if name != "seed"}
         content: dict[str, Any] = json.loads(json.dumps({**own, "training": training}))
@@ -116,7 +117,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation: when it was, by steps and clocks, and what it found."""
+    """One evaluation: its time by steps and clocks, and its returns."""
 
     steps: int
     training_seconds: float
@@ -128,23 +129,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One seed."""
+    """The evaluations of one seed."""
 
     seed: int
     curve: list[Point]
 
     def reached(self, target: float) -> Point | None:
-        """The first evaluation with at least this mean return."""
+        """The first evaluation with at least this mean return, or None."""
         return next((point for point in self.curve if point.mean >= target), None)
 
     @classmethod
     def of_json(cls, content: dict[str, Any]) -> Run:
-        """Counterpart of `asdict`."""
+        """The inverse of `asdict`."""
         return cls(content["seed"], [Point(**point) for point in content["curve"]])
 
 
 class LearningCurve(BaseCallback):
-    """Evaluates at intervals with the training clocks stopped, and ends the run at the highest target.
+    """Evaluates at intervals, with the training clocks stopped, and ends the run at the highest target.
 
     Attributes:
         points: the evaluations so far.
@@ -195,7 +196,7 @@ class LearningCurve(BaseCallback):
 
 
 def make_agent(settings: TrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
-    """The agent as the method's program makes it, silent, and its environment."""
+    """The agent that the method's program would make, without a logger, and its environment."""
     env = make_task_vec_env(settings.tasks, settings.envs_per_task, settings.seed, settings.variant)
     kind: type[MultiTaskDQN] = getattr(agents, settings.agent)
     agent = kind("MlpPolicy", env, **settings.agent_kwargs)
@@ -204,19 +205,19 @@ def make_agent(settings: TrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
 
 
 def floor_of(settings: TrainConfig) -> Floor:
-    """The least that the updates of one environment step take."""
+    """The least time for the updates of one environment step."""
     torch.set_num_threads(1)
     agent, env = make_agent(replace(settings, learning_starts=10**9))
-    agent.learn(10 * env.num_envs)  # no update, but something to sample
+    agent.learn(10 * env.num_envs)  # fills the replay without an update
     updates_per_step = settings.gradient_steps / settings.train_freq / env.num_envs
     env.close()
-    # Of the bytes, those of the parameters alone: read twice, and their gradient written.
+    # Only the bytes of the parameters are counted, which are read twice, and those of their gradient.
     parameters = sum(parameter.numel() for parameter in agent.policy.q_net.parameters())
     return Floor.of(lambda: agent.train(1, settings.batch_size), 3 * 4 * parameters, updates_per_step)
 
 
 def train(config: BenchmarkConfig, seed: int) -> Run:
-    """One run, with a line of progress at each evaluation."""
+    """Train with one seed, and print a line of progress at each evaluation."""
     torch.set_num_threads(1)  # two threads are slower at these sizes
     settings = config.training(seed)
     console = Console()
@@ -239,7 +240,10 @@ def train(config: BenchmarkConfig, seed: int) -> Run:
 
 @contextmanager
 def processes(workers: int) -> Iterator[Callable[[Callable[[int], Run], Iterable[int]], Iterable[Run]]]:
-    """A `map` over this many processes, whose results come as they are ready; over this one, if it is one."""
+    """A `map` over this many processes, which yields results in the order in which they finish.
+
+    With one worker, `map` itself runs in this process.
+    """
     if workers == 1:
         yield map
     else:
@@ -248,17 +252,17 @@ def processes(workers: int) -> Iterator[Callable[[Callable[[int], Run], Iterable
 
 
 def _flat(shared: dict[str, Any]) -> dict[str, Any]:
-    """One level of names, so that the one that differs can be told."""
+    """The settings with one level of names, so that a message can name the one that differs."""
     return {name: value for name, value in shared.items() if name != "training"} | {
         f"training's {name}": value for name, value in shared["training"].items()
     }
 
 
 def finished(config: BenchmarkConfig) -> list[Run]:
-    """The runs that the file holds already.
+    """The runs that the file already has.
 
     Raises:
-        UsageError: the file is of other settings, or of something else.
+        UsageError: the file has runs with other settings, or holds something else.
     """
     assert config.json is not None
     if not config.json.exists():
@@ -277,7 +281,7 @@ def finished(config: BenchmarkConfig) -> list[Run]:
     return runs
 
 
-# What is said about a target: the figure's name in `Point`, its heading, its format.
+# The figures about a target: the name in `Point`, the heading and the format of each.
 FIGURES = (
     ("steps", "steps", ",.0f"),
     ("training_seconds", "training s", ".1f"),
@@ -287,7 +291,7 @@ FIGURES = (
 
 
 def medians(runs: Sequence[Run], target: float) -> dict[str, float]:
-    """Medians over seeds of what it took to reach the target, infinite where a seed did not."""
+    """The medians over seeds of the steps and seconds until the target. A seed that did not reach it is infinite."""
     points = [run.reached(target) for run in runs]
     return {
         name: median(math.inf if point is None else float(getattr(point, name)) for point in points)
@@ -296,7 +300,7 @@ def medians(runs: Sequence[Run], target: float) -> dict[str, float]:
 
 
 def table(config: BenchmarkConfig, runs: Sequence[Run], target: float) -> Table:
-    """A row per seed, and the median."""
+    """A table with one row per seed, and a row of medians."""
     title = f"{config.method}, {config.variant}: mean return of at least {target:g}"
     rows = Table("seed", *(heading for _, heading, _ in FIGURES), "best mean", title=title)
     for found in runs:
@@ -312,7 +316,7 @@ def table(config: BenchmarkConfig, runs: Sequence[Run], target: float) -> Table:
 
 
 def write(config: BenchmarkConfig, runs: Sequence[Run], floor: Floor | None = None) -> None:
-    """The figures so far; null stands for a target that was not reached, or for a floor that is not measured yet."""
+    """Write the figures so far. A target that was not reached, or a floor that is not yet measured, is null."""
     if config.json is None:
         return
     reached: dict[str, Any] = {}
@@ -333,7 +337,7 @@ def write(config: BenchmarkConfig, runs: Sequence[Run], floor: Floor | None = No
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Run and print."""
+    """Run the benchmark and print its tables."""
     console = Console()
     runs = [] if config.json is None else finished(config)
     done = {found.seed for found in runs}
@@ -349,7 +353,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     console.print("training s and CPU s leave evaluations out")
     floor = floor_of(config.training(0))
     over = [run.curve[-1].training_seconds / run.curve[-1].steps / floor.seconds_per_step for run in runs if run.curve]
-    console.print(f"{floor}; training took {median(over):.1f} times the floor" if over else str(floor))
+    console.print(f"{floor.text()}; training took {median(over):.1f} times the floor" if over else floor.text())
     write(config, runs, floor)
 
 

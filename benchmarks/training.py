@@ -1,20 +1,20 @@
 """`python -m benchmarks.training`: environment steps per second of whole training runs, at equal work.
 
-All cases learn the three tasks from 3 x 4 columns of one vector environment (blind observations, so that the network
-8 -> 256 -> 128 -> 4 is the same in all), with 4 updates of 3 x 64 = 192 transitions per vector step from the first step
-on, the same replay size, transitions of one step, Huber loss, single Q-learning, gradient clipping, constant epsilon,
-and one target update per vector step. What differs is whose code does it:
+All cases learn the three tasks from 3 x 4 columns of one vector environment. Observations are blind, so that the
+network 8 -> 256 -> 128 -> 4 is the same in all cases. There are 4 updates of 3 x 64 = 192 transitions per vector step
+from the first step on. The replay size is the same, as are one-step transitions, Huber loss, single Q-learning,
+gradient clipping, a constant epsilon, and one target update per vector step. The cases differ in the code:
 
 * "ours equal", "ours pcgrad": `agents.MultiTaskDQN` with that balancer;
-* "SB3 DQN": `stable_baselines3.DQN` as it comes, on one batch of 192: it balances nothing;
-* "SB3 DQN + TorchJD PCGrad": what a user of both would write (`TorchJDDQN`), with TorchJD's fastest way to these
-  gradients: one forward pass for all tasks, `parallel_chunk_size=1`, `optimize_gramian_computation=True`;
-* "ours, default settings": `MultiTaskDQN` as it comes (task-aware, double Q-learning, ...), which tells how much of a
-  run's time is collection, everything but `train`.
+* "SB3 DQN": the unchanged `stable_baselines3.DQN` on one batch of 192, without balancing;
+* "SB3 DQN + TorchJD PCGrad": `TorchJDDQN`, which a user of both libraries would write, with TorchJD's fastest way to
+  these gradients: one forward pass for all tasks, `parallel_chunk_size=1`, `optimize_gramian_computation=True`;
+* "ours, default settings": `MultiTaskDQN` with its defaults (task-aware, double Q-learning, and so on). It shows the
+  share of collection in a run's time; collection is everything except `train`.
 
-The cases take turns in rounds of equally many steps, so that a change in the machine's speed meets all of them; figures
-are medians over rounds, and a ratio is taken within each round. One torch thread. The floor is what the matrix products
-of the updates alone would take at the speed of a large product, measured in the same run.
+The cases take turns in rounds of equally many steps, so that a change in the machine's speed affects all of them alike.
+Figures are medians over rounds, and a ratio is taken within each round. There is one torch thread. The floor is the
+time of the updates' matrix products alone at the speed of a large product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,9 +41,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from agents import MultiTaskDQN
-from benchmarks.common import NO_TORCHJD, Floor, bytes_of_update, check_json, has_torchjd, progress_bar, write_json
+from benchmarks.common import (
+    NO_TORCHJD,
+    Floor,
+    TurnsConfig,
+    bytes_of_update,
+    has_torchjd,
+    median_ratio,
+    progress_bar,
+    torchjd_pcgrad,
+    write_json,
+)
 from envs import make_task_vec_env
 from experiments.program.command import run
+from mtrl.limits import check_number
 
 TASKS, COLUMNS, BATCH = 3, 4, 64
 ENVIRONMENTS = TASKS * COLUMNS
@@ -67,36 +77,24 @@ ALIKE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(TurnsConfig):
     """Measure training steps per second against Stable-Baselines3, alone and with TorchJD, at equal work.
 
-    Every case learns with the same network, batch and updates per environment step; they take turns. Ratios above 1
-    mean that this project is faster. The first lines of benchmarks/training.py say what exactly is equal.
+    Every case has the same network, the same batch size and the same number of updates per environment step. The cases
+    take turns. Ratios above 1 mean that this project is faster. The first lines of benchmarks/training.py list all that
+    is equal.
     """
-
-    seconds: float = 60.0
-    """Measured time in all, split over cases and rounds; a short warm-up comes before. With --side-by-side as much
-    again."""
-
-    rounds: int = 10
-    """Times that every case has its turn."""
 
     seed: int = 0
     """Seed of environments and agents."""
 
     side_by_side: bool = False
-    """Also measure two runs (default settings) as two processes at once against one alone."""
-
-    json: Path | None = None
-    """Write the figures to this file as well."""
+    """Also compare two runs with default settings, in two processes at once, with one run alone. This takes as many
+    seconds again."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < float("inf"):
-            raise ValueError(f"seconds is {self.seconds:g}; it must be above 0 and finite")
-        for name, least in (("rounds", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        check_json(self.json)
+        check_number("seed", self.seed, least=0, whole=True)
+        super().__post_init__()
 
 
 class TorchJDDQN(DQN):
@@ -105,20 +103,16 @@ class TorchJDDQN(DQN):
     replay_buffer: ReplayBuffer
 
     def train(self, gradient_steps: int, batch_size: int = TASKS * BATCH) -> None:
-        """As `DQN.train`, but for the losses and what is done with them."""
-        from torchjd.aggregation import PCGrad  # noqa: PLC0415 - optional
-        from torchjd.autojac import backward, jac_to_grad  # noqa: PLC0415
-
+        """Train as `DQN.train` does, except that there is one loss per task, and PCGrad combines their gradients."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        weights, pcgrad = list(self.q_net.parameters()), PCGrad()
+        fill_gradients = torchjd_pcgrad(list(self.q_net.parameters()), optimize_gramian_computation=True)
         means = []
         for _ in range(gradient_steps):
             losses = self.task_losses(self.sample(batch_size // TASKS))
             means.append(losses.mean().item())
             self.policy.optimizer.zero_grad()
-            backward(losses, inputs=weights, parallel_chunk_size=1)
-            jac_to_grad(weights, pcgrad, optimize_gramian_computation=True)
+            fill_gradients(losses)
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             self.policy.optimizer.step()
         self._n_updates += gradient_steps
@@ -126,7 +120,7 @@ class TorchJDDQN(DQN):
         self.logger.record("train/loss", np.mean(means))
 
     def task_losses(self, batch: ReplayBufferSamples) -> Tensor:
-        """Mean Huber loss of each task, (T,); the batch is task-major. Their mean is the loss of `DQN.train`."""
+        """The mean Huber loss of each task (T,) on a task-major batch. Their mean is the loss of `DQN.train`."""
         with torch.no_grad():
             best = self.q_net_target(batch.next_observations).max(dim=1, keepdim=True).values
             targets = batch.rewards + (1 - batch.dones) * self.gamma * best
@@ -134,11 +128,11 @@ class TorchJDDQN(DQN):
         return F.smooth_l1_loss(values, targets, reduction="none").view(TASKS, -1).mean(1)
 
     def sample(self, each: int) -> ReplayBufferSamples:
-        """`each` transitions of every task, task after task: a task's are those of its columns."""
+        """Draw `each` transitions of every task from the task's columns. The batch is task-major."""
         replay = self.replay_buffer
         rows = np.random.randint(replay.size(), size=TASKS * each)
         columns = np.repeat(np.arange(TASKS) * COLUMNS, each) + np.random.randint(COLUMNS, size=TASKS * each)
-        ended = replay.dones[rows, columns] * (1 - replay.timeouts[rows, columns])  # a time limit is no end
+        ended = replay.dones[rows, columns] * (1 - replay.timeouts[rows, columns])  # a time limit is not an end
         return ReplayBufferSamples(
             observations=replay.to_torch(replay.observations[rows, columns]),
             actions=replay.to_torch(replay.actions[rows, columns]),
@@ -149,22 +143,22 @@ class TorchJDDQN(DQN):
 
 
 class Case:
-    """A training run that is advanced by some steps at a time; its clocks run only then.
+    """A training run that is advanced by some steps at a time. Its clocks run only during these steps.
 
     Attributes:
-        agent: what learns.
-        seconds: that its steps took since the clocks started.
+        agent: the agent that learns.
+        seconds: the seconds that its steps have taken since the clocks started.
     """
 
     def __init__(self, agent: MultiTaskDQN | DQN) -> None:
-        agent.set_logger(Logger(None, []))  # otherwise `learn` makes a folder at every call
+        agent.set_logger(Logger(None, []))  # otherwise `learn` creates a folder at every call
         self.agent = agent
         self._clock = CollectionClock()
         self.start_clocks()
 
     @property
     def steps(self) -> int:
-        """Environment steps so far, over all columns."""
+        """The number of environment steps so far, over all columns."""
         return self.agent.num_timesteps
 
     @property
@@ -174,12 +168,12 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        """Of the online network."""
+        """The number of parameters of the online network."""
         return sum(parameter.numel() for parameter in self.agent.policy.q_net.parameters())
 
     @property
     def updates(self) -> int:
-        """Gradient steps so far."""
+        """The number of gradient steps so far."""
         return self.agent._n_updates
 
     @property
@@ -189,13 +183,13 @@ class Case:
         return (self.updates - updates) / (self.steps - steps)
 
     def start_clocks(self) -> None:
-        """Forget the time of the steps so far."""
+        """Set all clocks to 0."""
         self.seconds = self._clock.seconds = 0.0
         self._start = self.steps, self.updates
 
     def advance(self, steps: int) -> float:
-        """Go on learning for `steps` environment steps; returns the seconds that they took."""
-        torch.set_flush_denormal(False)  # as a process begins; `MultiTaskDQN.learn` turns it on
+        """Learn for `steps` more environment steps, and return the seconds that they took."""
+        torch.set_flush_denormal(False)  # the default of a process; `MultiTaskDQN.learn` turns it on
         start = time.perf_counter()
         self.agent.learn(steps, callback=self._clock, log_interval=10, reset_num_timesteps=False)
         seconds = time.perf_counter() - start
@@ -204,7 +198,7 @@ class Case:
 
 
 class CollectionClock(BaseCallback):
-    """Adds up the time between the starts and the ends of rollouts: what is left of `learn` is `train`."""
+    """Adds up the time between the starts and the ends of rollouts. The rest of `learn` is `train`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,8 +216,8 @@ class CollectionClock(BaseCallback):
 
 
 def equal_work(seed: int) -> dict[str, Case]:
-    """The cases that are compared; TorchJD's only where it is installed."""
-    # SB3 updates its target network after a vector step at the most, so ours does too: every 4th update.
+    """The cases that are compared. TorchJD's case is left out if TorchJD is not installed."""
+    # SB3 updates its target network at most once per vector step. Ours does so at every 4th update, just as often.
     ours = ALIKE | {
         "batch_size": BATCH,
         "learning_rate_decay": 0.0,
@@ -251,13 +245,13 @@ def equal_work(seed: int) -> dict[str, Case]:
 
 
 def with_defaults(seed: int) -> Case:
-    """`MultiTaskDQN` as it comes, but for updates from the first step on."""
+    """`MultiTaskDQN` with its defaults, except that updates begin with the first step."""
     env = make_task_vec_env(envs_per_task=COLUMNS, seed=seed)
     return Case(MultiTaskDQN("MlpPolicy", env, learning_starts=0, seed=seed, device="cpu"))
 
 
 def take_turns(cases: dict[str, Case], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds per environment step of each case, one figure per round; about `seconds` in all, after a warm-up."""
+    """Measure for about `seconds`, after a warm-up: for each case, the seconds per environment step in each round."""
     per_step = sum(case.advance(WARM_UP) for case in cases.values()) / WARM_UP
     for case in cases.values():
         case.start_clocks()
@@ -275,7 +269,7 @@ def take_turns(cases: dict[str, Case], seconds: float, rounds: int) -> dict[str,
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Throughput of two processes at once, in environment steps per second."""
+    """The speed of two processes at once and of one alone, in environment steps per second."""
 
     alone: float
     together: float
@@ -283,16 +277,16 @@ class SideBySide:
 
 
 def side_by_side(seconds: float, rounds: int, seed: int) -> SideBySide:
-    """One run alone and two at once, in turns, about `seconds` in all."""
+    """Measure one run alone and two runs at once in turns, for about `seconds`."""
     context = get_context("spawn")
     pipes = []
     for number in range(2):
         ours, theirs = context.Pipe()
         context.Process(target=_run_on_request, args=(theirs, seed + number), daemon=True).start()
-        theirs.close()  # the child has the only other end: if it dies, `recv` does not wait for ever
+        theirs.close()  # now only the process has this end, so that `recv` does not wait for ever if it dies
         pipes.append(ours)
     for pipe in pipes:
-        pipe.recv()  # warm
+        pipe.recv()  # the process has warmed up
     turn = seconds / (2 * rounds)
     alone, together = [], []
     with progress_bar() as progress:
@@ -300,20 +294,20 @@ def side_by_side(seconds: float, rounds: int, seed: int) -> SideBySide:
             alone.append(_speed(pipes[:1], turn))
             together.append(_speed(pipes, turn))
     for pipe in pipes:
-        pipe.send(0.0)  # enough
+        pipe.send(0.0)  # ends the process
     ratios = [both / one for one, both in zip(alone, together, strict=True)]
     return SideBySide(median(alone), median(together), median(ratios))
 
 
 def _speed(pipes: Sequence[Connection[float, float]], seconds: float) -> float:
-    """Environment steps per second of all these processes, which run at once."""
+    """The environment steps per second of all these processes together, which run at the same time."""
     for pipe in pipes:
         pipe.send(seconds)
     return sum(pipe.recv() for pipe in pipes)
 
 
 def _run_on_request(pipe: Connection[float, float], seed: int) -> None:
-    """A process that trains for as many seconds as it is asked to, and answers its steps per second."""
+    """Train in a process of its own: for each number of seconds that arrives, send the steps per second."""
     torch.set_num_threads(1)
     case = with_defaults(seed)
     case.advance(WARM_UP)
@@ -326,15 +320,15 @@ def _run_on_request(pipe: Connection[float, float], seed: int) -> None:
 
 
 def ratio(figures: dict[str, list[float]], faster: str, slower: str) -> float | None:
-    """How many times the steps per second of `slower` the case `faster` makes; None where one was not measured."""
+    """How many times as fast as `slower` the case `faster` is, or None if `slower` was not measured."""
     if slower not in figures:
         return None
-    return median(theirs / ours for ours, theirs in zip(figures[faster], figures[slower], strict=True))
+    return median_ratio(figures[slower], figures[faster])
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Run and print."""
-    torch.set_num_threads(1)  # as everywhere here: two threads are slower at these sizes
+    """Run the benchmark and print its table."""
+    torch.set_num_threads(1)  # two threads are slower at these sizes
     console = Console()
     if not has_torchjd():
         console.print(NO_TORCHJD)
@@ -363,7 +357,9 @@ def benchmark(config: BenchmarkConfig) -> None:
     moved = bytes_of_update((8, *ALIKE["policy_kwargs"]["net_arch"], 4), TASKS * BATCH)
     floor = Floor.of(lambda: cases[OURS].agent.train(1, BATCH), moved, updates / ENVIRONMENTS)
     over = {name: median(values) / floor.seconds_per_step for name, values in figures.items() if name in compared}
-    console.print(f"{floor}; {', '.join(f'{name} takes {times:.1f} times the floor' for name, times in over.items())}")
+    console.print(
+        f"{floor.text()}; {', '.join(f'{name} takes {times:.1f} times the floor' for name, times in over.items())}"
+    )
     pair = side_by_side(config.seconds, config.rounds, config.seed) if config.side_by_side else None
     if pair is not None:
         console.print(

@@ -1,19 +1,20 @@
-"""`python -m benchmarks.update`: what one balanced update costs, relative to plain PyTorch.
+"""`python -m benchmarks.update`: the cost of one balanced update, relative to plain PyTorch.
 
 Every case takes the gradient of the same temporal-difference losses (double Q-learning, Huber) of the same Q-network
 (256 and 128 hidden units, the task's embedding among its inputs) on batches of the same size, and a step of Adam:
 
-* "plain": what one writes without this project, `losses.sum().backward()` and `torch.optim.Adam`;
-* balancers by name: the update of `agents.MultiTaskDQN`, the code that trains. "aim" takes a step of its policy every
-  10 updates, as `experiments.aim` does, and "aim_every_step" in every update, each on a freshly drawn held-out batch;
-* "torchjd_pcgrad": TorchJD's PCGrad in the fastest way that it offers for these losses, and "torchjd_autogram", its
-  other way, which never forms the Jacobian;
-* "sb3_dqn": `stable_baselines3.DQN.train` with a batch of the same T * B transitions, which balances nothing. It draws
-  its batch, clips the gradient, and knows no double Q-learning.
+* "plain": PyTorch alone, `losses.sum().backward()` and `torch.optim.Adam`;
+* the names of balancers: the update of `agents.MultiTaskDQN`, which is the code that trains. "aim" updates its policy
+  every 10 updates, as `experiments.aim` does, and "aim_every_step" in every update, each time on a newly drawn held-out
+  batch;
+* "torchjd_pcgrad": TorchJD's PCGrad in the fastest way that TorchJD offers for these losses;
+* "torchjd_autogram": TorchJD's other way to PCGrad, which never forms the Jacobian;
+* "sb3_dqn": `stable_baselines3.DQN.train` with a batch of the same T * B transitions, without balancing. It also draws
+  its batch and clips the gradient, and it has no double Q-learning.
 
-The cases take turns in rounds, so that a change in the machine's speed meets all of them, and each figure is the median
-over rounds. One torch thread. The floor is what the matrix products alone would take at the speed of a large product,
-measured in the same run.
+The cases take turns in rounds, so that a change in the machine's speed affects all of them alike. Each figure is the
+median over rounds, with one torch thread. The floor is the time of the matrix products alone at the speed of a large
+product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -39,15 +39,20 @@ from torch import Tensor
 from agents import MultiTaskDQN, SharedQNetwork, TaskBatch
 from benchmarks.common import (
     NO_TORCHJD,
+    Floor,
+    TurnsConfig,
     bytes_of_update,
     ceilings,
     flops_of_update,
     has_torchjd,
     interleaved,
+    median_ratio,
+    torchjd_pcgrad,
     write_json,
 )
 from experiments.program.command import run
 from mtrl.balancers import names
+from mtrl.limits import check_number
 from mtrl.rl.td import TDError
 from mtrl.rl.vec_env import TaskOneHot
 
@@ -56,34 +61,29 @@ LEARNING_RATE, GAMMA = 5e-4, 0.99
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(TurnsConfig):
     """Time one update of every balancer against plain PyTorch, TorchJD and Stable-Baselines3, in turns."""
 
     tasks: int = 3
-    """T."""
+    """Number of tasks T."""
 
     batch_size: int = 64
-    """Transitions per task."""
+    """Transitions per task, B."""
 
     seconds: float = 40.0
-    """About how long to measure."""
+    """Approximate measured time."""
 
     rounds: int = 25
-    """Times that every case has its turn; a turn is as many updates as the seconds allow."""
-
-    json: Path | None = None
-    """Write the figures to this file as well."""
+    """Number of turns that every case has. A turn has as many updates as the seconds allow."""
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds is {self.seconds}; it must be above 0")
+        super().__post_init__()
+        for name in ("tasks", "batch_size"):
+            check_number(name, getattr(self, name), least=1, whole=True)
 
 
 class Noise(gymnasium.Env[Any, Any]):
-    """States and rewards at random: an update does not ask where its numbers come from."""
+    """Random states and rewards. The cost of an update does not depend on them."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (STATE,))
     action_space = spaces.Discrete(ACTIONS)
@@ -92,23 +92,23 @@ class Noise(gymnasium.Env[Any, Any]):
         self.task = f"task{task}"
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """A new state."""
+        """Draw a new state."""
         super().reset(seed=seed)
         return self.np_random.standard_normal(STATE).astype(np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Another new state; one episode in a hundred ends."""
+        """Draw another state. One step in a hundred ends the episode."""
         state = self.np_random.standard_normal(STATE).astype(np.float32)
         return state, float(self.np_random.standard_normal()), bool(self.np_random.random() < 0.01), False, {}
 
 
 def environment(tasks: int) -> DummyVecEnv:
-    """One column per task, whose observations end with the task's one-hot."""
+    """One column per task. Observations end with the one-hot of the task."""
     return DummyVecEnv([lambda task=task: TaskOneHot(Noise(task), task, tasks) for task in range(tasks)])  # type: ignore[misc]
 
 
 def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwargs: Any) -> Callable[[], None]:
-    """The update of `agents.MultiTaskDQN`."""
+    """The update of `agents.MultiTaskDQN` with this balancer."""
     agent = MultiTaskDQN(
         "MlpPolicy",
         environment(tasks),
@@ -125,7 +125,7 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
         seed=0,
     )
     agent.set_logger(Logger(None, []))
-    agent.learn(400 * tasks)  # no update, but full replays
+    agent.learn(400 * tasks)  # fills the replays without an update
     batch = agent.replay_buffer.sample(batch_size)
     if agent.guidance_buffer is not None:
         agent._set_guidance()
@@ -138,7 +138,7 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
 
 
 class PlainLearner:
-    """Online and target network with one batch: what a user without this project writes."""
+    """An online and a target network with one batch, as a user without this project would write them."""
 
     def __init__(self, tasks: int, batch_size: int) -> None:
         torch.manual_seed(0)
@@ -165,7 +165,7 @@ class PlainLearner:
 
 
 def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:
-    """The sum of the losses, by PyTorch alone."""
+    """The update with the sum of the losses, by PyTorch alone."""
     learner = PlainLearner(tasks, batch_size)
 
     def update() -> None:
@@ -177,18 +177,13 @@ def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:
 
 
 def torchjd_update(tasks: int, batch_size: int) -> Callable[[], None]:
-    """PCGrad by TorchJD's `backward` and `jac_to_grad`."""
-    from torchjd.aggregation import PCGrad  # noqa: PLC0415 - optional
-    from torchjd.autojac import backward, jac_to_grad  # noqa: PLC0415
-
-    learner, pcgrad = PlainLearner(tasks, batch_size), PCGrad()
-    weights = list(learner.online.parameters())
+    """PCGrad by TorchJD's `backward` and `jac_to_grad`, with the Gramian computed in the fastest way."""
+    learner = PlainLearner(tasks, batch_size)
+    fill_gradients = torchjd_pcgrad(list(learner.online.parameters()), optimize_gramian_computation=True)
 
     def update() -> None:
         learner.optimizer.zero_grad()
-        # One task at a time, and PCGrad on the Gramian, are the fastest here of what it lets one choose.
-        backward(learner.losses(), inputs=weights, parallel_chunk_size=1)
-        jac_to_grad(weights, pcgrad, optimize_gramian_computation=True)
+        fill_gradients(learner.losses())
         learner.optimizer.step()
 
     return update
@@ -196,7 +191,7 @@ def torchjd_update(tasks: int, batch_size: int) -> Callable[[], None]:
 
 def autogram_update(tasks: int, batch_size: int) -> Callable[[], None]:
     """PCGrad by TorchJD's `autogram`: the Gramian without the Jacobian, then a weighted backward pass."""
-    from torchjd.aggregation import PCGradWeighting  # noqa: PLC0415 - optional
+    from torchjd.aggregation import PCGradWeighting  # noqa: PLC0415 - TorchJD is optional
     from torchjd.autogram import Engine  # noqa: PLC0415
 
     learner, pcgrad = PlainLearner(tasks, batch_size), PCGradWeighting()
@@ -213,7 +208,7 @@ def autogram_update(tasks: int, batch_size: int) -> Callable[[], None]:
 
 
 def sb3_update(tasks: int, batch_size: int) -> Callable[[], None]:
-    """`DQN.train` of Stable-Baselines3, one update on as many transitions."""
+    """One update by Stable-Baselines3's `DQN.train`, on the same number of transitions."""
     agent = DQN(
         "MlpPolicy",
         environment(tasks),
@@ -230,7 +225,7 @@ def sb3_update(tasks: int, batch_size: int) -> Callable[[], None]:
 
 
 def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
-    """All that take turns, "plain" first."""
+    """All cases that take turns. The first one is "plain"."""
     sizes = (config.tasks, config.batch_size)
     cases = {"plain": plain_update(*sizes)}
     for name in names():
@@ -242,7 +237,7 @@ def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
 
 
 def benchmark(config: BenchmarkConfig) -> None:
-    """Run and print."""
+    """Run the benchmark and print its table."""
     torch.set_num_threads(1)
     console = Console()
     if not has_torchjd():
@@ -253,27 +248,20 @@ def benchmark(config: BenchmarkConfig) -> None:
     updates = max(round(config.seconds / (config.rounds + 1) / trial), 1)
     seconds = interleaved(cases, config.rounds, updates)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    # The ratio of each round is free of drift between rounds.
-    ratio = {
-        name: statistics.median(mine / plain for mine, plain in zip(values, seconds["plain"], strict=True))
-        for name, values in seconds.items()
-    }
-    sizes = (STATE + EMBEDDING, *HIDDEN, ACTIONS)
-    flops = flops_of_update(sizes, config.tasks * config.batch_size, double_q=True)
-    floor = flops / ceiling.gflops / 1e9
+    ratio = {name: median_ratio(values, seconds["plain"]) for name, values in seconds.items()}
+    sizes, rows = (STATE + EMBEDDING, *HIDDEN, ACTIONS), config.tasks * config.batch_size
+    floor = Floor.at(ceiling, flops_of_update(sizes, rows, double_q=True), bytes_of_update(sizes, rows))
     title = f"T = {config.tasks}, B = {config.batch_size}: medians of {config.rounds} rounds of {updates} updates"
     table = Table("update", "microseconds", "relative to plain", "times the floor", title=title)
     for name in cases:
-        table.add_row(name, f"{1e6 * median[name]:.0f}", f"{ratio[name]:.2f}", f"{median[name] / floor:.1f}")
+        table.add_row(
+            name, f"{1e6 * median[name]:.0f}", f"{ratio[name]:.2f}", f"{median[name] / floor.seconds_per_step:.1f}"
+        )
     console.print(table)
-    moved = bytes_of_update(sizes, config.tasks * config.batch_size)
-    console.print(
-        f"floor: {1e6 * floor:.0f} microseconds for {flops / 1e6:.1f} million floating-point operations at "
-        f"{ceiling.gflops:.0f} per nanosecond; moving {moved / 1e6:.1f} MB at {ceiling.gbytes_per_second:.0f} GB/s "
-        f"would take {1e-3 * moved / ceiling.gbytes_per_second:.0f}, but they stay in the caches"
-    )
+    console.print(floor.text("update"))
     if config.json is not None:
-        figures = {"ratio_to_plain": ratio, "seconds": median, "floor_seconds": floor, "ceilings": vars(ceiling)}
+        least = floor.seconds_per_step
+        figures = {"ratio_to_plain": ratio, "seconds": median, "floor_seconds": least, "ceilings": vars(ceiling)}
         write_json(config.json, config, figures)
 
 

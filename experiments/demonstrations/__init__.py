@@ -1,6 +1,6 @@
-"""What the library does, shown on something small: each command prints and ends within seconds.
+"""Small demonstrations of the library. Each command prints its results and ends within seconds.
 
 * `rgb_balancing`: RGB on synthetic gradients that conflict;
 * `loss_aggregation`: every loss term of a tiny random model;
-* `mtl_flow`: the whole way from frames to a balanced step, some hundred times.
+* `mtl_flow`: training of a tiny world model, from video frames to balanced updates.
 """

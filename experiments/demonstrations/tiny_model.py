@@ -1,4 +1,4 @@
-"""A world model as small as one can be that gives everything the losses ask for, and a video for it to look at."""
+"""The smallest world model that has every output that the losses need, and a video to train it on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from experiments.world_model.discriminator import PatchDiscriminator
 from mtrl.losses import ModelOutputs, expected_log_weights, gaussian_kl
 
-SIDE = 16  # of a frame, in pixels
-MAP = SIDE // 4  # of an attention map, in positions
+SIDE = 16  # height and width of a frame, in pixels
+MAP = SIDE // 4  # height and width of an attention map, in positions
 FEATURES = 16
 
 
 def moving_squares(sequences: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two squares of 3 x 3 pixels on a torus: actions push the bright one, the other one goes its way.
+    """A video of two squares of 3 x 3 pixels on a torus. Actions move the bright one; the other drifts by itself.
 
     Args:
-        sequences: B.
-        frames: T.
-        generator: of places and actions.
+        sequences: the number of sequences B.
+        frames: the number of frames T in each sequence.
+        generator: the source of the random places and actions.
 
     Returns:
-        Frames (B, T, 1, 16, 16) from 0 to 1, and actions (B, T, 2) of -1, 0 or 1 pixels down and right: the action of a
-        frame leads to the next one.
+        Frames (B, T, 1, 16, 16) from 0 to 1, and actions (B, T, 2), which are -1, 0 or 1 pixels down and right. The
+        action of a frame leads to the next frame.
     """
     actions = torch.randint(-1, 2, (sequences, frames, 2), generator=generator)
     drift = torch.randint(-1, 2, (sequences, 1, 2), generator=generator).expand(-1, frames, -1)
@@ -40,10 +41,10 @@ class TinyWorldModel(nn.Module):
     """Convolutions, slots, a mixture prior of broken sticks, attention dynamics, and a tokenizer with a codebook.
 
     Args:
-        latent: D. Default 16.
-        components: K. Default 4.
-        slots: S. Default 3.
-        codes: size of the codebook. Default 32.
+        latent: the size D of a frame's latent. Default 16.
+        components: the number K of components of the prior. Default 4.
+        slots: the number S of slots. Default 3.
+        codes: the size of the codebook. Default 32.
     """
 
     def __init__(self, latent: int = 16, components: int = 4, slots: int = 3, codes: int = 32) -> None:
@@ -61,7 +62,7 @@ class TinyWorldModel(nn.Module):
             nn.Unflatten(1, (FEATURES, MAP, MAP)),
             nn.ConvTranspose2d(FEATURES, FEATURES, 4, 2, 1),
             nn.ReLU(),
-            nn.ConvTranspose2d(FEATURES, 1, 4, 2, 1),  # no sigmoid: dark frames would leave it where nothing is learnt
+            nn.ConvTranspose2d(FEATURES, 1, 4, 2, 1),  # a sigmoid would saturate on dark frames
         )
         self.prior_mean = nn.Parameter(torch.randn(components, latent))
         self.prior_log_variance = nn.Parameter(torch.zeros(components, latent))
@@ -71,15 +72,15 @@ class TinyWorldModel(nn.Module):
 
     @property
     def shared(self) -> list[nn.Parameter]:
-        """The parameters that every task's loss depends on: those that make the features."""
+        """The parameters that compute the features, on which every task's loss depends."""
         return [*self.encoder.parameters(), self.position, *self.norm.parameters()]
 
     def forward_sequence(self, observations: Tensor, actions: Tensor) -> ModelOutputs:
-        """Everything but the adversarial outputs.
+        """Compute all outputs except the adversarial ones.
 
         Args:
-            observations: (B, T, 1, 16, 16).
-            actions: (B, T, 2).
+            observations: frames (B, T, 1, 16, 16).
+            actions: actions (B, T, 2).
         """
         B, T = observations.shape[:2]
         features = self.norm(self.encoder(observations.flatten(0, 1)).flatten(2).mT + self.position)  # (B T, h w, F)
@@ -122,11 +123,11 @@ class TinyWorldModel(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """A few learned queries gather a frame's features (Jaegle et al. 2021), and a codebook names what they found.
+    """Learned queries gather a frame's features (Jaegle et al. 2021), and a codebook makes them discrete tokens.
 
     Args:
-        codes: size of the codebook.
-        tokens: per frame. Default 4.
+        codes: the size of the codebook.
+        tokens: the number of tokens per frame. Default 4.
     """
 
     def __init__(self, codes: int, tokens: int = 4) -> None:
@@ -146,17 +147,6 @@ class Tokenizer(nn.Module):
         return encoding, code, index, self.decoder(straight_through.flatten(1)).view(-1, 1, SIDE, SIDE)
 
 
-class PatchDiscriminator(nn.Module):
-    """Judges each patch of a frame by itself (Isola et al. 2017)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(1, FEATURES, 4, 2, 1)
-        self.second = nn.Conv2d(FEATURES, FEATURES, 4, 2, 1)
-        self.judge = nn.Conv2d(FEATURES, 1, 1)
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, T, 1, 4, 4) of `frames` (B, T, 1, 16, 16), positive for real ones, and two layers' features."""
-        first = torch.nn.functional.leaky_relu(self.first(frames.flatten(0, 1)), 0.2)
-        second = torch.nn.functional.leaky_relu(self.second(first), 0.2)
-        return self.judge(second).view(*frames.shape[:2], 1, MAP, MAP), [first, second]
+def tiny_discriminator() -> PatchDiscriminator:
+    """A discriminator of the video's frames, with two layers of 16 features."""
+    return PatchDiscriminator(1, (FEATURES, FEATURES), kernel=1)

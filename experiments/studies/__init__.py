@@ -1,5 +1,5 @@
-"""AIM's studies: what gradient interference does, what a fixed rule makes of it, and what learned thresholds do.
+"""AIM's studies: the harm of conflicting gradients, the effect of a fixed rule, and the effect of learned thresholds.
 
-Four programs, `python -m experiments.studies.{interference,static_heuristics,sabotage,mixed_signals}`, and
-`walkthrough.ipynb`, which tells the story with them.
+There are four programs, `python -m experiments.studies.{interference,static_heuristics,sabotage,mixed_signals}`. The
+notebook `walkthrough.ipynb` explains them and shows their results.
 """

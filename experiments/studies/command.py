@@ -1,25 +1,21 @@
-"""What the four programs have in common: their flags, their output folder, how they end."""
+"""The flags that all four studies have, their output folder, and the way from a command line to a report."""
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from experiments.program.command import run
+from experiments.program.command import resolve, run
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.stopping import disk_errors
-
-if TYPE_CHECKING:
-    from experiments.studies.report import Report
+from mtrl.limits import check_number
 
 QUICK_SEEDS = 2
 QUICK_STEPS = 60
-MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class StudyConfig:
     """Flags of every study."""
 
     seeds: tuple[str, ...] = ("0-9",)
-    """Seeds, or ranges of seeds: `0-9`, `3 5 8-10`. Data, first weights and steps of a seed are the same for every
-    method."""
+    """Seeds and ranges of seeds, such as `0-9` or `3 5 8-10`. For one seed, every method gets the same data, the same
+    first weights and the same number of updates."""
 
     steps: int = 600
     """Updates of a training."""
@@ -40,61 +36,86 @@ class StudyConfig:
     """Learning rate of AIM's thresholds."""
 
     quick: bool = False
-    """A trial run: the first 2 of the seeds and at most 60 updates. Its numbers mean nothing."""
+    """A trial run with the first 2 of the seeds and at most 60 updates. Its numbers mean nothing."""
 
     output_dir: Path = Path("results/analysis/studies")
-    """Where report.md, results.json and the figures go."""
+    """Folder for report.md, results.json and the figures."""
 
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace the files in the output folder."""
 
     quiet: bool = False
-    """No progress and no report in the terminal."""
+    """Show no progress bar, and do not print the report."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise ValueError(f"steps is {self.steps}; it must be between 1 and {MOST_STEPS}")
-        for name in ("learning_rate", "policy_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
+        check_number("steps", self.steps, least=1, most=1_000_000, whole=True)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("policy_lr", self.policy_lr, above=0)
         parse_seeds(self.seeds)
 
     @property
     def seed_numbers(self) -> list[int]:
-        """The seeds, each once."""
+        """The seeds, without repetition."""
         return parse_seeds(self.seeds)[: QUICK_SEEDS if self.quick else None]
 
     @property
     def num_steps(self) -> int:
-        """Updates of a training."""
+        """The number of updates of a training."""
         return min(self.steps, QUICK_STEPS) if self.quick else self.steps
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, as JSON holds it."""
+        """The settings that the numbers depend on, in a form that JSON can hold."""
         settings = asdict(self)
         for name in ("output_dir", "overwrite", "quiet", "quick"):
             del settings[name]
         return {**settings, "seeds": self.seed_numbers, "steps": self.num_steps}
 
 
+@dataclass(frozen=True)
+class GuidedStudyConfig(StudyConfig):
+    """Flags of the studies that let the user choose the size of AIM's guidance set."""
+
+    train: int = 100
+    """Rows that every method trains on."""
+
+    guidance: int = 20
+    """Rows that AIM holds out as its guidance set. All other methods train on them as well."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "guidance"):
+            check_number(name, getattr(self, name), least=1, most=100_000, whole=True)
+
+
 Config = TypeVar("Config", bound=StudyConfig)
 
 
-def study_command(
-    name: str, study: Callable[[Config], Report], config_type: type[Config], argv: Sequence[str] | None
-) -> int:
-    """Parse the flags, run the study, write and print its report, return the exit status.
+def study_command(address: str, config_type: type[Config], argv: Sequence[str] | None) -> int:
+    """Parse the flags, run a study, write and print its report, and return the exit status.
 
-    It is 0 whatever becomes of the claims; 1 if a training came to numbers that are not finite, and 2 for a command
-    that can't be carried out. Nothing is written then.
+    Nothing is written unless the study reaches its end.
+
+    Args:
+        address: a function that takes the configuration and returns a `Report`, for example
+            `"experiments.studies.reports.sabotage:study"`. It is imported only when it is needed, because PyTorch and
+            matplotlib take their time.
+        config_type: the dataclass whose fields are the flags.
+        argv: the words after the program's name. Default: those of this process.
+
+    Returns:
+        0 for a finished study, whatever became of its claims, and 1 if a number became infinite or NaN in a training.
+
+    Raises:
+        SystemExit: with status 2 if the command cannot be carried out.
     """
+    name = address.partition(":")[0].rpartition(".")[2]
     prog = f"experiments.studies.{name}"
 
     def main(config: Config) -> int:
         refuse_existing(config)
         try:
-            report = study(config)
+            report: Any = resolve(address)(config)
         except FloatingPointError as error:
             print(f"{prog}: {error}; a lower --learning-rate may help", file=sys.stderr)
             return 1
@@ -107,10 +128,10 @@ def study_command(
 
 
 def refuse_existing(config: StudyConfig) -> None:
-    """Before any time is spent: the output folder must be one that can be made, and free.
+    """Check before any time is spent that the output folder is empty or missing, and can be created.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it cannot be created, or holds files that must not be replaced.
     """
     folder = config.output_dir
     in_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
@@ -118,10 +139,10 @@ def refuse_existing(config: StudyConfig) -> None:
         raise UsageError(f"'{in_way}' is a file; results need a folder")
     if not config.overwrite and folder.exists() and any(folder.iterdir()):
         raise UsageError(f"'{folder}' is not empty; replace it with --overwrite or give another --output-dir")
-    # Whether it can be made shows only when it is; the report makes it again when there is something to put in.
+    # The only sure test is to create the folder. It is removed again, because a study that fails must leave nothing.
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     with disk_errors(folder, UsageError):
         folder.mkdir(parents=True, exist_ok=True)
     for path in new:
-        with suppress(OSError):  # another program may have put something there by now
+        with suppress(OSError):  # another program may have written to the folder in the meantime
             path.rmdir()

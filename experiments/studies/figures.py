@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from experiments.studies.problems import valley
 
 Array = NDArray[np.float64]
 
-BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # of two tasks beside arrows of methods, none of which is blue
+BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # the colours of two tasks; no method has a blue arrow
 
 STYLES: dict[str, dict[str, Any]] = {
     "naive": {"color": COLOURS["shared_dqn"], "linestyle": "-"},
@@ -39,9 +39,14 @@ STYLES: dict[str, dict[str, Any]] = {
 def learning_curves(
     panels: Mapping[str, Mapping[str, Mapping[int, Fit]]], tasks: int, unit: str, *, change: int | None = None
 ) -> Figure:
-    """Validation error against updates, a panel per setting: mean of the first `tasks` tasks, mean over seeds.
+    """Validation error against updates, with one panel per setting and one curve per method.
 
-    `change` is the update from which on tasks relate differently.
+    Args:
+        panels: the trainings by the panel's title, method and seed. A curve is the mean over seeds.
+        tasks: the error is the mean over this many tasks, the first ones.
+        unit: the label of the vertical axis.
+        change: the update from which on the tasks relate differently; a dotted line marks it in the last panel.
+            Default: there is no such update.
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(2.0 + 3.8 * len(panels), 3.2), layout="constrained")
@@ -51,7 +56,7 @@ def learning_curves(
                 shown[method] = over_seeds([(fit.steps, fit.errors[:, :tasks].mean(1)) for fit in by_seed.values()])
                 draw_curve(axes, shown[method], method, **STYLES[method])
             means_shown = np.concatenate([curve.mean for curve in shown.values() if curve is not None])
-            # By the means: Student's intervals of errors may reach below 0, which has no place on this axis.
+            # The limits come from the means, because an interval may reach below 0, and this axis is logarithmic.
             axes.set(yscale="log", ylim=(0.7 * means_shown.min(), 1.3 * means_shown.max()))
             axes.yaxis.set_major_formatter(_plain_number)
             axes.yaxis.set_minor_formatter(_plain_number)
@@ -66,7 +71,7 @@ def learning_curves(
 
 
 def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -> Figure:
-    """Matrices (T, T) of ordered pairs of tasks, each with colours of its own around 0; the diagonal is left out."""
+    """Matrices (T, T) over ordered pairs of tasks, without their diagonals. Each has its own colour scale around 0."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(0.6 + (1.6 + 0.55 * len(names)) * len(matrices), 1.5 + 0.5 * len(names)))
         figure.set_layout_engine("constrained")
@@ -81,14 +86,27 @@ def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -
     return figure
 
 
+def learned_policy(fits: Iterable[Fit], names: Sequence[str], title: str) -> Figure:
+    """AIM's thresholds and interventions as heat maps, each the mean over `fits`, which are trainings with AIM."""
+    taus, interventions = zip(
+        *[(fit.tau, fit.intervention) for fit in fits if fit.tau is not None and fit.intervention is not None],
+        strict=True,
+    )
+    matrices = {
+        "thresholds tau": np.mean(taus, 0),
+        "interventions w (0 keeps, 1 removes)": np.mean(interventions, 0),
+    }
+    return heat_maps(matrices, names, f"{title}, mean over {len(taus)} seeds")
+
+
 def gradient_arrows(
     cases: Mapping[str, tuple[Array, Array, Mapping[str, Array]]],
 ) -> Figure:
-    """Descent directions at one point of two bowls.
+    """Descent directions at the origin, beside two bowls.
 
     Args:
-        cases: for each title the minima of the two bowls (2, 2) and their steepness (2,), with the update's direction
-            (2,) of each method; all are seen from the origin.
+        cases: by the panel's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
+            each method's update.
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(1.9 + 4.0 * len(cases), 3.4), layout="constrained")
@@ -116,11 +134,11 @@ def gradient_arrows(
 
 
 def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> Figure:
-    """Error of the shared model minus that of a model per task, against how related the tasks are.
+    """How much larger the error of a shared model is than the error of one model per task.
 
     Args:
-        relatedness: (R,).
-        gains: (R, seeds).
+        relatedness: the relatedness of the tasks (R,), the horizontal axis.
+        gains: the difference of the two errors (R, seeds).
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(4.2, 3.2), layout="constrained")
@@ -134,7 +152,7 @@ def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> 
 
 
 def valley_paths(paths: Mapping[str, Array], seed: int) -> Figure:
-    """The way of each method, (P, 2), over the sum of the valley's losses."""
+    """The path (P, 2) of each method's parameters, over the sum of the valley's two losses."""
     with mpl.rc_context(RC):
         columns = min(3, len(paths))
         rows = -(-len(paths) // columns)
@@ -156,11 +174,11 @@ def valley_paths(paths: Mapping[str, Array], seed: int) -> Figure:
 
 
 def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[str]) -> Figure:
-    """How much of each task's use of words falls on its own words, a bar per method.
+    """Which share of each task's word use falls on the task's own words, with one bar per method.
 
     Args:
-        own: by method, (seeds, T), shares between 0 and 1.
-        tasks: (T,) names.
+        own: for each method the shares (seeds, T), between 0 and 1.
+        tasks: the names of the tasks (T,).
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(1.2 + 3.2 * len(tasks), 0.8 + 0.35 * len(own)), layout="constrained")
@@ -180,7 +198,7 @@ def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[st
 
 
 def _plain_number(value: float, position: float) -> str:
-    """0.2 where the default writes powers of ten; nothing at ticks that would crowd the axis."""
+    """A tick's label: a plain number such as 0.2, and an empty label where labels would crowd the axis."""
     text = f"{value:g}"
     return text if text.strip("0.")[:1] in ("1", "2", "5") else ""
 

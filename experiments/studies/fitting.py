@@ -1,4 +1,4 @@
-"""One training of a model on several losses, with any balancer, seen through its validation errors."""
+"""Training a small model on several losses with any balancer, and recording its validation errors."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from mtrl.models import MultiTaskModel, task_losses
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
 
-POINTS = 60  # of a learning curve
-LATE = 0.25  # share of a phase, at its end, over which interventions and weights are averaged
+POINTS = 60  # points of a learning curve
+LATE = 0.25  # weights and interventions are averaged over the last quarter of the last phase
 
 METHODS = {"naive": "equal", "static": "pcgrad", "AIM": "aim", "GradNorm": "gradnorm", "RGB": "rgb"}
-"""The balancer behind each name that the reports use; `static` is the PCGrad-style rule."""
+"""The balancer behind each method's name in the reports; `static` is PCGrad, a fixed rule."""
 
-ALONE = "alone"  # a model of its own for each task
-SAME_ROWS = "naive, AIM's rows"  # naive without the rows that AIM holds out: what holding out costs by itself
-CLEAN = "naive, no noise task"  # what the noise task costs
+ALONE = "alone"  # one model per task
+SAME_ROWS = "naive, AIM's rows"  # trained without the rows that AIM holds out; shows what holding them out costs
+CLEAN = "naive, no noise task"  # shows what the noise task costs
 
 
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training on the same data.
 
-    Every method is given the same rows. AIM holds out those in `guidance`; the others train on them, too.
+    Every method is given the same rows. AIM holds out the rows in `guidance`; all other methods train on them as well.
     """
 
     train: Samples
@@ -46,17 +46,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training left. T tasks, P points of the learning curve."""
+    """The results of one training on T tasks, with P points of the learning curve."""
 
-    steps: Array  # (P,), updates
+    steps: Array  # (P,), updates before each point
     errors: Array  # (P, T), validation losses
-    weights: Array  # (T,), the balancer's coefficients late in the last phase
-    tau: Array | None = None  # (T, T), AIM's thresholds at the end
-    intervention: Array | None = None  # (T, T), AIM's w late in the last phase: row i gives way to column j
+    weights: Array  # (T,), the balancer's coefficients, mean over the end of the last phase
+    tau: Array | None = None  # (T, T), AIM's thresholds at the end of training
+    intervention: Array | None = (
+        None  # (T, T), AIM's w, mean over the end of the last phase: task i gives way to task j
+    )
 
     @property
     def final(self) -> Array:
-        """Validation losses (T,) at the end: of the last model, not of the best."""
+        """Validation losses (T,) of the last model, which need not be the best one."""
         last: Array = self.errors[-1]
         return last
 
@@ -70,65 +72,66 @@ def fit(
     *,
     learning_rate: float,
     policy_lr: float,
-    watch: Callable[[], None] | None = None,
+    watch: Callable[[], object] = lambda: None,
 ) -> Fit:
-    """Train on all rows at once, with Adam, through the phases one after the other.
+    """Train with Adam through the phases, one after the other. Every update uses all rows of its phase.
 
-    The balancer's state lasts from phase to phase. AIM's guidance is the sum of all losses, none preferred, on the
-    phase's guidance rows, one step of plain gradient descent ahead.
+    The balancer keeps its state from phase to phase. AIM's guidance loss is the plain sum of all losses on the phase's
+    guidance rows, after one step of plain gradient descent.
 
     Args:
-        losses: T scalars, of the model as it stands.
+        losses: the T losses of the model with its present parameters, each a scalar.
         shared: the parameters whose gradients are balanced.
         parameters: all parameters.
-        phases: at least one.
+        phases: the data and the number of updates; at least one phase.
         method: a name in `METHODS`.
-        learning_rate: of Adam.
-        policy_lr: of AIM's thresholds.
-        watch: called before every update and at the end.
+        learning_rate: the step size of Adam.
+        policy_lr: the learning rate of AIM's thresholds.
+        watch: a function that is called before every update and after the last one. Default: one that does nothing.
 
     Raises:
         FloatingPointError: a gradient or a validation loss is not finite.
     """
-    shared, balancer = list(shared), None
+    shared = list(shared)
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    answers: list[Balance] = []
     points: list[tuple[int, Array]] = []
-    done, total = 0, sum(phase.steps for phase in phases)
-    measured = set(np.linspace(0, total, POINTS, dtype=int).tolist())
+    measured = set(np.linspace(0, sum(phase.steps for phase in phases), POINTS, dtype=int).tolist())
+    done = 0
 
-    def measure(validation: Samples) -> None:
+    def observe(validation: Samples) -> None:
         if done in measured:
             with torch.no_grad():
                 points.append((done, torch.stack(list(losses(validation))).double().numpy()))
+        watch()
 
+    balancer, answers = _balancer(method, len(losses(phases[0].train)), policy_lr)
     for phase in phases:
-        if balancer is None:
-            balancer = _balancer(method, len(losses(phase.train)), policy_lr, answers)
         rows = phase.train
         if balancer.wants_guidance:
             balancer.set_guidance(LookaheadGuidance(_total(losses, phase.guidance), shared), eta=learning_rate)
         else:
             rows = joined(phase.train, phase.guidance)
         for _ in range(phase.steps):
-            measure(phase.validation)
-            if watch is not None:
-                watch()
+            observe(phase.validation)
             optimizer.zero_grad()
             balancer.backward(losses(rows), shared)
             optimizer.step()
             done += 1
-    measure(phases[-1].validation)
-    if watch is not None:
-        watch()
+    observe(phases[-1].validation)
+    late = answers[-max(1, int(LATE * phases[-1].steps)) :]
+    tau, intervention = (_mean(late, name) for name in ("tau", "intervention"))
+    if (learned := balancer.state_dict().get("tau")) is not None:
+        tau = learned.numpy().copy()
+    return _results(points, late, tau, intervention)
+
+
+def _results(
+    points: Sequence[tuple[int, Array]], late: Sequence[Balance], tau: Array | None, intervention: Array | None
+) -> Fit:
+    """The results of a training, from its learning curve and the balancer's last answers."""
     errors = np.stack([errors for _, errors in points])
     if not np.isfinite(errors).all():
         raise FloatingPointError("a validation loss is not finite")
-    late = answers[-max(1, int(LATE * phases[-1].steps)) :]
-    tau, intervention = (_mean(late, name) for name in ("tau", "intervention"))
-    assert balancer is not None  # there is at least one phase
-    if (learned := balancer.state_dict().get("tau")) is not None:
-        tau = learned.numpy().copy()
     return Fit(
         steps=np.array([step for step, _ in points], float),
         errors=errors,
@@ -141,7 +144,7 @@ def fit(
 def fit_model(
     model: MultiTaskModel, phases: Sequence[Phase], method: str, *, learning_rate: float, policy_lr: float
 ) -> Fit:
-    """`fit` for a model with a shared encoder and a head per task; heads are trained with their own gradients."""
+    """Train a model that has a shared encoder and one head per task. Each head gets its own task's plain gradient."""
 
     def losses(samples: Samples) -> list[Tensor]:
         return task_losses(model(samples.features), samples.targets)
@@ -158,7 +161,7 @@ def fit_model(
 
 
 def fit_alone(make_model: Callable[[int], MultiTaskModel], phases: Sequence[Phase], *, learning_rate: float) -> Fit:
-    """A model of its own for each task, `make_model(task)`; nothing is shared."""
+    """Train one model per task, `make_model(task)`. Nothing is shared."""
     return side_by_side(
         [
             fit_model(
@@ -174,19 +177,19 @@ def fit_alone(make_model: Callable[[int], MultiTaskModel], phases: Sequence[Phas
 
 
 def side_by_side(fits: Sequence[Fit]) -> Fit:
-    """Trainings of different tasks at the same updates as if they were one; the only one stays as it is."""
+    """Join trainings of different tasks, with the same number of updates each, into one result."""
     if len(fits) == 1:
         return fits[0]
     return Fit(fits[0].steps, np.hstack([fit.errors for fit in fits]), np.hstack([fit.weights for fit in fits]))
 
 
 def without_guidance(phase: Phase) -> Phase:
-    """The phase for `SAME_ROWS`: nobody sees the guidance rows."""
+    """The phase without its guidance rows, for the method `SAME_ROWS`."""
     return replace(phase, guidance=phase.guidance[:0])
 
 
 def of_tasks(phase: Phase, tasks: Sequence[int]) -> Phase:
-    """The same rows with the targets of these tasks."""
+    """The phase with the same rows, and the targets of these tasks only."""
 
     def part(samples: Samples) -> Samples:
         return Samples(samples.features, [samples.targets[task] for task in tasks])
@@ -195,34 +198,35 @@ def of_tasks(phase: Phase, tasks: Sequence[int]) -> Phase:
 
 
 def joined(one: Samples, other: Samples) -> Samples:
-    """The rows of both."""
+    """All rows of two sets of samples."""
     targets = [torch.cat(pair) for pair in zip(one.targets, other.targets, strict=True)]
     return Samples(torch.cat([one.features, other.features]), targets)
 
 
 def split(samples: Samples, train: int, guidance: int, steps: int) -> Phase:
-    """A phase whose first rows are to train on, the next for guidance, and the rest to validate on."""
+    """Divide samples into a phase: the first `train` rows, then `guidance` rows; the rest are for validation."""
     end = train + guidance
     return Phase(samples[:train], samples[train:end], samples[end:], steps)
 
 
 def seeded(make: Callable[[], MultiTaskModel], seed: int) -> MultiTaskModel:
-    """A model whose first weights are those of the seed; PyTorch's own generator is left as it was."""
+    """Make a model whose first weights depend on `seed` alone. PyTorch's global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
-def _balancer(method: str, num_tasks: int, policy_lr: float, answers: list[Balance]) -> Balancer:
-    """The method's balancer, which leaves each of its answers in `answers`."""
+def _balancer(method: str, num_tasks: int, policy_lr: float) -> tuple[Balancer, list[Balance]]:
+    """The method's balancer, and a list to which the balancer appends each of its answers."""
     options = {"lr": policy_lr} if method == "AIM" else {}
     balancer = make_balancer(METHODS[method], num_tasks, **options)
+    answers: list[Balance] = []
 
     def keep(module: nn.Module, arguments: tuple[TaskGradients, ...], answer: Balance) -> None:
         answers.append(answer)
 
     balancer.register_forward_hook(keep)
-    return balancer
+    return balancer, answers
 
 
 def _total(losses: Callable[[Samples], Sequence[Tensor]], samples: Samples) -> Callable[[], Tensor]:
@@ -235,9 +239,9 @@ def _mean(answers: Sequence[Balance], name: str) -> Array | None:
 
 
 def settled(gradients: Array, method: str, calls: int) -> Array:
-    """The method's update (D,) for gradients (T, D) that it has seen `calls` times, at losses of 1.
+    """The method's update (D,) after `calls` calls with the same gradients (T, D) and losses of 1.
 
-    AIM's guidance wants what the gradients want in sum.
+    The guidance gradient of AIM is the sum of the gradients.
     """
     balancer = make_balancer(METHODS[method], len(gradients))
     jacobian, losses = torch.from_numpy(gradients), torch.ones(len(gradients), dtype=torch.float64)
@@ -249,7 +253,7 @@ def settled(gradients: Array, method: str, calls: int) -> Array:
 
 
 def harms(gradients: Array, method: str, calls: int) -> bool:
-    """Whether the update of `settled` raises a loss to first order, beyond rounding."""
+    """Whether the update that `settled` returns raises one of the losses to first order, by more than rounding."""
     update = settled(gradients, method, calls)
     along = gradients @ update / np.linalg.norm(gradients, axis=1)
     return bool((along < -1e-9 * np.linalg.norm(gradients, axis=1).sum()).any())
@@ -258,7 +262,10 @@ def harms(gradients: Array, method: str, calls: int) -> bool:
 def collect(
     title: str, methods: Sequence[str], seeds: Sequence[int], train: Callable[[str, int], Result], quiet: bool
 ) -> dict[str, dict[int, Result]]:
-    """What `train(method, seed)` gives, by method and seed; with a bar of progress unless `quiet`."""
+    """Call `train` for every method and seed and return the results by method and seed.
+
+    A progress bar with this title is shown unless `quiet`.
+    """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     results: dict[str, dict[int, Result]] = {method: {} for method in methods}
     with progress(quiet) as bar:

@@ -1,4 +1,4 @@
-"""What the studies train on: made data, made messages, and two losses over a plane."""
+"""The problems of the studies: synthetic regressions, generated messages, and two losses over a plane."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mtrl.models import MultiTaskModel, generate_synthetic_multi_task_data
 
 Array = NDArray[np.float64]
 
-VALIDATION = 512  # rows
+VALIDATION = 512  # rows of every validation set
 
 TEXTS = Path(__file__).with_name("texts.tsv")
 SENTIMENTS = ("negative", "positive")  # in the order of the classes
-KINDS = ("ham", "spam")
-OWN_TONE = 0.8  # share of the spam that sounds positive, and of the rest that sounds negative
+KINDS = ("ham", "spam")  # in the order of the classes
+OWN_TONE = 0.8  # the share of spam that sounds positive, and the share of other messages that sounds negative
 
 
 def regressions(names: Sequence[str], input_dim: int, hidden: Sequence[int], shared_dim: int) -> MultiTaskModel:
@@ -35,7 +35,7 @@ def regressions(names: Sequence[str], input_dim: int, hidden: Sequence[int], sha
 def related_tasks(
     seed: int, *, tasks: int, input_dim: int, relatedness: float, train: int, guidance: int, steps: int
 ) -> Phase:
-    """Regressions whose teachers share as much as `relatedness` says; targets have mean 0 and deviation 1."""
+    """Regressions whose teachers read features of cosine `relatedness`. Targets have mean 0 and deviation 1."""
     features, targets = generate_synthetic_multi_task_data(
         train + guidance + VALIDATION, input_dim, [None] * tasks, seed=seed, relatedness=relatedness
     )
@@ -43,7 +43,7 @@ def related_tasks(
 
 
 def with_noise_task(phase: Phase, seed: int) -> Phase:
-    """One task more, whose targets are standard normal and have nothing to do with the inputs."""
+    """The phase with one more task, whose targets are standard normal numbers, independent of the inputs."""
     generator = torch.Generator().manual_seed(seed)
 
     def more(samples: Samples) -> Samples:
@@ -55,8 +55,9 @@ def with_noise_task(phase: Phase, seed: int) -> Phase:
 def drifting_tasks(seed: int, *, input_dim: int, degrees: float, train: int, guidance: int, steps: int) -> list[Phase]:
     """Two linear regressions that want the same feature in the first phase and different ones in the second.
 
-    Targets are y_i = (t_i.x + e) / |.| with noise e of deviation 0.1 and unit vectors t_i, which are equal at first and
-    then `degrees` apart. A model with one shared feature can serve both tasks first, and has to compromise later.
+    Targets are y_i = (t_i.x + e) / sqrt(1 + 0.1^2), with unit vectors t_i and noise e of deviation 0.1. The t_i are
+    equal in the first phase and `degrees` apart in the second. A model with one shared feature can serve both tasks in
+    the first phase, and has to compromise in the second.
     """
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(input_dim, 2, generator=generator))
@@ -72,15 +73,15 @@ def drifting_tasks(seed: int, *, input_dim: int, degrees: float, train: int, gui
 
 
 class Valley(nn.Module):
-    """Two losses over two shared parameters, whose sum is a steep, curved valley with a long way along its floor.
+    """Two losses over two shared parameters. Their sum is a steep, curved valley with a long, flat floor.
 
     With r_1 = theta_1 / 2 + tanh(theta_2) and r_2 = theta_1 / 2 - tanh(theta_2) + 2, the losses are the means over the
     rows of 20 log(1 + 1000 (r_1 + e_1)^2) and 25 log(1 + 1000 (r_2 + e_2)^2): the landscape of Yu et al. 2020
-    (https://arxiv.org/abs/2001.06782, figure 1), made smooth, and with noise e in the data so that some can be held
-    out. The gradients conflict, one is often far longer, and the curvature is high.
+    (https://arxiv.org/abs/2001.06782, figure 1), made smooth. The data are the noise e, so that rows can be held out.
+    The gradients conflict, one of them is often far longer than the other, and the curvature is high.
 
     Args:
-        start: theta at first, (2,).
+        start: the first value of theta, (2,).
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -88,12 +89,12 @@ class Valley(nn.Module):
         self.theta = nn.Parameter(start.clone())
 
     def losses(self, samples: Samples) -> list[Tensor]:
-        """Two scalars; the features are the noise, (B, 2)."""
+        """The two losses, each a scalar. The features of `samples` are the noise (B, 2)."""
         return list(valley(self.theta, samples.features))
 
 
 def valley(theta: Tensor, noise: Tensor) -> Tensor:
-    """The two losses of `Valley` (2, ...) at `theta` (2, ...), for noise (B, 2) averaged over rows."""
+    """The two losses of `Valley` (2, ...) at `theta` (2, ...), averaged over the rows of `noise` (B, 2)."""
     bend = torch.tanh(theta[1])
     residuals = torch.stack([0.5 * theta[0] + bend, 0.5 * theta[0] - bend + 2.0])  # (2, ...)
     noisy = residuals[..., None] + noise.T.reshape(2, *(1,) * (residuals.ndim - 1), -1)
@@ -102,7 +103,7 @@ def valley(theta: Tensor, noise: Tensor) -> Tensor:
 
 
 def valley_problem(seed: int, *, train: int, guidance: int, steps: int) -> tuple[Valley, Phase]:
-    """A start, uniform in [-8, -6] x [-2.5, -1.5], and data whose noise has a deviation of 0.01."""
+    """A start drawn uniformly from [-8, -6] x [-2.5, -1.5], and data with noise of deviation 0.01."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(2, generator=generator) * torch.tensor([2.0, 1.0]) - torch.tensor([8.0, 2.5])
     noise = 0.01 * torch.randn(train + guidance + VALIDATION, 2, generator=generator)
@@ -111,25 +112,25 @@ def valley_problem(seed: int, *, train: int, guidance: int, steps: int) -> tuple
 
 @dataclass(frozen=True)
 class Messages:
-    """Messages as bags of words: each has a tone and is spam or not. Tasks: sentiment, spam."""
+    """Messages as bags of words, with two tasks: the sentiment of a message, and whether it is spam."""
 
     phase: Phase
-    words: tuple[str, ...]  # (V,), the columns of the features
-    lanes: tuple[Array, Array]  # for each task, which words tell of it, (V,), 0 or 1; no word tells of both
+    words: tuple[str, ...]  # (V,), the word that each feature counts
+    lanes: tuple[Array, Array]  # for each task 1 for its own words and 0 for others, (V,); no word belongs to both
 
     @property
     def num_words(self) -> int:
-        """V."""
+        """The size V of the vocabulary."""
         return len(self.words)
 
 
 def messages(seed: int, *, train: int, guidance: int, steps: int) -> Messages:
-    """Messages made of two sentences of `texts.tsv`, one with a tone and one that is spam or is not.
+    """Messages of two sentences from `texts.tsv`: one sentence has a tone, and the other is spam or not.
 
-    Words that occur in sentences of both sorts are left out, so that the feature sets of the tasks are disjoint; counts
-    are divided by their standard deviation over the rows that all methods are given. In these spam sounds positive four
-    times out of five and the rest negative as often; in validation messages tone and kind are independent, so that who
-    judges the tone by the words of spam is found out.
+    Words that occur in sentences of both sorts are left out, so that the tasks have disjoint feature sets. Counts are
+    divided by their standard deviation over the training and guidance rows. In those rows, four out of five spam
+    messages are positive, and four out of five other messages are negative. In the validation rows, tone and kind are
+    independent, so that a model that judges the tone by the words of spam makes mistakes there.
     """
     generator = np.random.default_rng(seed)
     sentences: dict[str, list[frozenset[str]]] = {name: [] for name in (*SENTIMENTS, *KINDS)}
@@ -153,7 +154,7 @@ def messages(seed: int, *, train: int, guidance: int, steps: int) -> Messages:
 
     parts = [write(train, OWN_TONE), write(guidance, OWN_TONE), write(VALIDATION, 0.5)]
     spread = joined(parts[0], parts[1]).features.std(0)
-    spread[spread == 0] = 1.0  # a word that only validation messages have
+    spread[spread == 0] = 1.0  # the word occurs in validation messages only
     training, held_out, validation = (Samples(part.features / spread, part.targets) for part in parts)
     phase = Phase(training, held_out, validation, steps)
     in_lane = [np.array([word in own for word in words], float) for own in by_task]
@@ -163,13 +164,13 @@ def messages(seed: int, *, train: int, guidance: int, steps: int) -> Messages:
 def classifications(
     names: Sequence[str], tasks: Sequence[int], input_dim: int, hidden: Sequence[int], shared_dim: int
 ) -> MultiTaskModel:
-    """A model for those of the tasks with two classes that `tasks` chooses."""
+    """A model for classifications with two classes. `tasks` are the indices of its tasks in `names`."""
     chosen = [{"name": names[task], "type": "classification", "num_classes": 2} for task in tasks]
     return MultiTaskModel(input_dim, hidden, shared_dim, chosen)
 
 
 def word_use(model: MultiTaskModel, features: Tensor) -> Array:
-    """How much each word moves each task's answer: the mean over messages of |d (logit_1 - logit_0) / d x|, (T, V)."""
+    """Effect of each word on each task's answer: the mean over messages of |d (logit_1 - logit_0) / d x|, (T, V)."""
     inputs = features.clone().requires_grad_()
     use = []
     for logits in model(inputs):
@@ -179,7 +180,7 @@ def word_use(model: MultiTaskModel, features: Tensor) -> Array:
 
 
 def accuracies(model: MultiTaskModel, samples: Samples) -> Array:
-    """Share of right answers of each task, (T,)."""
+    """Each task's share of right answers, (T,)."""
     with torch.no_grad():
         outputs = model(samples.features)
     return np.array(
@@ -191,7 +192,7 @@ def accuracies(model: MultiTaskModel, samples: Samples) -> Array:
 
 
 def bowls() -> dict[str, tuple[Array, Array]]:
-    """Pairs of round bowls s_i |theta - m_i|^2 / 2 seen from the origin: minima m (2, 2) and steepness s (2,)."""
+    """Pairs of round bowls s_i |theta - m_i|^2 / 2, by title: their minima m (2, 2) and their steepness s (2,)."""
 
     def at(degrees: float) -> list[float]:
         return [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]
@@ -204,7 +205,7 @@ def bowls() -> dict[str, tuple[Array, Array]]:
 
 
 def opposed_pairs(seed: int, count: int, *, dimensions: int) -> list[Array]:
-    """Pairs of gradients (2, D): cosines uniform in [-0.9, -0.3], the second's length log-uniform in 1 to 30."""
+    """Pairs of gradients (2, D), of length 1 and log-uniform in [1, 30], with cosines uniform in [-0.9, -0.3]."""
     generator = np.random.default_rng(seed)
     pairs = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a study says: tables with intervals, claims with verdicts that are computed, figures."""
+"""The report of a study: tables with intervals, claims with computed verdicts, and figures."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ for all claims of this study, and **the opposite held** if it is as surely below
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the seeds can confirm or contradict."""
+    """A statement that the results over seeds can confirm or contradict."""
 
     text: str
-    margins: Mapping[int, float]  # by seed; above 0 where the claim is right
+    margins: Mapping[int, float]  # for each seed, a number that is above 0 if the claim is right
     robustness: bool = False  # whether the claim is part of "naive low, static medium, AIM high"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim."""
+    """A claim and its test."""
 
     claim: Claim
     comparison: Comparison
 
     @property
     def outcome(self) -> str:
-        """`held`, `the opposite held`, `not shown`, or `one seed: cannot tell`."""
+        """One of `held`, `the opposite held`, `not shown`, and `one seed: cannot tell`. See `CRITERION`."""
         p, margin = self.comparison.p_holm, self.comparison.difference.value
         if p is None:
             return "one seed: cannot tell"
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def held(self) -> bool:
-        """Whether it held."""
+        """Whether the claim held."""
         return self.outcome == "held"
 
 
@@ -73,7 +73,7 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
 
 
 def lower(text: str, better: Mapping[int, float], worse: Mapping[int, float], *, robustness: bool = False) -> Claim:
-    """The claim that the first method's score, lower is better, is below the second's."""
+    """The claim that the scores `better` are below the scores `worse`. Both are given by seed; lower is better."""
     return Claim(text, {seed: worse[seed] - better[seed] for seed in better}, robustness)
 
 
@@ -102,10 +102,10 @@ def _mean(scores: Array) -> Estimate | None:
 
 @dataclass(frozen=True)
 class Report:
-    """A study's results."""
+    """The results of a study."""
 
     title: str
-    setting: str  # what was done, in a paragraph
+    setting: str  # a description of the study in a few paragraphs
     settings: Mapping[str, Any]
     tables: Sequence[Table]
     verdicts: Sequence[Verdict]
@@ -113,7 +113,7 @@ class Report:
 
     @property
     def robustness(self) -> str:
-        """What became of "robustness: naive low, static medium, AIM high", out of the claims that it consists of."""
+        """The verdict on "robustness: naive low, static medium, AIM high", from the claims that are part of it."""
         parts = [verdict for verdict in self.verdicts if verdict.claim.robustness]
         held = sum(verdict.held for verdict in parts)
         if any(verdict.comparison.p is None for verdict in parts):
@@ -144,7 +144,7 @@ class Report:
         return table(["claim", "mean margin", "p (Holm)", "verdict"], rows)
 
     def write(self, folder: Path) -> None:
-        """Leave report.md, results.json (every seed's numbers) and a PNG per figure in `folder`."""
+        """Write report.md, results.json with every seed's numbers, and one PNG per figure to `folder`."""
         for name, figure in self.figures.items():
             with mpl.rc_context(RC):
                 save(figure, folder / f"{name}.png")

@@ -1,1 +1,1 @@
-"""Supervised multi-task learning: one shared encoder, a head per task, and any balancer between them."""
+"""Supervised multi-task learning with one shared encoder, one head per task, and any balancer."""

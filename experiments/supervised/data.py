@@ -1,4 +1,4 @@
-"""The samples that a model is trained and validated on."""
+"""The samples for training and validation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mtrl.models import generate_synthetic_multi_task_data
 
 @dataclass(frozen=True)
 class Samples:
-    """N inputs and what each task makes of them."""
+    """N inputs, and their targets in each task."""
 
     features: Tensor  # (N, input_dim)
-    targets: list[Tensor]  # of each task (N,)
+    targets: list[Tensor]  # one tensor (N,) per task
 
     def __len__(self) -> int:
         return len(self.features)
@@ -27,15 +27,15 @@ class Samples:
         return Samples(self.features[index], [target[index] for target in self.targets])
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same on a device."""
+        """A copy of the samples on a device."""
         return Samples(self.features.to(device), [target.to(device) for target in self.targets])
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Samples to train on and samples to validate on, of the same tasks.
+    """Training samples and validation samples of the same tasks.
 
-    The features are `(raw - mean) / deviation`, by mean and standard deviation of the training samples.
+    The features are `(raw - mean) / deviation`, with the mean and the standard deviation of the training samples.
     """
 
     train: Samples
@@ -45,10 +45,14 @@ class TaskData:
 
 
 def load_data(settings: Settings, seed: int) -> TaskData:
-    """The data that the settings describe: samples, their split and their standardisation by `seed`.
+    """Load or generate the samples that the settings describe, and split and standardise them.
+
+    Args:
+        settings: the settings of the data and of the tasks.
+        seed: the seed of synthetic samples, and of the split of the digits.
 
     Raises:
-        UsageError: digits are asked for and scikit-learn is not installed.
+        UsageError: the settings ask for digits, and scikit-learn is not installed.
     """
     tasks, num_train, num_val = settings.model.tasks, settings.data.num_train, settings.data.num_val
     if settings.data.source == "digits":
@@ -66,12 +70,13 @@ def load_data(settings: Settings, seed: int) -> TaskData:
 
 
 def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> TaskData:
-    """Handwritten digits of 8 x 8 pixels, with the same share of each digit in both parts.
+    """Handwritten digits of 8 x 8 pixels. Each digit has the same share in training and in validation.
 
-    Kaynak 1995, "Optical Recognition of Handwritten Digits", https://doi.org/10.24432/C50P49; scikit-learn brings them.
+    The images are part of scikit-learn. Their source is Kaynak 1995, "Optical Recognition of Handwritten Digits",
+    https://doi.org/10.24432/C50P49.
     """
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - only these data need it
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - scikit-learn is optional
         from sklearn.model_selection import train_test_split  # noqa: PLC0415
     except ImportError:
         raise UsageError("the digits need scikit-learn: pip install 'mtrl-balance[supervised]'") from None
@@ -89,6 +94,6 @@ def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> Ta
 
 def _standardised(train: Samples, val: Samples) -> TaskData:
     mean, deviation = train.features.mean(0), train.features.std(0, correction=0)
-    deviation[deviation == 0] = 1.0  # a pixel that is blank in every sample stays at 0
+    deviation[deviation == 0] = 1.0  # a pixel that is blank in every sample becomes 0
     train, val = (Samples((part.features - mean) / deviation, part.targets) for part in (train, val))
     return TaskData(train, val, mean, deviation)

@@ -1,4 +1,4 @@
-"""Figures of supervised runs."""
+"""The figures of supervised runs and of comparisons."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch
 
 METRICS = {"accuracy": "accuracy", "r2": "$R^2$"}
-SMALLEST_COSINE = 0.2  # range of the axis at least: smaller cosines are to look small
+SMALLEST_COSINE = 0.2  # the axis of cosines reaches at least this far, so that small cosines look small
 
 
 def curves(epochs: Sequence[Epoch], tasks: Sequence[TaskSettings], title: str, path: Path) -> None:
-    """Losses, scores, the balancer's weights and the gradients' cosines of one run, each against epochs."""
+    """Plot the losses, the scores, the balancer's weights and the gradients' cosines of one run against epochs."""
     numbers = [epoch.number for epoch in epochs]
     mark = "." if len(epochs) == 1 else ""
 
@@ -67,7 +67,10 @@ def curves(epochs: Sequence[Epoch], tasks: Sequence[TaskSettings], title: str, p
 
 
 def comparison(results: Results, path: Path) -> None:
-    """Learning curves of all balancers, and their scores after the last epoch: by task, the mean and the worst task."""
+    """Plot the learning curves of all balancers and their scores after the last epoch.
+
+    The scores are shown for each task, for the mean over tasks, and for the worst task.
+    """
     names, columns = results.balancers, results.columns
     with mpl.rc_context(RC):
         width = 2.3
@@ -96,7 +99,7 @@ def comparison(results: Results, path: Path) -> None:
 
 
 def _estimates(axes: Axes, results: Results, place: int) -> None:
-    """One line per balancer: the scores of its seeds in a column, and below them their mean."""
+    """Draw one column of scores: for each balancer a dot per seed, and below the dots their mean and its interval."""
     for y, name in enumerate(results.balancers):
         dots, estimate = results.matrix(name)[:, place], results.estimates(name)[place]
         colour = _colour(name, y)
@@ -113,6 +116,6 @@ def _estimates(axes: Axes, results: Results, place: int) -> None:
 
 
 def _colour(balancer: str, index: int) -> str:
-    """That of the reinforcement learning's method with this balancer."""
+    """The colour of the reinforcement learning method with this balancer, or a free colour if there is none."""
     method = "shared_dqn" if balancer == BASELINE else balancer.replace(":", "_").lower()
     return COLOURS.get(method, OTHER_COLOURS[index % len(OTHER_COLOURS)])

@@ -1,4 +1,4 @@
-"""What the programs leave on disk and show in the terminal."""
+"""The description of a run for its JSON files, and its log file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from experiments.supervised.settings import Settings
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """For config.json and comparison.json: the settings, and the versions that they ran on."""
+    """The settings and the versions of the packages, for config.json and comparison.json."""
     packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
     return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
 @contextmanager
 def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
-    """A logger of its own that writes to `path`, anew; to nowhere for None. No other logger is touched.
+    """Open a new log file, and yield a logger that writes to it. No other logger is changed.
+
+    Args:
+        path: the file, which is replaced. None for a logger that writes nothing.
+        level: the least severe level that is written, such as `INFO`.
 
     Raises:
-        OSError: the file can't be written, now or at a later message.
+        OSError: the file cannot be written, when it is opened or at a later message.
     """
     logger = logging.Logger("experiments.supervised", level)
     if path is None:
@@ -42,5 +46,5 @@ def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Raise what went wrong, where logging would print it and go on."""
-        raise  # noqa: PLE0704 - logging calls this while it handles the error
+        """Raise the error, which `logging` itself would print and ignore."""
+        raise  # noqa: PLE0704 - logging calls this method inside an `except` block

@@ -1,4 +1,4 @@
-"""The scores of several balancers over the same seeds, and what they come to."""
+"""The scores of several balancers over the same seeds, and their statistics."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ from experiments.supervised.settings import MEAN, WORST
 
 @dataclass(frozen=True)
 class Results:
-    """Validation scores after the last epoch, of every balancer with every seed."""
+    """The validation scores of every balancer with every seed.
+
+    Attributes:
+        tasks: the names of the tasks.
+        baseline: the balancer that the others are compared with.
+        scores: for each balancer and seed, the score of each task after the last epoch.
+        curves: for each balancer and each of its seeds, the mean score over tasks after each epoch.
+    """
 
     tasks: tuple[str, ...]
     baseline: str
-    scores: dict[str, dict[int, list[float]]]  # by balancer and seed: of each task
-    curves: dict[str, list[list[float]]]  # by balancer: of each seed, the mean score after each epoch
+    scores: dict[str, dict[int, list[float]]]
+    curves: dict[str, list[list[float]]]
 
     @property
     def balancers(self) -> list[str]:
-        """In the order in which they were asked for."""
+        """The balancers in the order of the command line."""
         return list(self.scores)
 
     @property
     def seeds(self) -> list[int]:
-        """In the order in which they were asked for."""
+        """The seeds in the order of the command line."""
         return list(self.scores[self.baseline])
 
     @property
     def columns(self) -> list[str]:
-        """Of a table: every task, the mean over tasks, and the worst task of each seed."""
+        """The columns of a table: every task, the mean over tasks, and the worst task of each seed."""
         return [*self.tasks, MEAN, WORST]
 
     def matrix(self, balancer: str) -> Array:
@@ -43,12 +50,12 @@ class Results:
         return np.column_stack([scores, scores.mean(1), scores.min(1)])
 
     def estimates(self, balancer: str) -> list[Estimate]:
-        """Means over seeds with intervals, one for each column."""
+        """Means over seeds with their intervals, one for each column."""
         summary = summarise(list(self.scores[balancer].values()))
         return [*summary.tasks, summary.overall, summary.worst]
 
     def differences(self) -> dict[str, dict[str, Comparison]]:
-        """By column: every other balancer against the baseline, paired by seed."""
+        """For each column, the comparison of every other balancer with the baseline, paired by seed."""
         found = {}
         for place, column in enumerate(self.columns):
             scores = {name: dict(zip(self.seeds, self.matrix(name)[:, [place]], strict=True)) for name in self.scores}
@@ -57,7 +64,7 @@ class Results:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """For comparison.json."""
+        """The contents of comparison.json."""
         differences = self.differences()
         return {
             "baseline": self.baseline,

@@ -1,4 +1,4 @@
-"""What a supervised run is: the sections of its YAML file, their defaults and their limits."""
+"""The settings of a supervised run: the sections of its YAML file, with their defaults and limits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ TaskType = Literal["classification", "regression"]
 Source = Literal["synthetic", "digits"]
 Option = str | int | float | bool
 
-LARGEST_SEED = 2**32 - 1  # scikit-learn's
-LARGEST_RATE = 1e6  # far below where Adam's arithmetic overflows
-MOST_NUMBERS = 2**28  # in the inputs of all samples, and in the gradients of all tasks: a gigabyte each
+LARGEST_SEED = 2**32 - 1  # scikit-learn takes no larger one
+LARGEST_RATE = 1e6  # a far larger one would make Adam's arithmetic overflow
+MOST_NUMBERS = 2**28  # in all inputs, in all outputs, and in the gradients of all tasks; each takes up to a gigabyte
 
-BASELINE = "equal"  # what other balancers are compared with
-MEAN, WORST = "mean", "worst task"  # beside the tasks in every table
-NUM_IMAGES, NUM_PIXELS, NUM_DIGITS = 1_797, 64, 10  # of scikit-learn's digits
+BASELINE = "equal"  # the balancer that others are compared with
+MEAN, WORST = "mean", "worst task"  # columns of every table, beside the tasks
+NUM_IMAGES, NUM_PIXELS, NUM_DIGITS = 1_797, 64, 10  # sizes of scikit-learn's digits
 
 
 class SettingError(ValueError):
-    """A setting that is out of range.
+    """A setting is out of range.
 
     Attributes:
-        key: which, as in `training.epochs`.
+        key: the setting's section and name, such as `training.epochs`.
     """
 
     def __init__(self, key: str, problem: str) -> None:
@@ -41,7 +41,7 @@ class LoggingSettings:
     """The section `logging`."""
 
     level: Level = "INFO"
-    file: str | None = "logs/app.log"  # within the run's folder; null for none
+    file: str | None = "logs/app.log"  # a path within the run's folder; null writes no log file
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class TaskSettings:
 
     name: str
     type: TaskType = "classification"
-    num_classes: int | None = None  # a regression has none
+    num_classes: int | None = None  # None for a regression
 
     @property
     def metric(self) -> str:
-        """What the task is scored by, higher being better: `accuracy`, or `r2` for a regression."""
+        """The task's score: `accuracy` for a classification, `r2` for a regression. Higher is better."""
         return "accuracy" if self.type == "classification" else "r2"
 
 
@@ -78,10 +78,12 @@ class TrainingSettings:
     epochs: int = 30
     batch_size: int = 32
     learning_rate: float = 1e-3
-    loss_weights: tuple[float, ...] | None = None  # 1 for every task
+    loss_weights: tuple[float, ...] | None = None  # None means 1 for every task
     balancer: str = "equal"
     balancer_options: dict[str, Option] = field(default_factory=dict)
-    guidance_share: float = 0.1  # of the training data, held out as AIM's guidance set; other balancers train on all
+    guidance_share: float = (
+        0.1  # share of the training samples that AIM holds out; other balancers train on all samples
+    )
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class DataSettings:
     random_seed: int = 42
     num_train: int = 800
     num_val: int = 200
-    relatedness: float = 0.5  # synthetic data only, as the next
-    noise: float = 0.1
+    relatedness: float = 0.5  # used for synthetic data only
+    noise: float = 0.1  # used for synthetic data only
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Settings:
     data: DataSettings = DataSettings()
 
     def updated(self, values: Mapping[str, Mapping[str, Any]]) -> Settings:
-        """With the given values, by section and key."""
+        """A copy with these values, which are given by section and key."""
         return replace(self, **{name: replace(getattr(self, name), **section) for name, section in values.items()})
 
     def check(self) -> None:
@@ -133,7 +135,7 @@ class Settings:
                 raise SettingError("logging.file", problem)
 
     def as_json(self) -> dict[str, Any]:
-        """For config.json."""
+        """The settings in the form of config.json."""
         return asdict(self)
 
     def _bounds(self) -> Iterator[tuple[str, float, float, float]]:
@@ -204,7 +206,9 @@ class Settings:
         names: set[str] = set()
         for index, task in enumerate(tasks):
             key = f"model.tasks[{index}]"
-            if not re.fullmatch(r"[^\W_][\w .-]{0,99}", task.name):  # others mean something to tables and figures
+            if not re.fullmatch(
+                r"[^\W_][\w .-]{0,99}", task.name
+            ):  # other characters have a meaning in tables and figures
                 problem = "must begin with a letter or digit, go on with these or '_', '-', '.', ' ', and not be long"
                 raise SettingError(f"{key}.name", problem)
             if task.name in names:
@@ -220,8 +224,9 @@ class Settings:
 
 DEFAULTS: dict[Source, Settings] = {
     "synthetic": Settings(),
-    # Few samples and a small encoder: with more of either, every balancer gets nearly all right. Enough epochs that
-    # scores no longer rise, so that learning faster does not pass for learning better.
+    # There are few samples and a small encoder, because with more of either every balancer gets nearly all answers
+    # right. There are so many epochs that scores no longer rise, so that a balancer that only learns faster does not
+    # seem to learn better.
     "digits": Settings(
         model=ModelSettings(
             input_dim=NUM_PIXELS,

@@ -1,4 +1,4 @@
-"""A model in training: data, balancer and optimizer, one pass over the samples at a time."""
+"""A supervised model in training: data, balancer and optimizer, one pass over the samples at a time."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.program.balancer_options import balancer_from
 from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
-from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint, make_balancer
+from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
 from mtrl.conflict import cosines
 from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
 from mtrl.models import MultiTaskModel, multi_task_loss, task_losses
 
 KIND = "supervised"
-LARGEST_CHUNK = 4_096  # samples that are validated at once
+LARGEST_CHUNK = 4_096  # samples per batch of the validation
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a task is done on the validation samples."""
+    """A task's results on the validation samples."""
 
     metric: str  # "accuracy", or "r2" for a regression
     score: float
@@ -35,17 +36,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training samples gave."""
+    """The results of one pass over the training samples."""
 
-    number: int  # from 1
-    train_loss: dict[str, float]  # by task, mean over the pass
-    scores: dict[str, Score]  # by task, after the pass
-    weights: dict[str, float]  # by task, the balancer's coefficients, mean over updates
-    cosines: dict[tuple[str, str], float]  # of the gradients of two tasks, mean over updates
+    number: int  # counted from 1
+    train_loss: dict[str, float]  # for each task, the mean over the pass
+    scores: dict[str, Score]  # for each task, after the pass
+    weights: dict[str, float]  # for each task, the mean of the balancer's coefficients over updates
+    cosines: dict[tuple[str, str], float]  # for two tasks, the mean cosine of their gradients over updates
 
     @property
     def mean_score(self) -> float:
-        """Mean over tasks of accuracies and R^2."""
+        """The mean over tasks of the accuracies and R^2 values."""
         return math.fsum(score.score for score in self.scores.values()) / len(self.scores)
 
     def as_metrics(self) -> dict[str, float]:
@@ -63,33 +64,34 @@ class Epoch:
 class Learner:
     """Trains a `MultiTaskModel`.
 
-    Everything random comes from `seed`, and nothing but AIM's guidance set depends on the balancer: data, first weights
-    and order of samples are the same for all.
+    All random numbers depend on `seed` alone. The data, the first weights and the order of the samples are the same for
+    every balancer, except that AIM holds out a guidance set.
 
     Each task's loss is multiplied by its weight in `training.loss_weights` before the balancer sees it. With `equal`
-    that is the weighted sum. PCGrad and AIM take a heavier task for a longer gradient; GradNorm and RGB, which set the
-    lengths themselves, undo the weights in the encoder. Heads get their own weighted gradients in any case.
+    the update is the gradient of the weighted sum. For PCGrad and AIM a heavier task has a longer gradient. GradNorm
+    and RGB set the lengths themselves, so that they undo the weights in the encoder. Each head gets the gradient of its
+    own weighted loss.
 
-    AIM's guidance set is a share of the training samples, which it then does not train on; guidance looks one step of
-    plain gradient descent ahead at the learning rate.
+    AIM's guidance set is a share of the training samples, on which AIM does not train. The guidance loss is evaluated
+    after one step of plain gradient descent at the learning rate.
 
     Args:
-        settings: what to train; they have been checked.
-        seed: of everything random.
-        balancer: its name. Default: that of the settings.
-        device: where the model is trained.
-        data: samples, if they are loaded already. Default: those of settings and seed.
+        settings: the settings, which must have been checked.
+        seed: the seed of everything random.
+        balancer: the balancer's name. Default: the balancer of the settings.
+        device: the device that trains the model.
+        data: the samples, if they are already loaded. Default: the samples that `load_data` returns.
 
     Attributes:
-        model: what is trained.
-        balancer: what combines the task gradients.
-        data: as given.
-        train: the samples that the model is trained on: all of the data's but for a guidance set.
-        val: the samples that it is validated on.
-        epochs_done: how often `epoch` was called.
+        model: the model in training.
+        balancer: the balancer that combines the task gradients.
+        data: the samples.
+        train: the training samples without AIM's guidance set.
+        val: the validation samples.
+        epochs_done: the number of passes so far.
 
     Raises:
-        UsageError: balancer or device is unknown, or not there; or an option of the balancer is out of range.
+        UsageError: the balancer or the device is unknown or not installed, or an option of the balancer is wrong.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Learner:
         self.seed = seed
         self.epochs_done = 0
         self.data = load_data(settings, seed) if data is None else data
-        with torch.random.fork_rng(devices=[]):  # PyTorch's own generator is left as it was
+        with torch.random.fork_rng(devices=[]):  # PyTorch's global generator is not changed
             torch.manual_seed(seed)
             self.model = _make_model(settings.model).to(self.device)
         self._shared = list(self.model.encoder.parameters())
@@ -174,7 +176,7 @@ class Learner:
         checkpoint.save(path, state)
 
     def _update(self, batch: Samples) -> Tensor:
-        """One step of the optimizer; the losses (T,) before it, without their weights."""
+        """Take one step of the optimizer, and return the losses (T,) from before it, without their weights."""
         losses = task_losses(self.model(batch.features), batch.targets)
         self._optimizer.zero_grad()
         self.balancer.backward(self._weighted(losses), self._shared)
@@ -187,7 +189,7 @@ class Learner:
 
 @torch.no_grad()
 def validate(model: MultiTaskModel, samples: Samples, tasks: Sequence[TaskSettings]) -> dict[str, Score]:
-    """Each task's score on `samples`: the share of right classes, or R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2.
+    """Each task's score on `samples`: the share of right answers, or R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -209,10 +211,13 @@ def validate(model: MultiTaskModel, samples: Samples, tasks: Sequence[TaskSettin
 
 
 def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
-    """The model that `Learner.save` wrote, with the mean and the deviation (input_dim,) that standardise its inputs.
+    """Load a model that `Learner.save` wrote.
+
+    Returns:
+        The model, and the mean and the deviation (input_dim,) that standardise its inputs.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind.
+        CheckpointError: the file is missing, is damaged, or holds something else.
     """
     state = checkpoint.load(path)
     if state.get("kind") != KIND:
@@ -221,7 +226,7 @@ def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
         settings = dict(state["model"])
         settings["tasks"] = tuple(TaskSettings(**task) for task in settings["tasks"])
         size = ModelSettings(**settings)
-        Settings(model=size).check()  # before memory is taken
+        Settings(model=size).check()  # before any memory is allocated
         model = _make_model(size)
         model.load_state_dict(state["weights"])
         mean, deviation = (state[name].float() for name in ("mean", "deviation"))
@@ -234,25 +239,22 @@ def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
 
 
 def find_balancer(settings: Settings, name: str) -> Balancer:
-    """The balancer of that name for the settings' tasks; `training.balancer_options` are for `training.balancer` alone.
+    """Make the balancer of this name for the settings' tasks.
+
+    `training.balancer_options` are options of `training.balancer` and of no other balancer.
 
     Raises:
-        UsageError: the name or an option is unknown, or an option is out of range.
+        UsageError: the name or an option is unknown, or the value of an option is wrong.
     """
     options = settings.training.balancer_options if name == settings.training.balancer else {}
-    try:
-        return make_balancer(name, len(settings.model.tasks), **options)
-    except TypeError as error:  # an option that is no number
-        raise UsageError(f"balancer {name!r} can't be made with the options {options}: {error}") from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return balancer_from(name, len(settings.model.tasks), options)
 
 
 def find_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, or with `auto` a GPU where there is one.
+    """The device of this name: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 
     Raises:
-        UsageError: `cuda` is asked for and not there.
+        UsageError: the name is `cuda`, and there is no GPU.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', and PyTorch finds no GPU; choose cpu or auto")
@@ -265,7 +267,7 @@ def _make_model(settings: ModelSettings) -> MultiTaskModel:
 
 
 def num_held_out(settings: Settings, balancer: Balancer) -> int:
-    """How many training samples are the balancer's guidance set: at least one, and not all; 0 if it needs none."""
+    """The size of the balancer's guidance set: 0 if it needs none, otherwise at least 1 and not all samples."""
     if not balancer.wants_guidance:
         return 0
     samples = settings.data.num_train

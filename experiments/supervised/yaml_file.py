@@ -1,8 +1,8 @@
-"""A YAML file read against dataclasses: every key is known, every value has its type, every mistake has its line.
+"""Reads a YAML file whose keys and types are those of dataclasses, and reports each mistake with its line.
 
-Types rule, not YAML's guesses: where a number is expected `1e-3` is one (YAML 1.1 takes it for text), and where text is
-expected `on` and `3` have to be quoted. Values come from the file's syntax tree, so no tag makes an object and aliases
-are never expanded further than the dataclasses go.
+The dataclass decides the type of a value, not YAML. Where a number is expected, `1e-3` is a number, although YAML 1.1
+takes it for text. Where text is expected, `on` and `3` must be quoted. Values come from the file's syntax tree, so that
+no tag can create an object, and aliases are not expanded beyond the depth of the dataclasses.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 @dataclass(frozen=True)
 class YamlFile:
-    """What a file sets.
+    """The values that a file sets.
 
     Attributes:
         path: the file.
-        values: by section and key, with the types that the dataclass says; keys that the file leaves out are not there.
-        lines: where each key stands, counted from 1: `{"training": 3, "training.epochs": 4, ...}`.
+        values: the values by section and key, with the types of the dataclass. It has no keys that the file leaves out.
+        lines: the line of each key, counted from 1, for example `{"training": 3, "training.epochs": 4}`.
     """
 
     path: Path
@@ -38,22 +38,26 @@ class YamlFile:
     lines: dict[str, int]
 
     def error(self, key: str, problem: object) -> UsageError:
-        """`FILE:LINE: problem`, with the line of `key` or of the nearest key around it."""
+        """An error `FILE:LINE: problem` with the line of `key`, or of the nearest enclosing key that is in the file."""
         while key and key not in self.lines:
             key = re.sub(r"(\[\d+\]|\.?[^.\[\]]*)$", "", key)
         return UsageError(f"{self.path}:{self.lines.get(key, 1)}: {problem}")
 
 
 def read_yaml(path: Path, kind: type[Any]) -> YamlFile:
-    """Read `path`, a mapping of the sections that `kind`, a dataclass of dataclasses, has.
+    """Read a YAML file.
+
+    Args:
+        path: the file, a mapping of sections.
+        kind: a dataclass whose fields are the sections. Each section is a dataclass.
 
     Raises:
-        UsageError: there is no such file, PyYAML is not installed, or the file is not as it should be. The message is
-            one line with the file and the line in it.
+        UsageError: the file does not exist or has a mistake, or PyYAML is not installed. The message is one line, with
+            the file and the line of the mistake.
     """
     reader = _Reader(path)
     root = reader.compose()
-    if root is None or reader.is_null(root):  # nothing but comments
+    if root is None or reader.is_null(root):  # the file has nothing but comments
         return YamlFile(path, {}, {})
     values = {}
     for name, (section, node) in reader.entries(root, kind, "").items():
@@ -62,17 +66,17 @@ def read_yaml(path: Path, kind: type[Any]) -> YamlFile:
 
 
 class _Reader:
-    """Turns the nodes of one file into values. `Any` stands for PyYAML's nodes, as it is loaded late."""
+    """Turns the nodes of one file into values. Nodes have the type `Any`, because PyYAML is optional."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: dict[str, int] = {}
 
     def compose(self) -> Any:
-        """The root of the syntax tree; None if the file is empty."""
+        """The root of the syntax tree, or None if the file is empty."""
         content = self._content()
         try:
-            import yaml  # noqa: PLC0415 - only a run with a file needs it
+            import yaml  # noqa: PLC0415 - PyYAML is optional
         except ImportError:
             raise UsageError("reading --config needs PyYAML: pip install 'mtrl-balance[supervised]'") from None
         try:
@@ -96,14 +100,14 @@ class _Reader:
         return content
 
     def fields(self, node: Any, kind: type[Any], place: str) -> dict[str, Any]:
-        """What a mapping sets of the dataclass `kind`."""
+        """The values that a mapping sets, with the types of the dataclass `kind`."""
         if self.is_null(node):  # `section:` with nothing in it
             return {}
         entries = self.entries(node, kind, place)
         return {name: self.value(child, hint, f"{place}.{name}") for name, (hint, child) in entries.items()}
 
     def entries(self, node: Any, kind: type[Any], place: str) -> dict[str, tuple[Any, Any]]:
-        """For each key of a mapping: its type by the dataclass `kind`, and its node."""
+        """The type of each key of a mapping, according to the dataclass `kind`, and the node of its value."""
         hints = get_type_hints(kind)
         found = {}
         for key, child in self._pairs(node, place):
@@ -116,7 +120,7 @@ class _Reader:
         return found
 
     def value(self, node: Any, hint: Any, place: str) -> Any:
-        """The value of a node by its type."""
+        """The value of a node, whose type is `hint`."""
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag[18:] not in STANDARD_TAGS:
             raise self._error(node, f"{place} has the tag {_short(node.tag)!r}; tags are not accepted")
         if get_origin(hint) in (UnionType, Union) and NoneType in (options := get_args(hint)):
@@ -150,7 +154,7 @@ class _Reader:
         return tuple(values)
 
     def _options(self, node: Any, place: str) -> dict[str, str | int | float | bool]:
-        """A mapping of free keys to scalars of any type."""
+        """A mapping from any keys to scalars of any type."""
         values: dict[str, str | int | float | bool] = {}
         for key, child in self._pairs(node, place):
             name = self._key(key, place)
@@ -171,7 +175,7 @@ class _Reader:
             if node.tag != "tag:yaml.org,2002:str" and not choices:
                 raise self._error(node, f"{place} is {self._shown(node)}; expected text (quote it)")
             return node.value
-        value = _parse(node.value, hint) if node.style is None else None  # quoted, it is text
+        value = _parse(node.value, hint) if node.style is None else None  # a quoted scalar is text
         if value is None:
             raise problem
         return value
@@ -196,7 +200,7 @@ class _Reader:
         return name
 
     def is_null(self, node: Any) -> bool:
-        """Whether a node is `null`, `~` or nothing."""
+        """Whether a node is `null`, `~` or empty."""
         return bool(node.id == "scalar" and node.tag == "tag:yaml.org,2002:null" and node.style is None)
 
     def _error(self, node: Any, problem: str) -> UsageError:
@@ -214,7 +218,7 @@ class _Reader:
 
 
 def _parse(text: str, kind: type[int] | type[float] | type[bool]) -> int | float | bool | None:
-    """A plain scalar as a number or truth value; None if it is none."""
+    """A plain scalar as a value of this kind, or None if it has another form."""
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower())
     if kind is int:

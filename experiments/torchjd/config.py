@@ -1,9 +1,9 @@
 """Settings of TorchJD's aggregators."""
 
-import ast
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from experiments.program.balancer_options import options_from_words
 from experiments.training.config import EvaluateConfig, TrainConfig, presets
 
 
@@ -36,16 +36,7 @@ class TorchJDConfig(TrainConfig):
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """The aggregator's arguments, and the seed of those that draw random numbers."""
-        kwargs: dict[str, Any] = {"seed": self.seed}
-        for argument in self.aggregator_args:
-            name, equals, value = argument.partition("=")
-            if not (equals and name.isidentifier()):
-                raise ValueError(f"aggregator argument {argument!r} is not of the form name=value")
-            try:
-                kwargs[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # not a literal
-                kwargs[name] = value  # a bare word is a string
-        return kwargs
+        return {"seed": self.seed, **options_from_words(self.aggregator_args, "aggregator argument")}
 
 
 @dataclass(frozen=True)

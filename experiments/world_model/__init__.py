@@ -1,1 +1,1 @@
-"""A video world model of the landers: four objectives on one encoder, their gradients combined by a balancer."""
+"""A video world model of the landers. It has four objectives, and a balancer combines their gradients."""

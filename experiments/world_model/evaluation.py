@@ -1,4 +1,4 @@
-"""How well a model rebuilds and foresees video that it was not trained on, beside what costs nothing."""
+"""How well a model rebuilds and predicts held-out video, compared with guesses that need no model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import Video
 from mtrl.losses import perplexity
 
-CHANGE = 0.05  # difference from which a pixel (0 to 1) has changed
-CHUNK = 32  # sequences that are looked at together
+CHANGE = 0.05  # a pixel (0 to 1) that differs by more than this counts as changed
+CHUNK = 32  # sequences per batch of the evaluation
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Held-out sequences.
+    """P held-out sequences of T frames.
 
     Attributes:
         frames: (P, T, C, H, W), from 0 to 1.
         actions: (P, T, A), one-hot.
-        tasks: (P,), which task each is of.
-        context: how many frames a roll-out is given.
+        tasks: the index of each sequence's task, (P,).
+        context: the number of frames that a roll-out is given.
     """
 
     frames: Tensor
@@ -37,15 +37,15 @@ class Windows:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model makes of the windows, all (P, ...) and from 0 to 1.
+    """A model's outputs for the windows. Pixels are from 0 to 1.
 
     Attributes:
-        reconstruction: (P, T, C, H, W), of the frame before and the latent of the frame.
-        tokenised: (P, T, C, H, W), of the frame's tokens alone.
-        next_frame: (P, T, C, H, W), at place t what was predicted for frame t of those before; the first is given.
-        roll_out: (P, T - context, C, H, W).
-        attention: (P, T, S, h, w).
-        index: (P, T, M), of the tokens.
+        reconstruction: frames rebuilt from the frame before and the frame's latent, (P, T, C, H, W).
+        tokenised: frames rebuilt from the frame's tokens alone, (P, T, C, H, W).
+        next_frame: frame t predicted from the frames before it, (P, T, C, H, W). The first frame is the true one.
+        roll_out: the frames predicted after the context, (P, T - context, C, H, W).
+        attention: the slots' maps, (P, T, S, h, w).
+        index: the indices of the tokens, (P, T, M).
     """
 
     reconstruction: Tensor
@@ -60,7 +60,7 @@ def held_out_windows(video: Video, context: int, horizon: int, most: int) -> Win
     """At most `most` windows of context + horizon frames, spread evenly over the held-out episodes.
 
     Raises:
-        UsageError: no held-out episode is that long.
+        UsageError: no held-out episode has that many frames.
     """
     length = context + horizon
     starts, tasks = [], []
@@ -77,7 +77,7 @@ def held_out_windows(video: Video, context: int, horizon: int, most: int) -> Win
 
 @torch.no_grad()
 def look(model: WorldModel, windows: Windows) -> Seen:
-    """What `model` makes of `windows`; the same each time."""
+    """The model's outputs for `windows`. Its noise has a fixed seed, so the outputs are the same each time."""
     generator = torch.Generator().manual_seed(0)
     parts: list[Seen] = []
     for frames, actions in zip(torch.split(windows.frames, CHUNK), torch.split(windows.actions, CHUNK), strict=True):
@@ -97,15 +97,22 @@ def look(model: WorldModel, windows: Windows) -> Seen:
 
 
 def evaluate(model: WorldModel, windows: Windows, task_names: tuple[str, ...]) -> dict[str, Any]:
-    """Mean squared errors per pixel and channel, (from 0 to 1)^2, of all pixels and of those that change.
+    """Mean squared errors per pixel and channel, for pixels from 0 to 1.
 
-    All but the roll-out are of the frames from `windows.context` on, so that all have a past.
+    All errors are over the frames from `windows.context` on, so that every frame has a past.
 
     Returns:
-        `all_pixels` and `changed_pixels`, each with `reconstruction`, `tokenised`, `next_frame`, `copy_last` and
-        `mean_frame`; `tasks`, the same by task; `roll_out`, errors of all pixels by how many frames ahead, with the
-        last frame of the context and the mean frame for comparison; `changed_share` of pixels; `codebook_perplexity`;
-        `windows`, how many.
+        A dictionary with these keys:
+
+        * `all_pixels` and `changed_pixels`: the errors over all pixels and over those that change, each with the keys
+          `reconstruction`, `tokenised`, `next_frame`, `copy_last` (a guess by the frame before) and `mean_frame` (a
+          guess by the mean of the training frames);
+        * `tasks`: the same for each task;
+        * `roll_out`: the errors over all pixels by the number of frames ahead, for the `model` and for two guesses:
+          `copy_last`, the last frame of the context, and `mean_frame`;
+        * `changed_share`: the share of pixels that change;
+        * `codebook_perplexity`: the perplexity of the tokens;
+        * `windows`: the number of windows.
     """
     seen = look(model, windows)
     frames, context = windows.frames, windows.context

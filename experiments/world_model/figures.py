@@ -1,4 +1,4 @@
-"""Pictures and films of what a model makes of held-out video, beside the truth."""
+"""Pictures and films of a model's reconstructions and predictions of held-out video, beside the true frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from experiments.world_model.evaluation import Seen, Windows
 
 SHOWN = 3  # windows in a picture
 FILMED = 8  # windows in a film
-FILM_SCALE = 8  # pixels of a film, each way, for one of the video
+FILM_SCALE = 8  # height and width of a video's pixel in a film
 MAP_COLOURS = "magma"
 LINES = {
     "reconstruction": (TASK_COLOURS[2], "-"),
@@ -36,14 +36,14 @@ LINES = {
 
 
 def spread(windows: Windows, count: int) -> Tensor:
-    """At most `count` windows (rows), the tasks by turns."""
+    """The indices of at most `count` windows, which alternate between the tasks."""
     by_task = [torch.nonzero(windows.tasks == task).flatten().tolist() for task in sorted(set(windows.tasks.tolist()))]
     turns = [rows[place] for place in range(max(map(len, by_task))) for rows in by_task if place < len(rows)]
     return torch.tensor(turns[:count])
 
 
 def frames_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path: Path) -> None:
-    """Truth, reconstruction, prediction of the next frame, and tokens, frame by frame, of a window per task."""
+    """True frames, reconstructions, predictions of the next frame, and frames from tokens, for one window per task."""
     context = windows.context
     strips: list[tuple[str, Tensor]] = []
     for row in spread(windows, SHOWN).tolist():
@@ -58,7 +58,7 @@ def frames_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path:
 
 
 def roll_outs_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path: Path) -> None:
-    """What happened and what the model saw coming, given the first frames and the actions; a window per task."""
+    """True frames and the model's roll-out from the first frames and the actions, for one window per task."""
     context = windows.context
     strips: list[tuple[str, Tensor]] = []
     for row in spread(windows, SHOWN).tolist():
@@ -70,7 +70,7 @@ def roll_outs_figure(windows: Windows, seen: Seen, task_names: Sequence[str], pa
 
 
 def attention_figure(windows: Windows, seen: Seen, path: Path) -> None:
-    """Where each slot looks, over the first window."""
+    """The attention maps of each slot over the first window."""
     row = int(spread(windows, 1)[0])
     maps = seen.attention[row]  # (T, S, h, w)
     grey = maps / maps.amax((-2, -1), keepdim=True)
@@ -81,12 +81,12 @@ def attention_figure(windows: Windows, seen: Seen, path: Path) -> None:
 
 
 def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str, Any], path: Path) -> None:
-    """Errors on held-out video: in the course of training, of what changes at its end, and by frames ahead.
+    """Errors on held-out video: during training, at its end on the pixels that change, and by frames ahead.
 
     Args:
-        curves: steps and values by key of metrics.jsonl.
-        evaluation: as in evaluation.json.
-        path: where it goes.
+        curves: steps and values by the key of metrics.jsonl.
+        evaluation: the contents of evaluation.json.
+        path: the picture to write.
     """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(13.5, 3.6), layout="constrained")
@@ -123,7 +123,7 @@ def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str
 
 
 def reconstructions_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps: int, path: Path) -> None:
-    """Truth, reconstruction, predicted next frame and tokens side by side."""
+    """A film of true frames, reconstructions, predictions of the next frame, and frames from tokens, side by side."""
     shown = {
         "truth": windows.frames,
         "reconstruction": seen.reconstruction,
@@ -134,7 +134,7 @@ def reconstructions_film(windows: Windows, seen: Seen, task_names: Sequence[str]
 
 
 def roll_outs_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps: int, path: Path) -> None:
-    """Truth and roll-out side by side."""
+    """A film of true frames and roll-outs, side by side."""
     given = windows.frames[:, : windows.context]
     shown = {"truth": windows.frames, "roll-out": torch.cat([given, seen.roll_out], 1)}
     _film(shown, windows, task_names, fps, path)
@@ -156,14 +156,14 @@ def _film(
 
 
 def _large(frame: Tensor) -> NDArray[np.uint8]:
-    """A frame (C, H, W) from 0 to 1 as (8 H, 8 W, C) from 0 to 255."""
+    """Enlarge a frame (C, H, W) from 0 to 1 to (8 H, 8 W, C) from 0 to 255."""
     small = (frame.movedim(0, -1) * 255).round().byte().numpy()
     large: NDArray[np.uint8] = small.repeat(FILM_SCALE, 0).repeat(FILM_SCALE, 1)
     return large
 
 
 def _strips(strips: Sequence[tuple[str, Tensor]], text: str, path: Path, mark: int | None = None) -> None:
-    """Rows of frames (T, C, H, W) with a name each; a line before the frame `mark`."""
+    """Draw named rows of frames (T, C, H, W). The frames before `mark` get an orange border."""
     count = len(strips[0][1])
     with mpl.rc_context(RC):
         figure = Figure(

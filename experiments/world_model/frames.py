@@ -1,4 +1,4 @@
-"""From frames to features, and from features and latents to frames."""
+"""The trunk, which turns frames into features, and the decoder, which turns features and latents into frames."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-# How fast the parts of the decoder learn beside each other: were touching up as fast as moving, what moves would be
-# blurred, and nothing asked of the latent.
-STRIDE = 4.0  # pixels of displacement for one unit of its layer's output
-SHARPNESS = 5.0  # of the choice of what moves
-TOUCH_UP = 0.1
+# These factors set how fast the parts of the decoder learn relative to each other. If the touch-up learned as fast as
+# the motion, it would blur moving objects, and the decoder would not need the latent.
+STRIDE = 4.0  # pixels of displacement for one unit of the layer's output
+SHARPNESS = 5.0  # factor on the logits that choose which pixels move
+TOUCH_UP = 0.1  # factor on the change of pixels after the motion
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Sizes of the model."""
+    """The sizes of the model."""
 
     height: int  # H, a multiple of 4
     width: int  # W, a multiple of 4
     channels: int  # C
     actions: int  # A
-    features: int = 32  # F, of a patch and of a slot, a multiple of 4
+    features: int = 32  # F, features of a patch and of a slot, a multiple of 4
     slots: int = 4  # S
     latent: int = 32  # D
     components: int = 4  # K
-    state: int = 128  # of the memory of what has been
-    points: int = 16  # maps whose centres say where things are
-    tokens: int = 16  # M, per frame
-    codes: int = 128  # in the codebook
+    state: int = 128  # numbers in the recurrent memory
+    points: int = 16  # maps of `Points`
+    tokens: int = 16  # M, tokens per frame
+    codes: int = 128  # codes in the codebook
     code_size: int = 16  # E
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across: h, w."""
+        """The numbers of patches down and across, h and w."""
         return self.height // 4, self.width // 4
 
 
 class Features(NamedTuple):
-    """Frames, and what the trunk sees in them."""
+    """Frames and the trunk's features of them."""
 
     frames: Tensor  # (N, C, H, W)
     fine: Tensor  # (N, F/2, H/2, W/2)
@@ -49,11 +49,11 @@ class Features(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """Convolutions that make the features of all objectives.
+    """Convolutions that compute the features that all objectives share.
 
     Args:
-        channels: C.
-        features: F.
+        channels: the number of channels C of a frame.
+        features: the number of features F of a patch.
     """
 
     def __init__(self, channels: int, features: int) -> None:
@@ -70,12 +70,13 @@ class Trunk(nn.Module):
 
 
 class Decoder(nn.Module):
-    """p(x_t | z_t, x_(t-1)): the frame before, of which a part moves as one, and what else has changed.
+    """p(x_t | z_t, x_(t-1)): moves a part of the frame before, and changes pixels.
 
-    The latent says how far; convolutions say what moves, and touch up. It begins close to a copy of the frame before.
+    The latent sets how far the part moves. Convolutions choose the pixels that move, and touch up the result. Before
+    training, the output is close to a copy of the frame before.
 
     Args:
-        settings: sizes.
+        settings: the sizes of the model.
     """
 
     corners: Tensor
@@ -92,19 +93,19 @@ class Decoder(nn.Module):
         self.coarse = nn.Sequential(nn.Conv2d(2 * F, F, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(F, F // 2, 4, 2, 1))
         self.fine = nn.Sequential(nn.Conv2d(F, F // 2, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(F // 2, F // 2, 4, 2, 1))
         self.change = nn.Sequential(nn.ReLU(), nn.Conv2d(F // 2 + C, C + 1, 3, 1, 1))
-        # No displacement on average, but some for every latent: from 0 the latent would be slow to be asked for one.
+        # The mean displacement starts at 0, but each latent moves something: weights of 0 would be slow to learn.
         nn.init.zeros_(self.displacement.bias)
         for parameter in self.change[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, latent: Tensor, seen: Features) -> Tensor:
-        """Frames (N, C, H, W) of latents (N, D) and the features of the frames before."""
+        """Frames (N, C, H, W), from latents (N, D) and the features `seen` of the frames before."""
         before = seen.frames
         plan = torch.unflatten(self.plan(latent).relu(), -1, (-1, *self.grid))  # (N, F, h, w)
         coarse = self.coarse(torch.cat([plan, seen.patches], 1))
         fine = self.fine(torch.cat([coarse.relu(), seen.fine], 1))
         change = self.change(torch.cat([fine, before], 1))
-        shares = (SHARPNESS * change[:, :1]).sigmoid().movedim(1, -1)  # (N, H, W, 1), of the displacement
+        shares = (SHARPNESS * change[:, :1]).sigmoid().movedim(1, -1)  # (N, H, W, 1), the part of the displacement
         moves = shares * (STRIDE * self.displacement(latent) * self.pixel)[:, None, None]
         here = affine_grid(self.corners.expand(len(before), -1, -1), list(before.shape), align_corners=False)
         moved = grid_sample(before, here - moves, padding_mode="border", align_corners=False)

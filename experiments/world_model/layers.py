@@ -1,4 +1,4 @@
-"""Parts of the world model: slots, their movement, and the tokenizer."""
+"""Layers of the world model: slots, their movement, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 
-REACH = 2  # positions by which a map moves at most, each way
+REACH = 2  # a map moves by at most this many positions in each direction
 HEADS = 4
-SHARPNESS = 10.0  # of the maps whose centres are points: from the beginning they are not flat
-EDGE = 5.0  # coordinate of the edges: a move by a pixel is to be seen beside the place
-USAGE_RATE = 0.1  # of the moving average
-IDLE = 0.5  # tokens per batch below which a code is out of use
+SHARPNESS = 10.0  # factor on the logits of `Points`, so that their maps are not flat at the beginning
+EDGE = 5.0  # coordinate of the edges of a frame; it is large, so that a move by one pixel is not negligible
+USAGE_RATE = 0.1  # rate of the moving average of a code's usage
+IDLE = 0.5  # a code with fewer tokens per batch than this is out of use
 
 
 class SlotAttention(nn.Module):
     """Slots compete for positions and gather what they win (Locatello et al. 2020, https://arxiv.org/abs/2006.15055).
 
-    Slots begin at learned places instead of random ones, so that a slot keeps its role from frame to frame.
+    Slots start from learned values instead of random ones, so that a slot keeps its role from frame to frame.
 
     Args:
-        slots: S.
-        features: F, of positions and slots.
-        rounds: how often slots are refined. Default 2.
+        slots: the number of slots S.
+        features: the number of features F of a position and of a slot.
+        rounds: how often the slots are refined. Default 2.
     """
 
     def __init__(self, slots: int, features: int, rounds: int = 2) -> None:
@@ -37,7 +37,7 @@ class SlotAttention(nn.Module):
         self.update = nn.GRUCell(features, features)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots (N, S, F) and their maps (N, S, P), each of which sums to 1, of features (N, P, F)."""
+        """Slots (N, S, F) and their maps (N, S, P), which sum to 1 over P, from features (N, P, F)."""
         features = self.norm(features)
         keys, values = self.key(features), self.value(features)
         slots = self.start.expand(len(features), -1, -1)
@@ -51,13 +51,13 @@ class SlotAttention(nn.Module):
 
 
 class Points(nn.Module):
-    """Where something came and went: the centres of learned maps of a difference (Finn et al. 2016, arXiv 1509.06113).
+    """Places of change: the centres of learned maps of a difference of frames (Finn et al. 2016, arXiv 1509.06113).
 
-    A centre is as exact as a fraction of a pixel, which a moving lander needs and coarse patches do not have.
+    A centre is exact to a fraction of a pixel. Coarse patches are not exact enough to locate a moving lander.
 
     Args:
-        channels: C, of a frame.
-        points: how many maps.
+        channels: the number of channels C of a frame.
+        points: the number of maps.
     """
 
     def __init__(self, channels: int, points: int) -> None:
@@ -65,7 +65,7 @@ class Points(nn.Module):
         self.maps = nn.Conv2d(2 * channels, points, 3, 1, 1)
 
     def forward(self, frames: Tensor, before: Tensor) -> Tensor:
-        """Places (N, 2 points), from -5 to 5, in frames (N, C, H, W), of what differs from those before."""
+        """Coordinates (N, 2 points), from -5 to 5, of the change between two frames (N, C, H, W)."""
         change = frames - before
         logits = SHARPNESS * self.maps(torch.cat([change.relu(), (-change).relu()], 1))
         shares = torch.unflatten(logits.flatten(2).softmax(-1), -1, frames.shape[-2:])  # (N, points, H, W)
@@ -74,11 +74,11 @@ class Points(nn.Module):
 
 
 class MapDynamics(nn.Module):
-    """Each slot's map moves on by a distribution over displacements, which the state gives.
+    """Moves each slot's map by a distribution over displacements, which is computed from the state.
 
     Args:
-        state: size of the state.
-        slots: S.
+        state: the size of the state.
+        slots: the number of slots S.
     """
 
     def __init__(self, state: int, slots: int) -> None:
@@ -87,19 +87,19 @@ class MapDynamics(nn.Module):
         self.displacement = nn.Linear(state, slots * (2 * REACH + 1) ** 2)
 
     def forward(self, state: Tensor, maps: Tensor) -> Tensor:
-        """The next maps (N, S, h, w), each of which sums to 1, of states (N, H) and maps (N, S, h, w)."""
+        """The next maps (N, S, h, w), which sum to 1 each, from states (N, H) and maps (N, S, h, w)."""
         weights = self.displacement(state).view(len(state), self.slots, -1).softmax(-1)  # (N, S, 25)
-        # What would leave the picture stays at its edge.
+        # Attention that would leave the picture stays at its edge.
         patches = pad(maps, (REACH,) * 4, mode="replicate").unfold(2, 2 * REACH + 1, 1).unfold(3, 2 * REACH + 1, 1)
         moved: Tensor = (patches.flatten(-2) * weights[:, :, None, None]).sum(-1)
         return moved / moved.sum((-2, -1), keepdim=True)
 
 
 class Attention(nn.Module):
-    """Queries gather from a set by cross-attention with four heads, then think it over.
+    """Queries gather from a set by cross-attention with four heads; a small perceptron transforms the result.
 
     Args:
-        features: of queries and of the set, a multiple of 4.
+        features: the number of features of a query and of an element of the set, a multiple of 4.
     """
 
     def __init__(self, features: int) -> None:
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, queries: Tensor, things: Tensor) -> Tensor:
-        """What queries (Q, F) make of things (N, P, F): (N, Q, F)."""
+        """The results (N, Q, F) of queries (Q, F) on sets `things` (N, P, F)."""
         N, _, F = things.shape
 
         def heads(tensor: Tensor) -> Tensor:
@@ -128,17 +128,19 @@ class Attention(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Learned latents gather a frame's patches (Jaegle et al. 2021), a codebook names them, a decoder rebuilds a frame.
+    """Turns the patches of a frame into discrete tokens, and rebuilds the frame from them.
+
+    Learned latents gather the patches (Jaegle et al. 2021), and each result is replaced by the nearest code.
 
     Tokens and codes have unit length, as in Yu et al. (2022), https://arxiv.org/abs/2110.04627.
 
     Args:
-        features: F, of a patch.
-        grid: how many patches there are, down and across.
-        tokens: M, per frame.
-        codes: size of the codebook.
-        size: E, of a code.
-        channels: C, of a frame.
+        features: the number of features F of a patch.
+        grid: the numbers of patches down and across.
+        tokens: the number of tokens M per frame.
+        codes: the size of the codebook.
+        size: the size E of a code.
+        channels: the number of channels C of a frame.
     """
 
     usage: Tensor
@@ -149,7 +151,7 @@ class Tokenizer(nn.Module):
         self.gather = Attention(features)
         self.encode = nn.Linear(features, size)
         self.codebook = nn.Parameter(torch.randn(codes, size))
-        self.register_buffer("usage", torch.ones(codes))  # of each code, in tokens per batch, a moving average
+        self.register_buffer("usage", torch.ones(codes))  # tokens per batch of each code, a moving average
         self.decode = nn.Sequential(
             nn.Flatten(),
             nn.Linear(tokens * size, features * grid[0] * grid[1]),
@@ -161,7 +163,7 @@ class Tokenizer(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens (N, M, E), their codes (N, M, E), indices (N, M), and frames (N, C, H, W) of patches (N, P, F)."""
+        """Tokens (N, M, E), codes (N, M, E), indices (N, M) and rebuilt frames (N, C, H, W) from patches (N, P, F)."""
         encoding = normalize(self.encode(self.gather(self.latents, patches)), dim=-1)
         codebook = normalize(self.codebook, dim=-1)
         index = (encoding @ codebook.mT).argmax(-1)
@@ -171,12 +173,12 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, encoding: Tensor, index: Tensor, generator: torch.Generator) -> None:
-        """Move codes that are no longer used to tokens of the batch (Dhariwal et al. 2020, arXiv 2005.00341).
+        """Replace codes that are no longer used by tokens of the batch (Dhariwal et al. 2020, arXiv 2005.00341).
 
         Args:
-            encoding: tokens (..., E).
-            index: their codes (...).
-            generator: chooses the tokens.
+            encoding: the tokens of the batch, (..., E).
+            index: the index of each token's code, (...).
+            generator: the source of the random choice of tokens.
         """
         counts = index.flatten().bincount(minlength=len(self.usage))
         self.usage.lerp_(counts.to(self.usage), USAGE_RATE)

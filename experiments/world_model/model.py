@@ -1,4 +1,4 @@
-"""The world model: what it makes of a video, and how it goes on with it."""
+"""The world model: its outputs for a video, and its predictions of the frames that follow."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from experiments.world_model.frames import Decoder, Features, ModelSettings, Tru
 from experiments.world_model.layers import MapDynamics, Points, SlotAttention, Tokenizer
 from mtrl.losses import ModelOutputs, expected_log_weights, gaussian_kl
 
-FIRST_LOG_VARIANCE = -4.0  # of prior and posterior: with little noise, latents are listened to from the beginning
+FIRST_LOG_VARIANCE = -4.0  # of prior and posterior; with little noise, the decoder uses the latents from the beginning
 
 
 class Prior(NamedTuple):
-    """p(z_t | past): a mixture whose weights come from broken sticks."""
+    """p(z_t | past): a mixture of K Gaussians whose weights come from stick breaking."""
 
     mean: Tensor  # (..., K, D)
     log_variance: Tensor  # (..., K, D)
@@ -26,25 +26,37 @@ class Prior(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        """Of the components, (..., K), in proportion to exp E[log pi]."""
+        """The weights of the components (..., K), in proportion to exp E[log pi]."""
         return expected_log_weights(self.stick_a, self.stick_b).softmax(-1)
 
     @property
     def expected(self) -> Tensor:
-        """Mean of the mixture, (..., D)."""
+        """The mean of the mixture, (..., D)."""
         return (self.weights.unsqueeze(-1) * self.mean).sum(-2)
+
+    def responsibilities(self, mean: Tensor, log_variance: Tensor, hidden: Tensor) -> Tensor:
+        """The posterior probabilities q(component) of each latent, (..., K).
+
+        Args:
+            mean: the mean (..., D) of the latent's posterior.
+            log_variance: the log-variance (..., D) of the latent's posterior.
+            hidden: (..., 1), bool. The responsibilities of hidden frames are the weights of the mixture.
+        """
+        log_weights = expected_log_weights(self.stick_a, self.stick_b)
+        distances = gaussian_kl(mean.unsqueeze(-2), log_variance.unsqueeze(-2), self.mean, self.log_variance)
+        return torch.where(hidden, log_weights.softmax(-1), (log_weights - distances).softmax(-1))
 
 
 class WorldModel(nn.Module):
     """A video model in the manner of SVG-LP (Denton and Fergus 2018, https://arxiv.org/abs/1802.07687).
 
-    A frame's latent z_t says what changes from the frame before it; the first frame is given, and has itself before it.
+    A frame's latent z_t describes the change from the frame before it. The first frame counts as its own predecessor.
     The encoder sees frame t; the prior sees the frames up to t - 1 and the actions up to a_(t-1), in a recurrent state.
-    Prediction draws the prior's mean. The tokenizer rebuilds each frame from its tokens alone.
+    Predictions use the prior's mean. The tokenizer rebuilds each frame from its tokens alone.
 
     Args:
-        settings: sizes.
-        mean_frame: (C, H, W), of the training frames.
+        settings: the sizes of the model.
+        mean_frame: the mean of the training frames, (C, H, W).
     """
 
     mean_frame: Tensor
@@ -62,14 +74,14 @@ class WorldModel(nn.Module):
         self.motion = nn.Sequential(nn.Conv2d(2 * F, F, 3, 1, 1), nn.ReLU(), nn.Conv2d(F, F // 4, 1), nn.ReLU())
         self.points = Points(settings.channels, settings.points)
         self.summary = nn.Sequential(nn.Linear(S * F + F // 4 * len(self.places), H), nn.ReLU())
-        self.known = H + 2 * settings.points  # numbers that are known of a frame
+        self.known = H + 2 * settings.points  # length of the summary of a frame
         state = H + 2 * settings.points + settings.actions
         self.first_state = nn.Parameter(torch.zeros(state))
         self.memory = nn.GRUCell(self.known + settings.actions, H)
         self.posterior = nn.Sequential(nn.Linear(self.known + state, H), nn.ReLU(), _quiet(nn.Linear(H, 2 * D)))
         self.prior_hidden = nn.Sequential(nn.Linear(state, H), nn.ReLU())
-        # What is expected has parameters of its own: it cancels in every KL, whose large gradients would drown the
-        # reconstruction's in Adam's averages.
+        # The expected latent has its own parameters. It cancels in every KL divergence, so the large gradients of those
+        # divergences do not enter Adam's averages for these parameters and drown the reconstruction's gradients.
         self.expectation = nn.Linear(H, D)
         self.components = _quiet(nn.Linear(H, 2 * K * D))
         self.sticks = nn.Linear(H, 2 * (K - 1))
@@ -81,7 +93,7 @@ class WorldModel(nn.Module):
 
     @property
     def shared(self) -> list[nn.Parameter]:
-        """The parameters that make features and slots: what a balancer balances."""
+        """The parameters that compute features and slots. A balancer combines the gradients on these."""
         return [*self.trunk.parameters(), *self.position.parameters(), *self.slot_attention.parameters()]
 
     def forward_sequence(
@@ -91,17 +103,17 @@ class WorldModel(nn.Module):
         hidden: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> ModelOutputs:
-        """Everything but the adversarial outputs.
+        """Compute all outputs except the adversarial ones.
 
-        A frame that is hidden has the prior's mean for its posterior's: the bound is one for any q, and so the prior
-        learns from the reconstruction to predict. The variance stays the posterior's own, as noise of the prior's size
-        would teach the prior to have none.
+        The posterior of a hidden frame has the prior's mean. The ELBO is a valid bound for any posterior q, and this
+        choice lets the prior learn to predict from the reconstruction loss. The posterior keeps its own variance:
+        noise with the prior's variance would teach the prior to have none.
 
         Args:
-            observations: (B, T, C, H, W), from 0 to 1.
-            actions: (B, T, A), one-hot: the action of a frame leads to the next one.
-            hidden: (B, T), bool. Default: none is.
-            generator: of the latents' noise. Default: PyTorch's own.
+            observations: frames (B, T, C, H, W), from 0 to 1.
+            actions: one-hot actions (B, T, A). The action of a frame leads to the next frame.
+            hidden: which frames are hidden, (B, T), bool. Default: none of them.
+            generator: the source of the latents' noise. Default: PyTorch's global generator.
         """
         B, T = observations.shape[:2]
 
@@ -111,22 +123,15 @@ class WorldModel(nn.Module):
         seen, flat, slots, maps = self.look(observations.flatten(0, 1))
         seen_before = features_before(seen, B, T)
         summary = steps(self.summarise(slots, seen, seen_before))  # (B, T, known)
-        states = self.remember(summary, actions)  # (B, T + 1, ...), the first before the first frame
+        states = self.remember(summary, actions)  # (B, T + 1, ...)
         prior = self.prior(states[:, :-1])
         unseen = torch.zeros(B, T, 1, dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
         surprise, log_variance = self.posterior(
             torch.cat([summary.masked_fill(unseen, 0.0), states[:, :-1]], -1)
         ).chunk(2, -1)
-        mean = prior.expected + surprise.masked_fill(unseen, 0.0)  # what was expected, and how it differs from that
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        latent = mean + (0.5 * log_variance).exp() * noise
-
-        log_weights = expected_log_weights(prior.stick_a, prior.stick_b)
-        distances = gaussian_kl(mean.unsqueeze(-2), log_variance.unsqueeze(-2), prior.mean, prior.log_variance)
-        responsibilities = (log_weights - distances).softmax(-1)
-        if hidden is not None:
-            responsibilities = torch.where(hidden.unsqueeze(-1), log_weights.softmax(-1), responsibilities)
-
+        mean = prior.expected + surprise.masked_fill(unseen, 0.0)
+        latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        responsibilities = prior.responsibilities(mean, log_variance, unseen)
         reconstruction = self.decoder(latent.flatten(0, 1), seen_before)
         predicted = self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach())
         encoding, code, index, drawn = self.tokenizer(flat)
@@ -153,13 +158,19 @@ class WorldModel(nn.Module):
         }
 
     def summarise(self, slots: Tensor, seen: Features, seen_before: Features) -> Tensor:
-        """What is known of a frame, (N, known), of its slots (N, S, F), its features and those before."""
+        """Summaries of frames (N, known).
+
+        Args:
+            slots: the slots of the frames, (N, S, F).
+            seen: the features of the frames.
+            seen_before: the features of the frames before them.
+        """
         motion = self.motion(torch.cat([seen.patches, seen_before.patches], 1))
         summary = self.summary(torch.cat([slots.flatten(1), motion.flatten(1)], -1))
         return torch.cat([summary, self.points(seen.frames, seen_before.frames)], -1)
 
     def remember(self, known: Tensor, actions: Tensor) -> Tensor:
-        """States (B, T + 1, ...): before the first frame, and after each with its action."""
+        """States (B, T + 1, ...): the first is before the first frame, each other one after a frame and its action."""
         state = self.first_state.expand(len(known), -1)
         states = [state]
         for seen, action in zip(known.unbind(1), actions.unbind(1), strict=True):
@@ -168,13 +179,13 @@ class WorldModel(nn.Module):
         return torch.stack(states, 1)
 
     def advance(self, state: Tensor, known: Tensor, action: Tensor) -> Tensor:
-        """The state after a frame of which this is known, and its action: memory, and both as they are."""
+        """The state after one more frame, with the summary `known`, and its action."""
         H = self.memory.hidden_size
         memory = self.memory(torch.cat([known, action], -1), state[:, :H])
         return torch.cat([memory, known[:, H:], action], -1)
 
     def prior(self, state: Tensor) -> Prior:
-        """Of the next latent, given the state."""
+        """The prior of the next latent, given the state."""
         hidden = self.prior_hidden(state)
         components = torch.unflatten(self.components(hidden), -1, (2, self.settings.components, -1))
         offset, log_variance = components.unbind(-3)  # (..., K, D)
@@ -184,11 +195,11 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def next_frames(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """What is predicted for each next frame, (B, T, C, H, W), of the frames up to it and their actions.
+        """Predict for each frame the next one, (B, T, C, H, W), from all frames and actions so far.
 
         Args:
-            observations: (B, T, C, H, W).
-            actions: (B, T, A).
+            observations: frames (B, T, C, H, W).
+            actions: actions (B, T, A).
         """
         B, T = observations.shape[:2]
         seen, _, slots, _ = self.look(observations.flatten(0, 1))
@@ -199,11 +210,11 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def roll_out(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Frames (B, L, C, H, W) that follow the given ones if the actions are taken: each is looked at for the next.
+        """Predict the L frames (B, L, C, H, W) that follow. Each predicted frame is an input for the next one.
 
         Args:
-            observations: (B, T, C, H, W), the context.
-            actions: (B, T + L - 1, A): those of the context, and the L - 1 after it.
+            observations: the frames of the context, (B, T, C, H, W).
+            actions: the actions of the context and the L - 1 actions after it, (B, T + L - 1, A).
         """
         B, T = observations.shape[:2]
         seen, _, slots, _ = self.look(observations.flatten(0, 1))
@@ -221,7 +232,7 @@ class WorldModel(nn.Module):
         return torch.stack(following, 1)
 
     def look(self, frames: Tensor) -> tuple[Features, Tensor, Tensor, Tensor]:
-        """Features of frames (N, C, H, W), placed patches (N, P, F), slots (N, S, F) and maps (N, S, h, w)."""
+        """Features of frames (N, C, H, W); patches with positions (N, P, F), slots (N, S, F) and maps (N, S, h, w)."""
         seen = self.trunk(frames)
         patches = seen.patches.flatten(2).mT + self.position(self.places)
         slots, maps = self.slot_attention(patches)
@@ -229,17 +240,17 @@ class WorldModel(nn.Module):
 
 
 def frames_before(sequence: Tensor) -> Tensor:
-    """Of (B, T, ...) the frames before, (B, T, ...); the first has itself."""
+    """Shift a sequence (B, T, ...) by one frame, so that each place has the frame before. The first frame stays."""
     return torch.cat([sequence[:, :1], sequence[:, :-1]], 1)
 
 
 def features_before(seen: Features, sequences: int, frames: int) -> Features:
-    """Of the features of B sequences of T frames, (B T, ...), those of the frames before."""
+    """Features of the frames before, given the features (B T, ...) of B sequences of T frames."""
     return Features(*(frames_before(torch.unflatten(each, 0, (sequences, frames))).flatten(0, 1) for each in seen))
 
 
 def places(grid: tuple[int, int], waves: int = 3) -> Tensor:
-    """Where each position is, (h w, 4 waves): sines and cosines of 1/2, 1, 2, ... waves down and across."""
+    """An encoding of each position (h w, 4 waves): sines and cosines of 1/2, 1, 2, ... waves down and across."""
     axes = [(torch.arange(size) + 0.5) / size for size in grid]
     down, across = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))
     angles = torch.stack([place * math.pi * 2**wave for place in (down, across) for wave in range(waves)], -1)
@@ -248,7 +259,7 @@ def places(grid: tuple[int, int], waves: int = 3) -> Tensor:
 
 @torch.no_grad()
 def _quiet(layer: nn.Linear) -> nn.Linear:
-    """`layer`, whose outputs begin as small means and low log-variances."""
+    """Set the first weights of `layer` so that its outputs are small means and low log-variances."""
     layer.weight *= 0.1
     layer.bias[: len(layer.bias) // 2] = 0.0
     layer.bias[len(layer.bias) // 2 :] = FIRST_LOG_VARIANCE

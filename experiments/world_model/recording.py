@@ -1,4 +1,4 @@
-"""Video of the landers with actions, recorded once and kept on disk."""
+"""Video of the landers and the actions that were taken. It is recorded once and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from mtrl import checkpoint
 from mtrl.files import one_line
 
 KIND = "video"
-POOL = 10  # pixels of the game, each way, that make one of the video
+POOL = 10  # a pixel of the video is the mean of 10 x 10 pixels of the game
 HEIGHT, WIDTH, CHANNELS = 400 // POOL, 600 // POOL, 3
 ACTIONS = 4
-LONGEST = 80  # frames of an episode: a lander that hovers for ever shows nothing new
-HELD_OUT_EVERY = 5  # the fifth episode of a task, the tenth and so on are not trained on
-CARELESSNESS = (0.1, 0.3, 0.6, 1.0)  # shares of random actions, by turns: from fair landings to falls
-PARTICLE_AGE = 0.15  # what the game takes from a particle's life each time it draws it
+LONGEST = 80  # frames of an episode at most, because a lander that keeps hovering shows nothing new
+HELD_OUT_EVERY = 5  # every fifth episode of a task is held out from training
+CARELESSNESS = (0.1, 0.3, 0.6, 1.0)  # shares of random actions, one episode each in turn: from good landings to falls
+PARTICLE_AGE = 0.15  # the game subtracts this from a particle's life each time it draws the particle
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """What is recorded. The same settings give the same video."""
+    """The settings of a video. The same settings give the same video."""
 
     tasks: tuple[str, ...]
-    frames: int  # over all tasks
-    frame_skip: int  # steps of the environment from frame to frame, all with the frame's action
+    frames: int  # number of frames over all tasks
+    frame_skip: int  # environment steps from one frame to the next, all with the frame's action
     seed: int
 
     @property
     def file_name(self) -> str:
-        """Where it is kept, within a folder."""
+        """The name of the recording's file."""
         return f"{'-'.join(self.tasks)}_{self.frames}x{self.frame_skip}_seed_{self.seed}.zip"
 
 
 @dataclass(frozen=True)
 class Video:
-    """Episodes, frame after frame.
+    """N frames of E episodes, one episode after the other.
 
     Attributes:
         frames: (N, H, W, C), uint8.
-        actions: (N,), uint8: what leads from a frame to the next; without meaning at an episode's last.
-        starts: (E,), int64, of the episodes' first frames.
-        episode_tasks: (E,), int64: which task each is of.
-        settings: how it was made.
+        actions: the action after each frame, (N,), uint8. At the last frame of an episode it has no meaning.
+        starts: the index of each episode's first frame, (E,), int64.
+        episode_tasks: the index of each episode's task, (E,), int64.
+        settings: the settings that the video was recorded with.
     """
 
     frames: NDArray[np.uint8]
@@ -64,10 +64,10 @@ class Video:
     settings: VideoSettings
 
     def __post_init__(self) -> None:
-        """Check that the parts fit.
+        """Check that the arrays fit each other.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they do not fit.
         """
         frames, episodes = len(self.frames), len(self.starts)
         expected: list[tuple[NDArray[Any], type, tuple[int, ...]]] = [
@@ -85,7 +85,7 @@ class Video:
             raise ValueError("an action or task is out of range")
 
     def episodes(self, held_out: bool) -> list[tuple[int, slice]]:
-        """Task and frames of each episode that is trained on, or of those that are held out."""
+        """The task and the frames of each training episode, or of each held-out episode."""
         ends = np.append(self.starts[1:], len(self.frames))
         found, counts = [], [0] * len(self.settings.tasks)
         for task, start, end in zip(self.episode_tasks.tolist(), self.starts.tolist(), ends.tolist(), strict=True):
@@ -95,10 +95,10 @@ class Video:
         return found
 
     def windows(self, length: int, held_out: bool) -> NDArray[np.int64]:
-        """The frames (P,) at which `length` frames of one episode begin.
+        """The indices (P,) of all frames from which on an episode has at least `length` frames.
 
         Raises:
-            UsageError: no episode is that long.
+            UsageError: no episode has that many frames.
         """
         spans = [range(part.start, part.stop - length + 1) for _, part in self.episodes(held_out)]
         starts = np.array([start for span in spans for start in span], np.int64)
@@ -108,14 +108,14 @@ class Video:
         return starts
 
     def sequences(self, starts: NDArray[np.int64], length: int) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, C, H, W) from 0 to 1 and one-hot actions (B, T, 4) that begin at `starts` (B,)."""
+        """Frames (B, T, C, H, W) from 0 to 1 and one-hot actions (B, T, 4) of sequences that begin at `starts` (B,)."""
         index = starts[:, None] + np.arange(length)  # (B, T)
         frames = torch.from_numpy(self.frames[index]).movedim(-1, 2).float().div_(255)
         actions = torch.nn.functional.one_hot(torch.from_numpy(self.actions[index]).long(), ACTIONS).float()
         return frames, actions
 
     def mean_frame(self) -> Tensor:
-        """(C, H, W), mean of the frames that are trained on, from 0 to 1."""
+        """The mean of the training frames, (C, H, W), from 0 to 1."""
         parts = [self.frames[part] for _, part in self.episodes(held_out=False)]
         mean = sum(part.sum(0, dtype=np.float64) for part in parts) / sum(map(len, parts))
         return torch.from_numpy(mean / 255).movedim(-1, 0).float()
@@ -124,16 +124,17 @@ class Video:
 def load_or_record(
     folder: Path, settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None
 ) -> Video:
-    """The recording of these settings in `folder`, made if it is not there.
+    """Read the recording with these settings from `folder`, or record it if there is none.
 
     Args:
-        folder: where recordings are kept.
-        settings: what to record.
-        shortest: frames an episode has at least; shorter ones are left out.
-        progress: called with the number of frames that have been added.
+        folder: the folder of recordings.
+        settings: the settings of the video.
+        shortest: the least number of frames of an episode; shorter episodes are left out.
+        progress: a function that is called with the number of frames of each new episode. Default: one that does
+            nothing.
 
     Raises:
-        UsageError: the file is damaged or something else; it is left as it is.
+        UsageError: the file is damaged or holds something else. It is not changed.
     """
     path = folder / settings.file_name
     if path.exists():
@@ -145,10 +146,10 @@ def load_or_record(
 
 
 def read(path: Path, settings: VideoSettings) -> Video:
-    """The recording in `path`.
+    """Read the recording in `path`.
 
     Raises:
-        UsageError: it is not one of these settings, or is damaged.
+        UsageError: it has other settings, or is damaged.
     """
     try:
         state = checkpoint.load(path)
@@ -161,18 +162,18 @@ def read(path: Path, settings: VideoSettings) -> Video:
 
 
 def record(settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None) -> Video:
-    """Fly all tasks in turn, each for its share of the frames."""
+    """Record episodes of one task after the other, each for its share of the frames. See `load_or_record`."""
     frames: list[NDArray[np.uint8]] = []
     actions: list[int] = []
     starts, episode_tasks = [], []
     tasks = get_tasks(settings.tasks)
     for index, task in enumerate(tasks):
         env = make_task_env(task, render_mode="rgb_array")
-        # Seeds of a task do not depend on the others.
+        # The seeds of a task do not depend on how many episodes the other tasks have.
         rng = np.random.default_rng((settings.seed, index))
         last = settings.frames * (index + 1) // len(tasks)
         try:
-            for number in range(settings.frames):  # more episodes than can be needed
+            for number in range(settings.frames):  # the loop breaks long before its end
                 if last - len(frames) < shortest:
                     break
                 carelessness = CARELESSNESS[number % len(CARELESSNESS)]
@@ -191,9 +192,9 @@ def record(settings: VideoSettings, shortest: int, progress: Callable[[int], Non
 def fly(
     env: TaskEnv, rng: np.random.Generator, frame_skip: int, carelessness: float, longest: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Frames (H, W, C) of an episode, and the action that leads on from each.
+    """Yield the frames (H, W, C) of an episode, each with the action that follows.
 
-    Gymnasium's own pilot chooses it, or chance, in a share `carelessness` of the frames.
+    In a share `carelessness` of the frames the action is random; otherwise Gymnasium's own pilot chooses it.
     """
     game = cast(LunarLander, env.unwrapped)
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -206,11 +207,11 @@ def fly(
             if terminated or truncated:
                 return
             if step < frame_skip - 1:
-                # Sparks age as they are drawn; they are to live as long as in a game that is drawn at every step.
+                # Sparks age when they are drawn. Here they age as in a game that is drawn at every step.
                 for particle in game.particles:
                     particle.ttl -= PARTICLE_AGE
 
 
 def pooled(picture: Any) -> NDArray[np.uint8]:
-    """The game's picture (400, 600, 3), with the mean of every 10 x 10 pixels as one."""
+    """Shrink the game's picture (400, 600, 3) to (40, 60, 3) by the mean over blocks of 10 x 10 pixels."""
     return np.asarray(Image.fromarray(picture).reduce(POOL))

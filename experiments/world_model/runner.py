@@ -48,7 +48,7 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     config = config.shortened()
-    find_balancer(config.balancer)
+    find_balancer(config)
     _refuse_short_video(config)
     run = RunFolder(
         config.run_dir,

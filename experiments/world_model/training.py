@@ -1,4 +1,4 @@
-"""A world model in training: what an update is, and the state between two of them."""
+"""A world model in training: its updates, and the state that is kept between them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.program.flags import UsageError
+from experiments.program.balancer_options import balancer_from
 from experiments.world_model.config import WorldModelConfig
-from experiments.world_model.discriminator import PatchDiscriminator, judged
+from experiments.world_model.discriminator import PatchDiscriminator, discriminator_loss, judged
 from experiments.world_model.frames import ModelSettings
 from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import ACTIONS, CHANNELS, HEIGHT, WIDTH, Video
-from mtrl import Balancer, checkpoint, make_balancer
+from mtrl import Balancer, checkpoint
 from mtrl.files import one_line
 from mtrl.losses import (
     TASKS,
@@ -29,35 +29,35 @@ from mtrl.losses import (
 )
 
 KIND = "world_model"
-DISCRIMINATOR_RATE = 0.25  # times the model's learning rate: a discriminator that is always right teaches nothing
-LAST_RATE = 0.05  # of the first, at the end
+DISCRIMINATOR_RATE = 0.25  # share of the model's learning rate; a discriminator that is always right teaches nothing
+LAST_RATE = 0.05  # learning rate at the end, as a share of the first one
 
 
 class Trainer:
-    """Model, discriminator and balancer, each with what its updates need.
+    """Trains the model and the discriminator.
 
-    Everything random comes from `config.seed`, and nothing but the balancer depends on the balancer.
+    All random numbers depend on `config.seed` alone, and are the same for every balancer.
 
     Args:
-        config: what to train.
-        video: the video.
+        config: the settings of the run.
+        video: the video to train on.
 
     Attributes:
-        steps: updates so far.
+        steps: the number of updates so far.
 
     Raises:
-        UsageError: the balancer is unknown, or the video too short.
+        UsageError: the balancer or one of its options is wrong, or the video is too short.
     """
 
     def __init__(self, config: WorldModelConfig, video: Video) -> None:
         self.config = config
         self.video = video
-        self.balancer = find_balancer(config.balancer)
+        self.balancer = find_balancer(config)
         self.steps = 0
-        with torch.random.fork_rng(devices=[]):  # PyTorch's own generator is left as it was
+        with torch.random.fork_rng(devices=[]):  # PyTorch's global generator is not changed
             torch.manual_seed(config.seed)
             self.model = WorldModel(ModelSettings(HEIGHT, WIDTH, CHANNELS, ACTIONS), video.mean_frame())
-            self.discriminator = PatchDiscriminator(CHANNELS, features=32)
+            self.discriminator = PatchDiscriminator(CHANNELS, (16, 32))
         self.aggregator = LossAggregator(ELBOLoss(config.observation_std), PerceiverLoss(config.observation_std))
         groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate)
         self._optimizer = torch.optim.Adam(groups)
@@ -75,12 +75,12 @@ class Trainer:
         return self._optimizer, self._judge_optimizer
 
     def update(self) -> dict[str, Tensor]:
-        """One step of the model and one of the discriminator; all losses before them, each ()."""
+        """Update the model and the discriminator once, and return all losses from before the update, each ()."""
         config, generator = self.config, self._generator
         chosen = torch.randint(len(self._starts), (config.sequences,), generator=generator).numpy()
         observations, actions = self.video.sequences(self._starts[chosen], config.length)
         hidden = torch.rand(observations.shape[:2], generator=generator) < config.hidden_share
-        hidden[:, 0] = False  # nothing could be known of it
+        hidden[:, 0] = False  # the first frame has no past to predict it from
         outputs = self.model.forward_sequence(observations, actions, hidden, generator)
         losses = self.update_model(outputs, observations)
         self.model.tokenizer.revive(outputs["token_encoding"], outputs["token_index"], generator)
@@ -91,28 +91,26 @@ class Trainer:
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update_model(self, outputs: ModelOutputs, observations: Tensor) -> dict[str, Tensor]:
-        """A step of the model alone, on the balanced gradient; its losses."""
+        """Update the model alone with the balanced gradient, and return its losses."""
         outputs = judged(outputs, self.discriminator, observations)
         losses, task_losses = self.aggregator.compute_losses(
             outputs, observations, beta=self._beta(self.steps), lambda_gan=self.config.lambda_gan
         )
         self._optimizer.zero_grad()
-        self.balancer.backward(task_losses, self.model.shared)  # decoders and dynamics get their ordinary gradients
+        self.balancer.backward(task_losses, self.model.shared)  # decoders and dynamics get ordinary gradients
         self._optimizer.step()
         return losses
 
     def update_discriminator(self, observations: Tensor, reconstruction: Tensor) -> Tensor:
-        """A step of the discriminator alone; its loss ()."""
-        real, _ = self.discriminator(observations)
-        fake, _ = self.discriminator(reconstruction.detach())
-        loss = self.aggregator.adversarial.discriminator(real, fake)
+        """Update the discriminator alone, and return its loss ()."""
+        loss = discriminator_loss(self.discriminator, self.aggregator.adversarial, observations, reconstruction)
         self._judge_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._judge_optimizer.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on."""
+        """Everything that the remaining updates depend on."""
         return {
             "steps": self.steps,
             "model": self.model.state_dict(),
@@ -123,7 +121,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state_dict` returned."""
         self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.discriminator.load_state_dict(state["discriminator"])
@@ -135,15 +133,15 @@ class Trainer:
         self._generator.set_state(state["generator"])
 
     def save(self, path: Path) -> None:
-        """Write the model, as `load_model` reads it."""
+        """Write the model to a file that `load_model` reads."""
         checkpoint.save(path, {"kind": KIND, "model": asdict(self.model.settings), "weights": self.model.state_dict()})
 
 
 def load_model(path: Path) -> WorldModel:
-    """The model that `Trainer.save` wrote.
+    """Load a model that `Trainer.save` wrote.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind.
+        CheckpointError: the file is missing, is damaged, or holds something else.
     """
     state = checkpoint.load(path)
     if state.get("kind") != KIND:
@@ -158,13 +156,10 @@ def load_model(path: Path) -> WorldModel:
     return model
 
 
-def find_balancer(name: str) -> Balancer:
-    """The balancer of that name for the four objectives.
+def find_balancer(config: WorldModelConfig) -> Balancer:
+    """Make the balancer for the four objectives.
 
     Raises:
-        UsageError: there is none.
+        UsageError: its name or an option is unknown, or the value of an option is wrong.
     """
-    try:
-        return make_balancer(name, len(TASKS))
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return balancer_from(config.balancer, len(TASKS), config.balancer_options)

@@ -42,7 +42,7 @@ def test_without_wandb_its_row_is_left_out_with_one_line(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--seconds 0", "seconds is 0; it must be above 0 and finite"),
+        ("--seconds 0", "seconds is 0.0; it must be above 0 and finite"),
         ("--rounds 0", "rounds is 0; it must be at least 1"),
         ("--seed -1", "seed is -1; it must be at least 0"),
         ("--json /", "'/' is a folder; figures need a file"),

@@ -6,18 +6,9 @@ import pytest
 import torch
 
 from benchmarks import scaling
-from benchmarks.scaling import (
-    BALANCERS,
-    CHAIN,
-    LOW_MEMORY,
-    PLAIN,
-    TORCHJD,
-    Problem,
-    Shape,
-    exponents,
-    fit_exponents,
-    main,
-)
+from benchmarks.growth import Exponents, fit_exponents
+from benchmarks.perceptron import BALANCERS, CHAIN, LOW_MEMORY, PLAIN, TORCHJD, Problem, Shape
+from benchmarks.scaling import exponents, main
 
 CASES = (PLAIN, *BALANCERS, CHAIN, LOW_MEMORY, TORCHJD)
 
@@ -30,9 +21,9 @@ def test_fitted_exponents_are_those_of_a_power_law() -> None:
 
 
 def test_what_was_not_varied_has_no_exponent() -> None:
-    assert fit_exponents([2, 2], [10, 100], [1, 100]) == scaling.Exponents(None, pytest.approx(2.0))
-    assert fit_exponents([1, 4], [10, 10], [3, 6]) == scaling.Exponents(pytest.approx(0.5), None)
-    nothing = scaling.Exponents(None, None)
+    assert fit_exponents([2, 2], [10, 100], [1, 100]) == Exponents(None, pytest.approx(2.0))
+    assert fit_exponents([1, 4], [10, 10], [3, 6]) == Exponents(pytest.approx(0.5), None)
+    nothing = Exponents(None, None)
     assert fit_exponents([], [], []) == fit_exponents([2], [10], [1]) == nothing
     assert fit_exponents([2, 4, 8], [10, 100, 1000], [1, 2, 4]) == nothing  # both only together
 
@@ -47,8 +38,8 @@ def test_exponents_leave_out_what_is_missing_or_tiny() -> None:
     one = scaling.Measurement(50, 8, 4, 100, 1, 1, 1.0, 1.0)
     one.cases["case"] = scaling.Figures(note="left out")
     found = exponents([*measurements, one], ["case"])["case"]
-    assert found["seconds"] == scaling.Exponents(pytest.approx(1.0), pytest.approx(0.5))
-    assert found["mebibytes"] == scaling.Exponents(None, None)
+    assert found["seconds"] == Exponents(pytest.approx(1.0), pytest.approx(0.5))
+    assert found["mebibytes"] == Exponents(None, None)
 
 
 @pytest.mark.parametrize("case", ["equal", CHAIN, LOW_MEMORY, TORCHJD])
@@ -113,7 +104,7 @@ def test_the_command_prints_and_writes_its_figures(
         ("--json /dev/null/x", "'/dev/null' is a file; figures need a folder"),
         ("--tasks 0", "tasks are (0,); give at least one, each at least 1"),
         ("--widths", "widths are (); give at least one, each at least 2"),
-        ("--limit 0", "limit is 0; it must be above 0"),
+        ("--limit 0", "limit is 0.0; it must be above 0"),
         ("--rounds 0", "rounds is 0; it must be at least 1"),
         ("--width 3", "unrecognized argument '--width'; did you mean --widths?"),
     ],

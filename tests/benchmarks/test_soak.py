@@ -113,7 +113,7 @@ def test_the_command_samples_a_run_draws_and_writes(tmp_path: Path, capsys: pyte
     [
         ("--plot /", "'/' is a folder; figures need a file"),
         ("--json /dev/null/x", "'/dev/null' is a file; figures need a folder"),
-        ("--interval 0", "interval is 0; it must be above 0 and finite"),
+        ("--interval 0", "interval is 0.0; it must be above 0 and finite"),
         ("--total-steps 30000", "total_steps is 30000; the replay is full only after 30024"),
         ("--buffer-size 0", "buffer_size is 0; it must be at least 48: 16 for each of 3 tasks"),
         ("--seed -1", "seed is -1; it must be at least 0"),

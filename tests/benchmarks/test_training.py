@@ -146,7 +146,7 @@ def test_two_processes_at_once() -> None:
     [
         ("--json /", "'/' is a folder; figures need a file"),
         ("--json /dev/null/x", "'/dev/null' is a file; figures need a folder"),
-        ("--seconds 0", "seconds is 0; it must be above 0 and finite"),
+        ("--seconds 0", "seconds is 0.0; it must be above 0 and finite"),
         ("--rounds 0", "rounds is 0; it must be at least 1"),
         ("--seed -1", "seed is -1; it must be at least 0"),
         ("--second 3", "unrecognized argument '--second'; did you mean --seconds?"),

@@ -478,7 +478,7 @@ def test_studies(name: str, root: Path, template: Path, monkeypatch: pytest.Monk
     for figure in ("learning_curves", "heat_maps", "gradient_arrows", "transfer", "valley_paths", "feature_use"):
         monkeypatch.setattr(experiments.studies.figures, figure, lambda *_, **__: Figure())
     module = importlib.import_module(f"experiments.studies.{name}")
-    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config") and n != "StudyConfig")
+    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config") and c.__module__ == module.__name__)
     fuzz(module.main, config_type, root, template, LISTS["study"], 420 + STUDIES.index(name), ["--quick", "--quiet"])
 
 
@@ -522,7 +522,7 @@ def test_demonstrations(
 ) -> None:
     monkeypatch.setattr(Balancer, "backward", lambda self, losses, _: torch.ones(len(losses)))
     module = importlib.import_module(f"experiments.demonstrations.{name}")
-    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config"))
+    (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config") and c.__module__ == module.__name__)
     fuzz(module.main, config_type, root, template, LISTS["demonstration"], 440 + len(name), light)
 
 

@@ -563,6 +563,7 @@ def test_what_cannot_be_asked_for_is_refused(argv, message, tmp_path, capsys):
     [
         ("{alpha: -1}", "alpha is -1; it must be between 0 and 100"),
         ("{beta: 1}", "balancer 'gradnorm' has no argument 'beta'; it has alpha"),
+        ("{alhpa: 1}", "balancer 'gradnorm' has no argument 'alhpa'; did you mean 'alpha'?"),
         ("{alpha: abc}", "alpha is 'abc'; it must be a number, between 0 and 100"),
     ],
 )
@@ -573,6 +574,8 @@ def test_options_of_the_balancer_are_its_own(options, message, tmp_path, capsys)
     found = load_settings(TrainConfig(config=Path("c.yaml")), "synthetic")
     assert Learner(found, 0).balancer.alpha == 0
     assert Learner(found, 0, "equal").balancer_name == "equal"
+    found = load_settings(TrainConfig(config=Path("c.yaml"), balancer_options=("alpha=2",)), "synthetic")
+    assert Learner(found, 0).balancer.alpha == 2
 
 
 def test_a_number_that_is_not_finite_ends_with_one_line_and_status_1(tmp_path, capsys):
