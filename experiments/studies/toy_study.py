@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,22 +35,24 @@ OPTIONS: dict[str, dict[str, Any]] = {f"{PREFIX}CAGrad": {"c": 0.5}}  # as in CA
 SETTLED = 2000  # a path ends so many updates after it has reached the front
 FARTHEST = 1e6  # a parameter beyond this has left the plane
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's defaults
+NEARLY = 0.2  # a hundredth of the losses' range over the Pareto set
 PANELS = 5  # side by side
 
 SETTING = """\
 Two losses of two parameters from CAGrad (Liu et al. 2021), the first one multiplied by {scale}, and the five starts of
 Nash-MTL (Navon et al. 2022, Figure 1 and appendix B): {steps:,} updates by Adam at {learning_rate}. In the upper half
 plane each loss has a narrow ravine, in which the gradient of one task is very large; in the lower half plane both are
-parabolas. The second loss has the sign of the {source}.
+parabolas. The second loss has the sign of tanh that {source}.
 
-A path has **reached the front** when it comes within {tolerance} of the Pareto set in the plane of the parameters; it
-ends {settled:,} updates later. Every balancer has its own defaults (`torchjd:CAGrad`: c = 0.5). AIM learns without a
-guidance loss, as the problem has no held-out data. GradNorm and AIM look at the size of the losses, which they need to
-be at least 0: they see each loss minus its lower bound ({first_bound:g} and {bound:g}). {hold}"""
+A path has **reached the front** when it comes within {tolerance} of the Pareto set in the plane of the parameters, and
+it ends {settled:,} updates later. The balancers have their own defaults, and `torchjd:CAGrad` has c = 0.5. AIM learns
+without a guidance loss, as the problem has no held-out data. GradNorm and AIM look at the size of the losses, which
+must be at least 0: they see each loss minus its lower bound ({first_bound:g} and {bound:g}).{hold} In the ravines a
+path depends on rounding: another machine may give other numbers, and another answer where one is close."""
 
-HOLD = """\
-TorchJD's balancers compute their weights at every {hold}th update and keep them in between, as Nash-MTL-50 does in its
-paper; `--hold 1` computes them at every update."""
+HOLD = """ TorchJD's
+balancers compute their weights at every {hold}th update and keep them in between, as Nash-MTL-50 does in its paper;
+`--hold 1` computes them at every update."""
 
 
 @dataclass(frozen=True)
@@ -131,42 +134,67 @@ def study(config: ToyConfig) -> int:
                     )
                     return 1
                 bar.advance(row)
-    text = report(paths, config)
+    text = report(paths, config, toy, front)
     write(config, text, paths, toy, front)
     if not config.quiet:
         print(f"\n{text}\nresults in {config.output_dir}")
     return 0
 
 
-def report(paths: Mapping[str, Sequence[Path2D]], config: ToyConfig) -> str:
+def gap(path: Path2D, toy: Toy, front: ParetoSet) -> float:
+    """How much both losses, before their factors, could still fall together from the end of the path.
+
+    It is the largest number by which a point of the front is lower in both losses, and at most 0 on the front itself.
+    """
+    factors = (toy.scale, 1.0)
+    below = (np.array(toy.losses(*path.points[-1].tolist())) - toy.along(front.points)) / factors
+    return float(below.min(1).max())
+
+
+def report(paths: Mapping[str, Sequence[Path2D]], config: ToyConfig, toy: Toy, front: ParetoSet) -> str:
     """The contents of report.md."""
     starts = [f"({x:g}, {y:g})" for x, y in STARTS]
     held = any(name.startswith(PREFIX) for name in paths) and config.hold > 1
     setting = SETTING.format(
         **config.settings | {"hold": HOLD.format(hold=config.hold) if held else ""},
-        source="authors' programs (their papers print the other one)" if config.formula == "program" else "papers",
+        source="the authors' programs compute; their papers print the other one"
+        if config.formula == "program"
+        else "the papers print; the authors' programs compute the other one",
         settled=SETTLED,
         bound=LOWER_BOUND,
         first_bound=config.scale * LOWER_BOUND,
     )
     counts = {name: sum(path.arrived is not None for path in of) for name, of in paths.items()}
-    arrivals, ends = [], []
+    arrivals, ends, gaps, nearly = [], [], [], []
     for name, of in paths.items():
         reached = ["-" if path.arrived is None else f"{path.arrived:,}" for path in of]
         arrivals.append([name, *reached, f"{counts[name]} of {len(STARTS)}"])
         ends.append([name, *(f"({x:.2f}, {y:.2f})" for x, y in (path.points[-1] for path in of))])
+        left = [max(gap(path, toy, front), 0.0) for path in of]
+        gaps.append([name, *(f"{each:.3f}" for each in left)])
+        nearly += [
+            f"{name} from {start}"
+            for start, path, each in zip(starts, of, left, strict=True)
+            if path.arrived is None and each <= NEARLY
+        ]
     by_count = [
         f"- from {count} of {len(STARTS)} starts: {', '.join(name for name, own in counts.items() if own == count)}"
         for count in sorted(set(counts.values()), reverse=True)
     ]
     parts = [
         "# Toy: two losses, five starts, who reaches the Pareto front",
-        setting.strip(),
+        *(textwrap.fill(paragraph, 120) for paragraph in setting.split("\n\n")),
         "## Updates until the front is reached, by start",
         table(["balancer", *starts, "reached"], arrivals),
         "The front is reached\n\n" + "\n".join(by_count),
         "## Where the paths end",
         table(["balancer", *starts], ends),
+        "## How much both losses could still fall together at the end",
+        f"Before their factors; over the Pareto set each loss runs through {-LOWER_BOUND:g}.",
+        table(["balancer", *starts], gaps),
+        f"Some paths end more than {config.tolerance:g} away from the Pareto set and have at most {NEARLY:g} left to"
+        " fall, a hundredth of that range,\nbecause the valley is nearly flat along θ₂:\n\n"
+        + ("\n".join(f"- {path}" for path in nearly) or "- none"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -185,13 +213,13 @@ def write(config: ToyConfig, text: str, paths: Mapping[str, Sequence[Path2D]], t
                 "updates": len(path.points) - 1,
                 "end": path.points[-1].tolist(),
                 "losses": list(toy.losses(*path.points[-1].tolist())),
+                "gap": gap(path, toy, front),
             }
             for start, path in zip(STARTS, of, strict=True)
         ]
         for name, of in paths.items()
     }
-    packages = ("mtrl", "torch", "numpy")
-    packages += ("torchjd",) if any(name.startswith(PREFIX) for name in paths) else ()
+    packages = ["mtrl", "torch", "numpy"] + ["torchjd"] * any(name.startswith(PREFIX) for name in paths)
     versions = {package: importlib.metadata.version(package) for package in packages}
     results = {
         "settings": config.settings,
@@ -210,7 +238,7 @@ def paths_figure(paths: Mapping[str, Sequence[Path2D]], toy: Toy, front: ParetoS
     xs = ys = np.linspace(-11, 11, 160)
     height = Toy(1.0, toy.formula).grid(xs, ys).mean(0)
     for axes, of in zip(panels, paths.values(), strict=True):
-        axes.contour(xs, ys, height, levels=24, colors="0.8", linewidths=0.6, linestyles="-")
+        axes.contour(xs, ys, height, levels=12, colors="0.8", linewidths=0.6, linestyles="-")
         axes.plot(*front.points.T, color="0.35", linewidth=4, solid_capstyle="butt", alpha=0.6)
         draw(axes, [path.points for path in of], [path.arrived is not None for path in of])
         axes.set(xlim=(-11, 11), ylim=(-11, 11), aspect="equal", xlabel="θ₁", ylabel="θ₂")
@@ -237,7 +265,7 @@ def figure_of(paths: Mapping[str, Sequence[Path2D]]) -> tuple[Figure, list[Any]]
     """A figure with a panel for each balancer, titled by its name and its number of starts that reached the front."""
     columns = min(PANELS, len(paths))
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(0.8 + 2.2 * columns, 0.7 + 2.4 * -(-len(paths) // columns)), layout="constrained")
+        figure = Figure(figsize=(0.8 + 1.9 * columns, 0.7 + 2.0 * -(-len(paths) // columns)), layout="constrained")
         panels = grid_of_panels(figure, len(paths), columns, sharex=True, sharey=True)
         for axes, (name, of) in zip(panels, paths.items(), strict=True):
             axes.set_title(f"{name}: {sum(path.arrived is not None for path in of)} of {len(of)}")
