@@ -40,7 +40,7 @@ class ToyConfig:
 
     hold: int = 50
     """A balancer of TorchJD computes its weights at every so many updates and keeps them in between, as Nash-MTL-50
-    does in its paper. With 1 it computes them at every update, which takes hours."""
+    does in its paper. With 1 it computes them at every update, which takes about an hour."""
 
     tolerance: float = 0.1
     """A path has reached the front when it comes this close to the Pareto set, in the plane of the parameters."""
