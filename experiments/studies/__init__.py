@@ -1,5 +1,6 @@
 """AIM's studies: the harm of conflicting gradients, the effect of a fixed rule, and the effect of learned thresholds.
 
-There are four programs, `python -m experiments.studies.{interference,static_heuristics,sabotage,mixed_signals}`. The
-notebook `walkthrough.ipynb` explains them and shows their results.
+There are five programs, `python -m experiments.studies.<name>` with the names `interference`, `static_heuristics`,
+`sabotage`, `mixed_signals` and `toy`. The notebook `walkthrough.ipynb` explains the first four and shows their results.
+`toy` follows every balancer through the toy problem of CAGrad and Nash-MTL.
 """

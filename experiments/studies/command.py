@@ -113,7 +113,7 @@ def study_command(address: str, config_type: type[Config], argv: Sequence[str] |
     prog = f"experiments.studies.{name}"
 
     def main(config: Config) -> int:
-        refuse_existing(config)
+        refuse_existing(config.output_dir, config.overwrite)
         try:
             report: Any = resolve(address)(config)
         except FloatingPointError as error:
@@ -127,17 +127,16 @@ def study_command(address: str, config_type: type[Config], argv: Sequence[str] |
     return run(main, config_type, argv, prog=prog)
 
 
-def refuse_existing(config: StudyConfig) -> None:
+def refuse_existing(folder: Path, overwrite: bool) -> None:
     """Check before any time is spent that the output folder is empty or missing, and can be created.
 
     Raises:
         UsageError: it cannot be created, or holds files that must not be replaced.
     """
-    folder = config.output_dir
     in_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if in_way is not None:
         raise UsageError(f"'{in_way}' is a file; results need a folder")
-    if not config.overwrite and folder.exists() and any(folder.iterdir()):
+    if not overwrite and folder.exists() and any(folder.iterdir()):
         raise UsageError(f"'{folder}' is not empty; replace it with --overwrite or give another --output-dir")
     # The only sure test is to create the folder. It is removed again, because a study that fails must leave nothing.
     new = [path for path in (folder, *folder.parents) if not path.exists()]
