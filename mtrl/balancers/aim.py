@@ -153,6 +153,11 @@ class AIM(Balancer):
         for buffer in self.buffers():
             buffer.zero_()
 
+    @property
+    def wants_guidance(self) -> bool:
+        """Whether the thresholds learn from the guidance loss."""
+        return self.guidance == "lookahead"
+
     def set_guidance(self, gradient: Callable[[Tensor], Tensor] | None, eta: float = 1.0) -> None:
         """Say where the guidance loss is lower.
 

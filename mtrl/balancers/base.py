@@ -115,6 +115,18 @@ class Balancer(nn.Module):
         self.num_tasks = num_tasks
         self.scale: Scale = scale
 
+    @property
+    def looks_at(self) -> Literal["nothing", "rows", "gramian"]:
+        """What the method needs of the gradients: nothing, their rows, or their Gramian."""
+        if self.needs_gramian:
+            return "gramian"
+        return "rows" if self.needs_rows else "nothing"
+
+    @property
+    def wants_guidance(self) -> bool:
+        """Whether `set_guidance` should be called before each update. Default False."""
+        return False
+
     def reset(self) -> None:
         """Return to the state after construction. Stateless methods have nothing to do."""
 

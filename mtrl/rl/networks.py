@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.gradients import LayerRule, Saved, Scratch, Step, TaskRows, register_rule, register_step
 from mtrl.limits import (
@@ -144,63 +143,3 @@ class SharedQNetwork(nn.Module):
         """(N, O) to action values (N, A)."""
         values: Tensor = self.layers(observations)
         return values
-
-
-class IndependentQNetworks(nn.Module):
-    """One blind Q-network per task, as stacked weights; the one-hot in the observation chooses the network.
-
-    Every task's network is a `SharedQNetwork` without embedding, and starts as one: with the defaults 107,148
-    parameters for three tasks.
-
-    Args:
-        observation_size: O, of which the last `num_tasks` are the task's one-hot.
-        num_actions: A.
-        num_tasks: T, at least 1.
-        hidden_dims: widths of each network's hidden layers. Default (256, 128).
-        layer_norm: see `SharedQNetwork`. Default True.
-
-    Raises:
-        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by. Or as `SharedQNetwork`, for all
-            networks together.
-    """
-
-    def __init__(
-        self,
-        observation_size: int,
-        num_actions: int,
-        num_tasks: int,
-        hidden_dims: Sequence[int] = (256, 128),
-        layer_norm: bool = True,
-    ) -> None:
-        super().__init__()
-        if num_tasks < 1:
-            raise ValueError("independent networks choose by the task's one-hot: use task-aware observations")
-        self.num_tasks = num_tasks
-        self.layer_norm = layer_norm
-        state = observation_size - num_tasks
-        check_parameters(num_tasks * perceptron_parameters(state, *hidden_dims, num_actions))
-        networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
-        linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]
-        stacked = list(zip(*linear, strict=True))  # per layer, one of each task
-        self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in stacked)
-        self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in stacked)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A)."""
-        state, one_hot = observations[:, : -self.num_tasks], observations[:, -self.num_tasks :]
-        task = one_hot.argmax(1)  # (N,)
-        rows = torch.arange(len(task), device=task.device)
-        each, rest = divmod(len(task), self.num_tasks)
-        if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network gets its own rows
-            return self._run(state.view(self.num_tasks, each, state.shape[1])).flatten(0, 1)
-        values = self._run(state.expand(self.num_tasks, *state.shape))  # (T, N, A): all networks on all rows
-        return values[task, rows]
-
-    def _run(self, x: Tensor) -> Tensor:
-        """Each network on its own input: (T, B, S) to (T, B, A)."""
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-            if index < last:
-                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu()
-        return x
