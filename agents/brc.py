@@ -39,17 +39,18 @@ if TYPE_CHECKING:
 
 
 class BroNet(nn.Module):
-    """Action-value distributions of all tasks by the residual network of BRC, as logits over equal bins.
+    """The residual network of BRC: action-value distributions of all tasks, as logits over bins of equal width.
 
-    Dense-LN-ReLU, then `depth` residual blocks x + LN(Dense(ReLU(LN(Dense(x))))), then Dense. In the aware variant a
-    learned task embedding of Euclidean norm 1 joins the state values. Weights start orthogonal with gain sqrt(2).
+    The layers are Dense-LN-ReLU, then `depth` residual blocks x + LN(Dense(ReLU(LN(Dense(x))))), then Dense. In the
+    aware variant the input is the state and a learned task embedding of Euclidean norm 1. Weights start orthogonal with
+    gain sqrt(2).
 
     Args:
         observation_size: O; in the aware variant the last `num_tasks` of them are the task's one-hot.
         num_actions: A.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         embedding_dim: size of the task embedding. Default 32.
-        width: of every hidden layer. Default 128, for a CPU core; the paper goes up to 4096.
+        width: width of every hidden layer. The default 128 suits a CPU core; the paper goes up to 4096.
         depth: residual blocks. Default 2.
         num_bins: bins of the distribution. Default 101.
         v_max: the bins range over [-v_max, v_max]. Default 10.
@@ -59,7 +60,7 @@ class BroNet(nn.Module):
             there would be over 100,000,000 parameters. Nothing has been allocated then.
     """
 
-    support: Tensor  # (bins,), their centres
+    support: Tensor  # (bins,), the centres of the bins
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class BroNet(nn.Module):
         check_parameters(num_tasks * embedding_dim + blocks + norms + ends)
         if num_tasks:
             self.embedding = nn.Embedding(num_tasks, embedding_dim)
-            # About the length that it is normalised to: a longer vector would turn more slowly at the same step size.
+            # The vectors start at about the length 1, to which they are normalised. Longer ones would turn more slowly.
             nn.init.normal_(self.embedding.weight, std=embedding_dim**-0.5)
         self.first = nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU())
         self.blocks = nn.ModuleList(
@@ -109,13 +110,13 @@ class BroNet(nn.Module):
 
     @property
     def last_shared_layer(self) -> nn.Module:
-        """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
+        """The last hidden layer. Methods that balance norms measure the gradients of its weights."""
         block = self.blocks[-1]
         assert isinstance(block, nn.Sequential)
         return block[3]
 
     def logits(self, observations: Tensor) -> Tensor:
-        """(N, O) to the logits of every action's bins, (N, A, bins)."""
+        """Logits (N, A, bins) of every action's distribution for observations (N, O)."""
         x = observations
         if self.num_tasks:
             embedded = F.normalize(self.embedding(x[:, -self.num_tasks :].argmax(1)), dim=1)
@@ -127,33 +128,33 @@ class BroNet(nn.Module):
         return logits.view(len(x), self.num_actions, -1)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A): the means of the distributions, in normalised returns."""
+        """Action values (N, A) for observations (N, O): the means of the distributions, in normalised returns."""
         return self.logits(observations).softmax(2) @ self.support
 
 
 class BRCPolicy(MultiTaskQPolicy):
-    """Acts greedily on the means of a `BroNet`'s distributions; policy_kwargs are `BroNet`'s arguments."""
+    """Acts greedily on the means of the distributions of a `BroNet`; policy_kwargs are the arguments of `BroNet`."""
 
     def make_network(  # type: ignore[override] # other arguments
         self, observation_size: int, num_actions: int, num_tasks: int, **kwargs: Any
     ) -> BroNet:
-        """A `BroNet`."""
+        """Make a `BroNet`."""
         return BroNet(observation_size, num_actions, num_tasks, **kwargs)
 
 
 class ReturnScale:
-    """Per task the largest absolute discounted return seen, by which rewards are divided.
+    """Keeps the largest absolute discounted return of each task, by which the task's rewards are divided.
 
-    Returns run from every step of a finished episode to its end. An episode cut by its time limit is taken to go on
-    for the effective horizon 1 / (1 - gamma) at its mean reward.
+    Returns are taken from every step of a finished episode to its end. An episode that its time limit cut off is
+    assumed to go on at its mean reward for the effective horizon 1 / (1 - gamma).
 
     Args:
         num_tasks: T.
         gamma: discount, below 1.
 
     Attributes:
-        largest: per task, (T,).
-        unfinished: per column, the rewards of its unfinished episode.
+        largest: the largest absolute return of each task so far, (T,).
+        unfinished: the rewards of the unfinished episode of each column.
     """
 
     def __init__(self, num_tasks: int, gamma: float) -> None:
@@ -162,7 +163,7 @@ class ReturnScale:
         self.unfinished: list[list[float]] = []
 
     def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
-        """Note one step of T * K columns, in task-major order; each argument (T * K,)."""
+        """Add one step of T * K columns, in task-major order. Each argument has the shape (T * K,); see `Step`."""
         if len(self.unfinished) != len(rewards):
             self.unfinished = [[] for _ in rewards]
         for column, reward in enumerate(rewards.tolist()):
@@ -177,26 +178,27 @@ class ReturnScale:
                 self.largest[task] = max(self.largest[task], abs(value))
 
     def forget_unfinished(self) -> None:
-        """The columns have been reset: their episodes will not be finished."""
+        """Drop the rewards of unfinished episodes, because the environments have been reset."""
         self.unfinished = []
 
     @property
     def divisors(self) -> NDArray[np.float64]:
-        """What to divide each task's rewards by, (T,), so that no return seen so far exceeds 1; 1 before the first."""
+        """The number (T,) to divide each task's rewards by, so that no return so far exceeds 1; 1 before the first."""
         return np.where(self.largest > 0, self.largest, 1.0)
 
 
 def project(next_probabilities: Tensor, targets: Tensor, support: Tensor) -> Tensor:
-    """The distribution of `targets` put back onto the bins (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).
+    """Project the distribution of `targets` onto the bins (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).
 
     Args:
-        next_probabilities: (N, bins), of the values `targets`.
-        targets: (N, bins), where each bin's value goes to: r + gamma z. Beyond the support it counts as its end.
-        support: (bins,), equally spaced.
+        next_probabilities: the probabilities of the values `targets`, (N, bins).
+        targets: the values r + gamma z that the bins z of the next step lead to, (N, bins). A value beyond the support
+            counts as the end of the support.
+        support: the centres of the bins, (bins,), equally spaced.
 
     Returns:
-        Probabilities (N, bins): each mass is shared by the two bins beside its target, in inverse proportion to their
-        distance, so that the mean is kept inside the support.
+        Probabilities (N, bins). Each target's probability is divided between the two bins beside it, more to the nearer
+        one, so that the mean stays the same if all targets lie inside the support.
     """
     bins = len(support)
     step = (support[-1] - support[0]) / (bins - 1)

@@ -23,8 +23,8 @@ from mtrl.rl.update import SharedUpdate
 class IndependentQNetworks(nn.Module):
     """One blind Q-network per task, as stacked weights; the one-hot in the observation chooses the network.
 
-    Every task's network is a `SharedQNetwork` without embedding, and starts as one: with the defaults 107,148
-    parameters for three tasks.
+    The network of each task is a `SharedQNetwork` without embedding, with the same initial weights as one. With the
+    defaults there are 107,148 parameters for three tasks.
 
     Args:
         observation_size: O, of which the last `num_tasks` are the task's one-hot.
@@ -34,8 +34,8 @@ class IndependentQNetworks(nn.Module):
         layer_norm: see `SharedQNetwork`. Default True.
 
     Raises:
-        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by. Or as `SharedQNetwork`, for all
-            networks together.
+        ValueError: `num_tasks` is 0, so that there is no one-hot; or the sizes are out of the limits of
+            `SharedQNetwork`, where the limit of the parameters holds for all networks together.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class IndependentQNetworks(nn.Module):
         self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in stacked)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A)."""
+        """Action values (N, A) for observations (N, O)."""
         state, one_hot = observations[:, : -self.num_tasks], observations[:, -self.num_tasks :]
         task = one_hot.argmax(1)  # (N,)
         rows = torch.arange(len(task), device=task.device)
         each, rest = divmod(len(task), self.num_tasks)
-        if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network gets its own rows
+        if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network sees only its own rows
             return self._run(state.view(self.num_tasks, each, state.shape[1])).flatten(0, 1)
         values = self._run(state.expand(self.num_tasks, *state.shape))  # (T, N, A): all networks on all rows
         return values[task, rows]
 
     def _run(self, x: Tensor) -> Tensor:
-        """Each network on its own input: (T, B, S) to (T, B, A)."""
+        """Action values (T, B, A) of every network for its own inputs (T, B, S)."""
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
@@ -81,7 +81,7 @@ class IndependentQNetworks(nn.Module):
 
 
 class IndependentQPolicy(MultiTaskQPolicy):
-    """Acts greedily on each task's own network. policy_kwargs are `net_arch` and `layer_norm`, as elsewhere."""
+    """Acts greedily on each task's own network. policy_kwargs are `net_arch` and `layer_norm`."""
 
     def make_network(  # type: ignore[override] # no embedding: nothing is shared
         self,
@@ -91,7 +91,7 @@ class IndependentQPolicy(MultiTaskQPolicy):
         net_arch: Sequence[int] = (256, 128),
         layer_norm: bool = True,
     ) -> IndependentQNetworks:
-        """One network per task."""
+        """Make one network per task."""
         return IndependentQNetworks(observation_size, num_actions, num_tasks, net_arch, layer_norm)
 
 
