@@ -23,7 +23,7 @@ class BRCConfig(BRCSettings, TrainConfig):
     """Step size of AdamW."""
 
     embedding_dim: int = 32
-    """Size of the learned task embedding, of length 1 (aware only)."""
+    """Size of the learned task embedding, which is normalised to length 1 (aware only)."""
 
     width: int = 128
     """Width of every hidden layer; the paper goes up to 4096."""

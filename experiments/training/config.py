@@ -127,10 +127,6 @@ class RunSettings:
     device: Device = "cpu"
     """Where the network is trained. At these sizes a CPU core is faster than a GPU."""
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_wandb_project(self.wandb_project)
-
 
 @dataclass(frozen=True)
 class TrainConfig(DQNSettings, RunSettings):
@@ -158,7 +154,8 @@ class TrainConfig(DQNSettings, RunSettings):
     """Normalise each hidden layer before its ReLU, without learned parameters."""
 
     def __post_init__(self) -> None:
-        RunSettings.__post_init__(self)  # checks the settings of the agent, too
+        super().__post_init__()
+        check_wandb_project(self.wandb_project)
 
     @property
     def run_method(self) -> str:

@@ -1,6 +1,7 @@
 import copy
 import math
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -370,3 +371,13 @@ def test_sb3_evaluates_it():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_a_model_of_an_earlier_release_is_read():
+    agent = load_agent(Path(__file__).with_name("brc_0_1_0.zip"), device="cpu")  # of the commit dfc25f8
+    assert type(agent) is BRC
+    assert (agent.settings.n_step, agent.settings.weight_decay, agent.settings.exploration_decay) == (5, 0.5, 0.9)
+    assert (agent.variant, agent.task_names, agent.num_timesteps) == ("aware", ("Standard", "Windy", "Heavy"), 900)
+    assert agent.policy.q_net.last.weight.shape == (4 * 3, 4)
+    assert (agent.return_scale.largest > 0).all()
+    assert agent.balancer_name == "gradnorm"
