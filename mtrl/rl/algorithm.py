@@ -37,17 +37,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     A subclass names the type of its settings, makes its `Update`, and implements `train`.
 
     Args:
-        policy: `"MlpPolicy"` or a policy class.
-        env: a vector environment with equally many columns per task, task after task.
-        balancer: a name from `mtrl.balancers.names()`, or a `Balancer`.
-        balancer_kwargs: arguments of the balancer, if it is given by name.
-        settings: values of fields of `settings_type`; the other fields keep their defaults.
-        policy_kwargs: arguments of the policy.
-        tensorboard_log: folder for TensorBoard files. None writes none.
-        verbose: 0 is silent, 1 prints logs.
-        seed: of everything random. None takes fresh entropy.
-        device: `"auto"`, `"cpu"` or `"cuda"`.
-        action_spaces: the kinds of action spaces that the agent supports.
+        policy: `"MlpPolicy"` or a policy class. `MultiTaskDQN` describes this and the next three arguments.
+        settings: values of fields of `settings_type`. The other fields keep their defaults.
+        **sb3: further arguments of Stable-Baselines3's `OffPolicyAlgorithm`.
 
     Attributes:
         settings: all settings.
@@ -72,14 +64,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         env: GymEnv | str | None,
         balancer: str | Balancer,
         balancer_kwargs: Mapping[str, Any] | None,
-        *,
         settings: Mapping[str, Any],
-        policy_kwargs: dict[str, Any] | None,
-        tensorboard_log: str | None,
-        verbose: int,
-        seed: int | None,
-        device: torch.device | str,
-        action_spaces: tuple[type[spaces.Space[Any]], ...],
+        **sb3: Any,
     ) -> None:
         check_names("setting", settings, self._option_names())
         self.settings = self.settings_type(**settings)
@@ -89,14 +75,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             policy,
             env,  # type: ignore[arg-type] # None is allowed when a model is loaded
             **{name: getattr(self.settings, name) for name in shared},
-            policy_kwargs=policy_kwargs,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            device=device,
             support_multi_env=True,
-            seed=seed,
             sde_support=False,
-            supported_action_spaces=action_spaces,
+            **sb3,
         )
         self.balancer_name = None if isinstance(balancer, Balancer) else balancer
         self.balancer_kwargs = dict(balancer_kwargs or {})
@@ -112,8 +93,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     def _option_names(cls) -> list[str]:
         """The names of all keyword arguments of the constructor."""
         arguments = inspect.signature(cls).parameters.values()
-        named = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
-        return [*(field.name for field in fields(cls.settings_type)), *(name for name in named if name[0] != "_")]
+        explicit = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
+        return [*(field.name for field in fields(cls.settings_type)), *(name for name in explicit if name[0] != "_")]
 
     @property
     def variant(self) -> str:

@@ -90,13 +90,13 @@ class MultiTaskDQN(MultiTaskAlgorithm):
             env,
             balancer,
             balancer_kwargs,
-            settings=settings,
+            settings,
             policy_kwargs=policy_kwargs,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             seed=seed,
             device=device,
-            action_spaces=(spaces.Discrete,),
+            supported_action_spaces=(spaces.Discrete,),
         )
         if _init_setup_model:
             self._setup_model()
