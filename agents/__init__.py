@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from agents.brc import BRCPolicy as BRCPolicy
     from agents.brc import BroNet as BroNet
     from agents.independent_dqn import IndependentDQN as IndependentDQN
+    from agents.independent_dqn import IndependentQNetworks as IndependentQNetworks
     from agents.independent_dqn import IndependentQPolicy as IndependentQPolicy
     from agents.loading import load_agent as load_agent
+    from agents.settings import BRCSettings as BRCSettings
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
-    from mtrl.rl.networks import IndependentQNetworks as IndependentQNetworks
     from mtrl.rl.networks import SharedQNetwork as SharedQNetwork
     from mtrl.rl.nonfinite import NonFiniteError as NonFiniteError
     from mtrl.rl.policies import MultiTaskQPolicy as MultiTaskQPolicy
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "agents.brc": ("BRC", "BRCPolicy", "BroNet"),
-    "agents.independent_dqn": ("IndependentDQN", "IndependentQPolicy"),
+    "agents.independent_dqn": ("IndependentDQN", "IndependentQNetworks", "IndependentQPolicy"),
     "agents.loading": ("load_agent",),
+    "agents.settings": ("BRCSettings",),
     "mtrl.rl.dqn": ("MultiTaskDQN",),
-    "mtrl.rl.networks": ("IndependentQNetworks", "SharedQNetwork"),
+    "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),

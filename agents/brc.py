@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
+from agents.settings import BRCSettings
 from mtrl.limits import (
     LARGEST_EMBEDDING,
     MOST_LAYERS,
@@ -26,20 +26,31 @@ from mtrl.rl.dqn import MultiTaskDQN
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
+from mtrl.rl.settings import ReplaySettings
+from mtrl.rl.update import SharedUpdate
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from stable_baselines3.common.type_aliases import GymEnv
+
+    from agents.settings import BRCOptions
+    from mtrl.balancers import Balancer
 
 
 class BroNet(nn.Module):
-    """Action-value distributions of all tasks by the residual network of BRC, as logits over equal bins.
+    """The residual network of BRC: action-value distributions of all tasks, as logits over bins of equal width.
 
-    Dense-LN-ReLU, then `depth` residual blocks x + LN(Dense(ReLU(LN(Dense(x))))), then Dense. In the aware variant a
-    learned task embedding of Euclidean norm 1 joins the state values. Weights start orthogonal with gain sqrt(2).
+    The layers are Dense-LN-ReLU, then `depth` residual blocks x + LN(Dense(ReLU(LN(Dense(x))))), then Dense. In the
+    aware variant the input is the state and a learned task embedding of Euclidean norm 1. Weights start orthogonal with
+    gain sqrt(2).
 
     Args:
         observation_size: O; in the aware variant the last `num_tasks` of them are the task's one-hot.
         num_actions: A.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         embedding_dim: size of the task embedding. Default 32.
-        width: of every hidden layer. Default 128, for a CPU core; the paper goes up to 4096.
+        width: width of every hidden layer. The default 128 suits a CPU core; the paper goes up to 4096.
         depth: residual blocks. Default 2.
         num_bins: bins of the distribution. Default 101.
         v_max: the bins range over [-v_max, v_max]. Default 10.
@@ -49,7 +60,7 @@ class BroNet(nn.Module):
             there would be over 100,000,000 parameters. Nothing has been allocated then.
     """
 
-    support: Tensor  # (bins,), their centres
+    support: Tensor  # (bins,), the centres of the bins
 
     def __init__(
         self,
@@ -81,7 +92,7 @@ class BroNet(nn.Module):
         check_parameters(num_tasks * embedding_dim + blocks + norms + ends)
         if num_tasks:
             self.embedding = nn.Embedding(num_tasks, embedding_dim)
-            # About the length that it is normalised to: a longer vector would turn more slowly at the same step size.
+            # The vectors start at about the length 1, to which they are normalised. Longer ones would turn more slowly.
             nn.init.normal_(self.embedding.weight, std=embedding_dim**-0.5)
         self.first = nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width), nn.ReLU())
         self.blocks = nn.ModuleList(
@@ -99,13 +110,13 @@ class BroNet(nn.Module):
 
     @property
     def last_shared_layer(self) -> nn.Module:
-        """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
+        """The last hidden layer. Methods that balance norms measure the gradients of its weights."""
         block = self.blocks[-1]
         assert isinstance(block, nn.Sequential)
         return block[3]
 
     def logits(self, observations: Tensor) -> Tensor:
-        """(N, O) to the logits of every action's bins, (N, A, bins)."""
+        """Logits (N, A, bins) of every action's distribution for observations (N, O)."""
         x = observations
         if self.num_tasks:
             embedded = F.normalize(self.embedding(x[:, -self.num_tasks :].argmax(1)), dim=1)
@@ -117,33 +128,33 @@ class BroNet(nn.Module):
         return logits.view(len(x), self.num_actions, -1)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A): the means of the distributions, in normalised returns."""
+        """Action values (N, A) for observations (N, O): the means of the distributions, in normalised returns."""
         return self.logits(observations).softmax(2) @ self.support
 
 
 class BRCPolicy(MultiTaskQPolicy):
-    """Acts greedily on the means of a `BroNet`'s distributions; policy_kwargs are `BroNet`'s arguments."""
+    """Acts greedily on the means of the distributions of a `BroNet`; policy_kwargs are the arguments of `BroNet`."""
 
     def make_network(  # type: ignore[override] # other arguments
         self, observation_size: int, num_actions: int, num_tasks: int, **kwargs: Any
     ) -> BroNet:
-        """A `BroNet`."""
+        """Make a `BroNet`."""
         return BroNet(observation_size, num_actions, num_tasks, **kwargs)
 
 
 class ReturnScale:
-    """Per task the largest absolute discounted return seen, by which rewards are divided.
+    """Keeps the largest absolute discounted return of each task, by which the task's rewards are divided.
 
-    Returns run from every step of a finished episode to its end. An episode cut by its time limit is taken to go on
-    for the effective horizon 1 / (1 - gamma) at its mean reward.
+    Returns are taken from every step of a finished episode to its end. An episode that its time limit cut off is
+    assumed to go on at its mean reward for the effective horizon 1 / (1 - gamma).
 
     Args:
         num_tasks: T.
         gamma: discount, below 1.
 
     Attributes:
-        largest: per task, (T,).
-        unfinished: per column, the rewards of its unfinished episode.
+        largest: the largest absolute return of each task so far, (T,).
+        unfinished: the rewards of the unfinished episode of each column.
     """
 
     def __init__(self, num_tasks: int, gamma: float) -> None:
@@ -152,7 +163,7 @@ class ReturnScale:
         self.unfinished: list[list[float]] = []
 
     def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
-        """Note one step of T * K columns, in task-major order; each argument (T * K,)."""
+        """Add one step of T * K columns, in task-major order. Each argument has the shape (T * K,); see `Step`."""
         if len(self.unfinished) != len(rewards):
             self.unfinished = [[] for _ in rewards]
         for column, reward in enumerate(rewards.tolist()):
@@ -167,26 +178,27 @@ class ReturnScale:
                 self.largest[task] = max(self.largest[task], abs(value))
 
     def forget_unfinished(self) -> None:
-        """The columns have been reset: their episodes will not be finished."""
+        """Drop the rewards of unfinished episodes, because the environments have been reset."""
         self.unfinished = []
 
     @property
     def divisors(self) -> NDArray[np.float64]:
-        """What to divide each task's rewards by, (T,), so that no return seen so far exceeds 1; 1 before the first."""
+        """The number (T,) to divide each task's rewards by, so that no return so far exceeds 1; 1 before the first."""
         return np.where(self.largest > 0, self.largest, 1.0)
 
 
 def project(next_probabilities: Tensor, targets: Tensor, support: Tensor) -> Tensor:
-    """The distribution of `targets` put back onto the bins (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).
+    """Project the distribution of `targets` onto the bins (Bellemare et al. 2017, https://arxiv.org/abs/1707.06887).
 
     Args:
-        next_probabilities: (N, bins), of the values `targets`.
-        targets: (N, bins), where each bin's value goes to: r + gamma z. Beyond the support it counts as its end.
-        support: (bins,), equally spaced.
+        next_probabilities: the probabilities of the values `targets`, (N, bins).
+        targets: the values r + gamma z that the bins z of the next step lead to, (N, bins). A value beyond the support
+            counts as the end of the support.
+        support: the centres of the bins, (bins,), equally spaced.
 
     Returns:
-        Probabilities (N, bins): each mass is shared by the two bins beside its target, in inverse proportion to their
-        distance, so that the mean is kept inside the support.
+        Probabilities (N, bins). Each target's probability is divided between the two bins beside it, more to the nearer
+        one, so that the mean stays the same if all targets lie inside the support.
     """
     bins = len(support)
     step = (support[-1] - support[0]) / (bins - 1)
@@ -200,111 +212,118 @@ def project(next_probabilities: Tensor, targets: Tensor, support: Tensor) -> Ten
     return projected
 
 
-class BRC(MultiTaskDQN):
-    """BRC (Nauman et al. 2025, https://arxiv.org/abs/2505.23150) for discrete actions.
+class CategoricalUpdate(SharedUpdate):
+    """The update of BRC: a `SharedUpdate` with categorical targets and losses, and AdamW.
 
-    The paper's critic in the place of the Q-network: `BroNet`, categorical temporal-difference learning by
-    cross-entropy, rewards divided per task so that returns fit the bins, and AdamW. Data, batches, updates and
-    exploration are those of `MultiTaskDQN`. The actor and its temperature have no place in Q-learning with discrete
-    actions: an action's distribution is an output and double Q-learning chooses the next action. The paper averages
-    the distributions of two critics; this is one, at half the cost.
-
-    Args:
-        policy: `"MlpPolicy"`.
-        env: as for `MultiTaskDQN`.
-        learning_rate: of AdamW. Default 3e-4, the paper's.
-        weight_decay: of AdamW. Default 1e-4, as in the authors' code.
-        policy_kwargs: arguments of `BroNet` (`width`, `depth`, `embedding_dim`, `num_bins`, `v_max`).
-        **kwargs: as for `MultiTaskDQN`; `td_loss` has no effect.
-
-    Raises:
-        ValueError: as `MultiTaskDQN`, or `gamma` is 1 or `weight_decay` negative.
+    Attributes:
+        return_scale: what rewards are divided by.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BRCPolicy}
+    settings: BRCSettings
 
-    _SETTINGS: ClassVar[tuple[str, ...]] = (*MultiTaskDQN._SETTINGS, "weight_decay")
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.return_scale = ReturnScale(self.num_tasks, self.settings.gamma)
 
-    def __init__(
-        self,
-        policy: str | type[MultiTaskQPolicy],
-        env: GymEnv | str | None,
-        *,
-        learning_rate: float | Schedule = 3e-4,
-        weight_decay: float = 1e-4,
-        **kwargs: Any,
-    ) -> None:
-        self.weight_decay = weight_decay
-        super().__init__(policy, env, learning_rate=learning_rate, **kwargs)
+    def make_optimizer(self, vector: nn.Parameter, learning_rate: float) -> FlatAdam:
+        """AdamW over the weights."""
+        return FlatAdam(vector, learning_rate, self.settings.weight_decay)
 
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        if not self.gamma < 1:
-            raise ValueError(f"gamma is {self.gamma}; it must be below 1, as returns are bounded by their horizon")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be at least 0")
+    def targets(self, batch: TaskBatch) -> Tensor:
+        """Distributions of the bootstrapped, normalised returns, (T * B, bins)."""
+        network: Any = self.target_network
+        support = network.support
+        probabilities = network.logits(batch.next_observations).softmax(2)  # (T * B, A, bins)
+        chooser = self.network(batch.next_observations) if self.settings.double_q else probabilities @ support
+        rows = torch.arange(len(chooser), device=chooser.device)
+        best = probabilities[rows, chooser.argmax(1)]  # (T * B, bins)
+        unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=rows.device)
+        by_task = batch.rewards.view(len(unit), -1)
+        self.guard.check("a stored reward", by_task.sum(1).tolist())  # the ends of the bins would hide an infinity
+        rewards = (by_task / unit[:, None]).flatten()
+        targets = rewards[:, None] + batch.discounts[:, None] * support
+        return project(best, targets, support)
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.return_scale = ReturnScale(len(self.task_names), self.gamma)
+    def losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of each task, (T,)."""
+        network: Any = self.network
+        logits = network.logits(batch.observations)
+        of_action = logits[torch.arange(len(logits), device=logits.device), batch.actions]  # (T * B, bins)
+        per_row: Tensor = -(targets * of_action.log_softmax(1)).sum(1)
+        return per_row.view(self.num_tasks, -1).mean(1)
 
-    def _forget_unfinished(self) -> None:
-        super()._forget_unfinished()
+    def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
+        """Add the step's rewards to the returns."""
+        self.return_scale.add(rewards, dones, terminals)
+
+    def forget_unfinished(self) -> None:
+        """Drop the rewards of episodes that will not be finished."""
         self.return_scale.forget_unfinished()
 
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "largest_returns": self.return_scale.largest}
+    def saved_state(self) -> dict[str, Any]:
+        """The largest return of each task."""
+        return {"largest_returns": self.return_scale.largest}
 
-    def _set_state(self, state: Mapping[str, Any]) -> None:
-        super()._set_state(state)
+    def load_saved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the largest returns.
+
+        Raises:
+            ValueError: they are not one number per task.
+        """
         largest, own = state["largest_returns"], self.return_scale.largest
         if not isinstance(largest, np.ndarray) or (largest.shape, largest.dtype) != (own.shape, own.dtype):
             raise ValueError(f"largest_returns must be {len(own)} numbers of {own.dtype}")
         self.return_scale.largest = largest
 
     def training_state(self) -> dict[str, Any]:
-        """See `MultiTaskDQN`; with the rewards of unfinished episodes."""
-        return {**super().training_state(), "episode_rewards": self.return_scale.unfinished}
+        """The rewards of unfinished episodes."""
+        return {"episode_rewards": self.return_scale.unfinished}
 
     def set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Counterpart of `training_state`."""
-        super().set_training_state(state)
+        """Restore the rewards of unfinished episodes."""
         self.return_scale.unfinished = state["episode_rewards"]
 
-    def _make_optimizer(self, vector: nn.Parameter) -> FlatAdam:
-        return FlatAdam(vector, self.lr_schedule(1), self.weight_decay)
 
-    def _store_transition(
-        self,
-        replay_buffer: Any,
-        buffer_action: Any,
-        new_obs: Any,
-        reward: NDArray[np.float32],
-        dones: NDArray[np.bool_],
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        cut = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        self.return_scale.add(reward, dones, dones & ~cut)
+class BRC(MultiTaskDQN):
+    """BRC (Nauman et al. 2025, https://arxiv.org/abs/2505.23150) for discrete actions.
 
-    def _targets(self, batch: TaskBatch) -> Tensor:
-        """Distributions of the bootstrapped, normalised returns, (T * B, bins)."""
-        network: Any = self.policy.q_net_target
-        support = network.support
-        probabilities = network.logits(batch.next_observations).softmax(2)  # (T * B, A, bins)
-        by = self.policy.q_net(batch.next_observations) if self.double_q else probabilities @ support
-        best = probabilities[torch.arange(len(by), device=by.device), by.argmax(1)]  # (T * B, bins)
-        unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=by.device)
-        by_task = batch.rewards.view(len(unit), -1)
-        self._guard.check("a stored reward", by_task.sum(1).tolist())  # the bins' ends would hide an infinity
-        rewards = (by_task / unit[:, None]).flatten()
-        targets = rewards[:, None] + batch.discounts[:, None] * support
-        return project(best, targets, support)
+    The Q-network of `MultiTaskDQN` is replaced by the paper's critic: `BroNet`, categorical temporal-difference
+    learning by cross-entropy, rewards divided per task so that returns fit the bins, and AdamW. Data, batches, number
+    of updates and exploration are those of `MultiTaskDQN`. The paper's actor and its temperature have no place in
+    Q-learning with discrete actions: each action has its own distribution among the outputs, and double Q-learning
+    chooses the next action. The paper averages the distributions of two critics; this agent has one, at half the cost.
 
-    def _losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of each task, (T,)."""
-        network: Any = self.policy.q_net
-        logits = network.logits(batch.observations)
-        of_action = logits[torch.arange(len(logits), device=logits.device), batch.actions]  # (T * B, bins)
-        per_row: Tensor = -(targets * of_action.log_softmax(1)).sum(1)
-        return per_row.view(len(self.task_names), -1).mean(1)
+    The arguments are those of `MultiTaskDQN`, with these differences: `policy_kwargs` are the arguments of `BroNet`
+    (`width`, `depth`, `embedding_dim`, `num_bins`, `v_max`), the settings are the fields of `BRCSettings`, and
+    `td_loss` and `huber_delta` have no effect.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BRCPolicy}
+    settings_type: ClassVar[type[ReplaySettings]] = BRCSettings
+    update_type: ClassVar[type[SharedUpdate]] = CategoricalUpdate
+
+    settings: BRCSettings
+    update: CategoricalUpdate
+
+    if TYPE_CHECKING:  # the constructor is that of `MultiTaskDQN`; type checkers need the names of the further settings
+
+        def __init__(
+            self,
+            policy: str | type[MultiTaskQPolicy],
+            env: GymEnv | str | None,
+            balancer: str | Balancer = "equal",
+            balancer_kwargs: Mapping[str, Any] | None = None,
+            *,
+            policy_kwargs: dict[str, Any] | None = None,
+            tensorboard_log: str | None = None,
+            verbose: int = 0,
+            seed: int | None = None,
+            device: torch.device | str = "auto",
+            _init_setup_model: bool = True,
+            **settings: Unpack[BRCOptions],
+        ) -> None: ...
+
+    @property
+    def return_scale(self) -> ReturnScale:
+        """What rewards are divided by."""
+        return self.update.return_scale

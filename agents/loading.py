@@ -9,13 +9,18 @@ from typing import Any
 from agents.brc import BRC
 from agents.independent_dqn import IndependentDQN
 from mtrl.checkpoint import CheckpointError
-from mtrl.rl.dqn import MultiTaskDQN, load_state
+from mtrl.rl.dqn import MultiTaskDQN
+from mtrl.rl.saving import load_state
 
 KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
 
 
 def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN:
-    """The agent in `path`, of the class that it was saved from; `kwargs` as for `MultiTaskDQN.load`.
+    """The agent in the file `path`, as an object of the class that it was saved from.
+
+    Args:
+        path: the file; `.zip` may be left out.
+        **kwargs: passed to the `load` method of that class.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no agent.

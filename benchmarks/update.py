@@ -53,7 +53,7 @@ from benchmarks.common import (
 from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.limits import check_number
-from mtrl.rl.td import TDError
+from mtrl.rl.update import TDLoss
 from mtrl.rl.vec_env import TaskOneHot
 
 STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
@@ -128,10 +128,10 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
     agent.learn(400 * tasks)  # fills the replays without an update
     batch = agent.replay_buffer.sample(batch_size)
     if agent.guidance_buffer is not None:
-        agent._set_guidance()
+        agent.update.guide()
 
     def update() -> None:
-        agent._update(batch)
+        agent.update(batch, agent._n_updates % agent.settings.conflict_interval == 0)
         agent._n_updates += 1
 
     return update
@@ -161,7 +161,7 @@ class PlainLearner:
             chosen = self.online(batch.next_observations).argmax(1, keepdim=True)
             best = self.target(batch.next_observations).gather(1, chosen).squeeze(1)
             targets = batch.rewards + batch.discounts * best
-        return TDError(self.tasks).losses(self.online(batch.observations), batch.actions, targets)
+        return TDLoss(self.tasks)(self.online(batch.observations), batch.actions, targets)
 
 
 def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:

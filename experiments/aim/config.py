@@ -14,7 +14,7 @@ class AIMConfig(TrainConfig):
     balancer: ClassVar[str] = "aim"
 
     thresholds: Literal["matrix", "scalar"] = "matrix"
-    """One learned threshold tau per ordered pair of tasks, or one for all."""
+    """`matrix`: one learned threshold tau per ordered pair of tasks; `scalar`: one threshold for all pairs."""
 
     k: float = 10.0
     """Steepness of the intervention around its threshold."""
@@ -23,19 +23,19 @@ class AIMConfig(TrainConfig):
     """Learning rate of the thresholds."""
 
     guidance: Literal["lookahead", "none"] = "lookahead"
-    """Whether thresholds are judged by the loss on held-out transitions one step ahead."""
+    """`lookahead`: the thresholds learn from the loss on held-out transitions one step ahead; `none`: they do not."""
 
     policy_interval: int = 10
-    """Updates per step of the thresholds; 1 costs one more backward pass in every update."""
+    """Updates between steps of the thresholds. At 1, every update costs one more backward pass."""
 
     guidance_weight: float = 1.0
-    """Weight of the held-out loss in the thresholds' loss."""
+    """Weight of the held-out loss in the loss of the thresholds."""
 
     magnitude_weight: float = 0.1
-    """Weight of keeping the gradients' total length."""
+    """Weight, in the loss of the thresholds, of keeping the total length of the gradients."""
 
     progress_weight: float = 0.1
-    """Weight of progress along every task's own gradient."""
+    """Weight, in the loss of the thresholds, of progress along the gradient of every task."""
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:

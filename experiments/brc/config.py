@@ -5,24 +5,25 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from agents.settings import BRCSettings
 from experiments.training.config import TrainConfig, presets
+from mtrl.limits import Limits
+from mtrl.rl.settings import DQNSettings
 
 
 @dataclass(frozen=True)
-class BRCConfig(TrainConfig):
+class BRCConfig(BRCSettings, TrainConfig):
     """Train BRC (Nauman et al. 2025): residual network, categorical values, normalised returns, AdamW."""
 
     method: ClassVar[str] = "brc"
     agent: ClassVar[str] = "BRC"
+    agent_settings: ClassVar[type[DQNSettings]] = BRCSettings
 
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Limits(above=0)] = 3e-4
     """Step size of AdamW."""
 
-    weight_decay: float = 1e-4
-    """Weight decay of AdamW."""
-
     embedding_dim: int = 32
-    """Size of the learned task embedding, of length 1 (aware only)."""
+    """Size of the learned task embedding, which is normalised to length 1 (aware only)."""
 
     width: int = 128
     """Width of every hidden layer; the paper goes up to 4096."""
@@ -36,16 +37,11 @@ class BRCConfig(TrainConfig):
     v_max: float = 10.0
     """The bins range over [-v_max, v_max], in normalised returns."""
 
-    # The network's shape and loss are its own.
+    # BRC has a network and a loss of its own, so that these are no flags.
     hidden_dims: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
     layer_norm: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
     td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
     huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 10.0
-
-    @property
-    def agent_kwargs(self) -> dict[str, Any]:
-        """Arguments of `agents.BRC`."""
-        return super().agent_kwargs | {"weight_decay": self.weight_decay}
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:
@@ -53,6 +49,6 @@ class BRCConfig(TrainConfig):
         return {name: getattr(self, name) for name in ("embedding_dim", "width", "depth", "num_bins", "v_max")}
 
 
-# The notes' network and step size are of another agent: only their protocol of episodes and exploration applies.
+# The notes prescribe the network and the step size of another agent. Their episodes and exploration apply here.
 _OWN = ("learning_rate", "embedding_dim", "hidden_dims", "layer_norm", "huber_delta")
 PRESETS = presets(BRCConfig, without=_OWN)

@@ -14,25 +14,25 @@ class GradNormConfig(TrainConfig):
     balancer: ClassVar[str] = "gradnorm"
 
     alpha: float = 1.5
-    """Pull towards tasks that lag behind; 0 equalises gradient norms."""
+    """Strength with which tasks that learn more slowly get larger gradients; 0 makes all gradient norms equal."""
 
     weight_lr: float = 0.01
     """Learning rate of the task weights."""
 
     warmup_steps: int = 100
-    """Updates whose mean loss is L(0); weights stay 1 until then."""
+    """Updates over which the first loss L(0) of each task is averaged. The weights stay 1 until then."""
 
     weight_floor: float = 0.1
-    """Smallest task weight, where the mean weight is 1."""
+    """Smallest weight of a task. The mean of the weights is 1."""
 
     initial_loss_floor: float = 0.01
-    """Smallest L(0) of a task, as a share of the mean L(0)."""
+    """Smallest first loss L(0) of a task, as a share of the mean over the tasks."""
 
     rate_from: Literal["loss", "return"] = "loss"
-    """What a task's training rate is measured by."""
+    """How the progress of a task is measured: by its `loss`, or by the `return` of its episodes."""
 
     return_range: tuple[float, float] = (-200.0, 250.0)
-    """Returns that count as no progress and as done, for --rate-from return."""
+    """The return that counts as no progress, and the return that counts as solved, for --rate-from return."""
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:

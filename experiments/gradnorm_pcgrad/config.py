@@ -16,7 +16,7 @@ class GradNormPCGradConfig(GradNormConfig):
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
-        """Arguments of `mtrl.GradNormPCGrad`: the order of projections is random."""
+        """Arguments of `mtrl.GradNormPCGrad`. The seed decides the random order of its projections."""
         return super().balancer_kwargs | {"seed": self.seed}
 
 

@@ -10,12 +10,12 @@ from experiments.training.config import EvaluateConfig, TrainConfig, Variant, pr
 
 @dataclass(frozen=True)
 class IndependentDQNConfig(TrainConfig):
-    """Train one Q-network per task, side by side on the same data and updates as the shared ones."""
+    """Train one Q-network per task, side by side, on the same data and with as many updates as the shared networks."""
 
     method: ClassVar[str] = "independent_dqn"
     agent: ClassVar[str] = "IndependentDQN"
 
-    # The network of a task knows its task: there are no variants, and no embedding.
+    # Each network sees only its own task, so that there are no variants and no embedding.
     variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"
     embedding_dim: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 8
 
@@ -27,13 +27,13 @@ class IndependentDQNConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class IndependentDQNEvaluateConfig(EvaluateConfig):
-    """Play the networks of a run greedily, each on its task, and print their returns."""
+    """Play the networks of a run greedily, each on its own task, and print their returns."""
 
     variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"
 
     @property
     def train_flags(self) -> str:
-        """What `train` has to be given to make this run."""
+        """The flags with which `train` makes this run."""
         return f"--seed {self.seed}"
 
 

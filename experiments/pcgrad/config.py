@@ -15,7 +15,7 @@ class PCGradConfig(TrainConfig):
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
-        """Arguments of `mtrl.PCGrad`: the order of projections is random."""
+        """Arguments of `mtrl.PCGrad`. The seed decides the random order of its projections."""
         return {"seed": self.seed}
 
 

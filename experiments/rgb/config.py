@@ -17,22 +17,22 @@ class RGBConfig(TrainConfig):
     """Momentum of the consensus direction."""
 
     lambd: float = 1.0
-    """Weight of staying close to the task's own direction."""
+    """Weight of staying close to each task's own direction."""
 
     alpha_steps: int = 3
-    """Steps on the angles in each update."""
+    """Gradient steps on the rotation angles in each update."""
 
     lr_inner: float = 0.2
-    """Step size on the angles."""
+    """Step size of the rotation angles."""
 
     update_interval: int = 1
-    """Updates between rotations."""
+    """Updates from one rotation to the next; between them the update is the mean direction."""
 
     invariant_steps: bool | None = None
-    """Steps on the angles that do not get smaller as tasks get more. Default: from four tasks on."""
+    """Whether the steps on the angles keep their size as the number of tasks grows. Default: from four tasks on."""
 
     magnitude: Literal["unit", "mean_norm", "sum_norm"] = "sum_norm"
-    """Length of the update: as published (at most 1), or on the scale of the gradients."""
+    """Length of the update: `unit` is the published length (at most 1); the others follow the gradients."""
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:

@@ -131,12 +131,11 @@ def _has_variants(config_type: type[TrainConfig]) -> bool:
     return tyro.conf.Fixed not in getattr(kind, "__metadata__", ())
 
 
-def refuse_other_settings(runs: Sequence[PlannedRun], free: Sequence[str]) -> None:
+def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
     """Make sure that every finished or unfinished run which is there already has the settings of this sweep.
 
     Args:
         runs: the runs of the sweep.
-        free: names of settings that may differ.
 
     Raises:
         UsageError: a run was trained with other settings.
@@ -148,7 +147,7 @@ def refuse_other_settings(runs: Sequence[PlannedRun], free: Sequence[str]) -> No
             before = json.loads((run.folder / CONFIG_FILE).read_text())["settings"]
             now = json.loads(json.dumps(run.config.settings))  # as the file would hold them
             known = {name: value for name, value in now.items() if name in before}
-            changed = differences({name: before[name] for name in known}, known, (*free, "existing"))
+            changed = differences({name: before[name] for name in known}, known, run.config.free_settings)
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise UsageError(f"'{run.folder}' holds a run that can't be read ({error}); move it away") from None
         if changed:

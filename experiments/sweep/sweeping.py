@@ -19,7 +19,6 @@ from experiments.sweep.estimate import describe
 from experiments.sweep.grid import PlannedRun, plan, refuse_other_settings
 from experiments.sweep.jobs import Job, State
 from experiments.sweep.view import SweepView
-from experiments.training.checkpoints import FREE_SETTINGS
 from experiments.training.make_agent import make_agent
 
 PROG = "experiments.sweep"
@@ -52,7 +51,7 @@ def _check(runs: Sequence[PlannedRun]) -> None:
     Raises:
         UsageError: the settings of a run are wrong, or differ from those of the run that is there.
     """
-    refuse_other_settings(runs, FREE_SETTINGS)
+    refuse_other_settings(runs)
     check_wandb(runs[0].config.wandb)
     # One agent of each method and variant is made, with the largest seed: the settings of the other runs differ in
     # nothing that could be wrong.

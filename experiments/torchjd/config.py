@@ -14,14 +14,14 @@ class TorchJDConfig(TrainConfig):
     method: ClassVar[str] = "torchjd"
 
     aggregator: str = "UPGrad"
-    """TorchJD's class: UPGrad, CAGrad, MGDA, NashMTL, IMTLG, AlignedMTL, ConFIG, FairGrad, ..."""
+    """The class in TorchJD: UPGrad, CAGrad, MGDA, NashMTL, IMTLG, AlignedMTL, ConFIG, FairGrad, ..."""
 
     aggregator_args: tuple[str, ...] = ()
-    """Its arguments as name=value, for example `c=0.4` for CAGrad."""
+    """Arguments of the aggregator as name=value, for example `c=0.4` for CAGrad."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.balancer_kwargs  # malformed arguments are found before anything runs
+        _ = self.balancer_kwargs  # raises an error if an argument is malformed
 
     @property
     def run_method(self) -> str:
@@ -35,7 +35,7 @@ class TorchJDConfig(TrainConfig):
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
-        """The aggregator's arguments, and the seed of those that draw random numbers."""
+        """The arguments of the aggregator, and a seed for aggregators that draw random numbers."""
         return {"seed": self.seed, **options_from_words(self.aggregator_args, "aggregator argument")}
 
 
@@ -44,7 +44,7 @@ class TorchJDEvaluateConfig(EvaluateConfig):
     """Play an agent trained with a TorchJD aggregator and print its returns per task."""
 
     aggregator: str = "UPGrad"
-    """Which aggregator it was trained with."""
+    """The aggregator that the run was trained with."""
 
     def run_method(self, method: str) -> str:
         """`torchjd_<aggregator>`."""
@@ -52,7 +52,7 @@ class TorchJDEvaluateConfig(EvaluateConfig):
 
     @property
     def train_flags(self) -> str:
-        """What `train` has to be given to make this run."""
+        """The flags with which `train` makes this run."""
         return f"--aggregator {self.aggregator} {super().train_flags}"
 
 

@@ -25,13 +25,6 @@ from experiments.program.run_folder import RunFolder
 
 KIND = "training"
 
-# Settings that do not change what is learned, so that they may differ when a run is continued.
-FREE_SETTINGS = (
-    *("preset", "results_dir", "quiet", "checkpoint_interval", "step_timeout"),
-    "on_nonfinite",  # it had no effect before the checkpoint: a run that met a NaN may go on and skip it
-    *("tensorboard", "wandb", "wandb_project", "wandb_entity"),
-)
-
 
 class Resumable(Protocol):
     """A part of a run with a state, besides the agent and its environments."""

@@ -17,7 +17,7 @@ from experiments.program.stopping import StoppedError
 from experiments.program.versions import versions
 from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
 from experiments.training.callbacks import CurveEvaluation, StopAfterEpisodes
-from experiments.training.checkpoints import FREE_SETTINGS, KIND, Checkpoints, MetricsFile
+from experiments.training.checkpoints import KIND, Checkpoints, MetricsFile
 from experiments.training.config import TrainConfig
 from experiments.training.display import TrainingDisplay
 from experiments.training.evaluation import FINAL_SEED, Evaluation, evaluate
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> Evaluation:
         description,
         kind=KIND,
         existing=config.existing,
-        free=FREE_SETTINGS,
+        free=config.free_settings,
         interval=config.checkpoint_interval,
     )
     check_wandb(config.wandb)

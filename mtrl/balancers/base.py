@@ -120,11 +120,6 @@ class Balancer(nn.Module):
     def reset(self) -> None:
         """Return to the state after construction. A method without state does nothing."""
 
-    @property
-    def needs_gramian(self) -> bool:
-        """Whether `looks_at` is `"gramian"`."""
-        return self.looks_at == "gramian"
-
     def record_returns(self, returns: Tensor) -> None:
         """Tell the method how well each task is doing: `returns` (T,), higher is better. Most methods ignore it."""
 

@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING
 from mtrl.lazy import import_on_use
 
 if TYPE_CHECKING:
+    from mtrl.rl.algorithm import MultiTaskAlgorithm as MultiTaskAlgorithm
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
-    from mtrl.rl.networks import IndependentQNetworks as IndependentQNetworks
     from mtrl.rl.networks import SharedQNetwork as SharedQNetwork
     from mtrl.rl.nonfinite import NonFiniteError as NonFiniteError
     from mtrl.rl.policies import MultiTaskQPolicy as MultiTaskQPolicy
     from mtrl.rl.replay import TaskBatch as TaskBatch
     from mtrl.rl.replay import TaskReplayBuffer as TaskReplayBuffer
+    from mtrl.rl.settings import DQNSettings as DQNSettings
+    from mtrl.rl.settings import ReplaySettings as ReplaySettings
     from mtrl.rl.tasks import AnyTask as AnyTask
     from mtrl.rl.tasks import Task as Task
     from mtrl.rl.tasks import TaskLike as TaskLike
@@ -19,18 +21,24 @@ if TYPE_CHECKING:
     from mtrl.rl.tasks import get_task as get_task
     from mtrl.rl.tasks import get_tasks as get_tasks
     from mtrl.rl.tasks import register_task as register_task
+    from mtrl.rl.update import SharedUpdate as SharedUpdate
+    from mtrl.rl.update import TDLoss as TDLoss
+    from mtrl.rl.update import Update as Update
     from mtrl.rl.vec_env import ColumnError as ColumnError
     from mtrl.rl.vec_env import TaskOneHot as TaskOneHot
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
 
 _HOMES = {
+    "mtrl.rl.algorithm": ("MultiTaskAlgorithm",),
     "mtrl.rl.dqn": ("MultiTaskDQN",),
-    "mtrl.rl.networks": ("IndependentQNetworks", "SharedQNetwork"),
+    "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
+    "mtrl.rl.settings": ("DQNSettings", "ReplaySettings"),
     "mtrl.rl.tasks": ("AnyTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks", "register_task"),
+    "mtrl.rl.update": ("SharedUpdate", "TDLoss", "Update"),
     "mtrl.rl.vec_env": ("ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]

@@ -10,32 +10,32 @@ from numpy.typing import NDArray
 
 
 class Step(NamedTuple):
-    """One step of N environments, in which what follows an episode's end is the end itself, not the next start."""
+    """One step of N environments. At the end of an episode, the next observation is the last one of that episode."""
 
     observations: NDArray[np.float32]  # (N, O)
     next_observations: NDArray[np.float32]  # (N, O)
     actions: NDArray[np.int64]  # (N,)
     rewards: NDArray[np.float32]  # (N,)
     dones: NDArray[np.bool_]  # (N,), the episode ended here
-    terminals: NDArray[np.bool_]  # (N,), it ended for good: not by its time limit
+    terminals: NDArray[np.bool_]  # (N,), the episode ended for good, and not by its time limit
 
 
 class Transitions(NamedTuple):
-    """A transition of each of N environments; the value of its first action is rewards + discounts * V(next)."""
+    """A transition of each of N environments. The value of its first action is rewards + discounts * V(next)."""
 
     observations: NDArray[np.float32]  # (N, O)
     next_observations: NDArray[np.float32]  # (N, O)
     actions: NDArray[np.int64]  # (N,)
     rewards: NDArray[np.float32]  # (N,)
-    discounts: NDArray[np.float32]  # (N,), 0 where the episode ended for good
+    discounts: NDArray[np.float32]  # (N,), 0 if the episode ended for good
 
 
 class NStepReturns:
-    """Turns steps into transitions over n of them, or over as many as are left of the episode.
+    """Turns steps into transitions over n steps, or over fewer at the end of an episode.
 
-    Uncorrected for what the policy would have done instead, as in Rainbow (Hessel et al. 2018,
-    https://arxiv.org/abs/1710.02298): with small n and mostly greedy data, rewards travel back n times as fast at
-    little bias.
+    The returns are not corrected for actions that the present policy would not have taken, as in Rainbow (Hessel et al.
+    2018, https://arxiv.org/abs/1710.02298). With a small n and mostly greedy data the bias is small, and rewards travel
+    back n times as fast.
 
     Args:
         n: steps per transition; 1 is the ordinary transition.
@@ -48,12 +48,12 @@ class NStepReturns:
         self._steps: deque[Step] = deque(maxlen=n)
 
     def add(self, step: Step) -> Transitions | None:
-        """The transitions that begin n - 1 steps before `step`; None while there are not so many."""
+        """The transitions that begin n - 1 steps before `step`; None if fewer steps have been added."""
         self._steps.append(step)
         if len(self._steps) < self.n:
             return None
         first, *others = self._steps
-        if not any(step.dones.any() for step in self._steps):  # as most of the time: what follows, in fewer steps
+        if not any(step.dones.any() for step in self._steps):  # the usual case: the same result with less work
             rewards = first.rewards
             for later, further in enumerate(others, 1):
                 rewards = rewards + np.float32(self.gamma**later) * further.rewards
@@ -70,13 +70,13 @@ class NStepReturns:
         return Transitions(first.observations, following, first.actions, rewards, discounts)
 
     def clear(self) -> None:
-        """Forget unfinished transitions: the environments have been reset."""
+        """Forget unfinished transitions, because the environments have been reset."""
         self._steps.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps whose transitions are not complete."""
+        """The steps of transitions that are not complete."""
         return {"steps": [list(step) for step in self._steps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of `state_dict`."""
+        """Restore what `state_dict` returned."""
         self._steps = deque((Step(*step) for step in state["steps"]), maxlen=self.n)

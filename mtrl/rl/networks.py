@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.gradients import LayerRule, Saved, Step, TaskRows, register_rule, register_step
 from mtrl.limits import (
@@ -21,7 +20,7 @@ from mtrl.limits import (
 
 
 class TaskEmbedding(nn.Module):
-    """Replaces the one-hot of T tasks at the end of the input by a learned vector: (N, S + T) to (N, S + E).
+    """Replaces the one-hot of T tasks at the end of the input by a learned vector: (N, S + T) becomes (N, S + E).
 
     Args:
         num_tasks: T.
@@ -31,12 +30,12 @@ class TaskEmbedding(nn.Module):
     def __init__(self, num_tasks: int, dim: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        # nn.Embedding starts at standard deviation 1, where it would drown the state, whose values are below that:
-        # a tenth lets the tasks start out alike and part where they have to.
+        # nn.Embedding starts with standard deviation 1, which would outweigh the smaller values of the state. With a
+        # tenth of it the tasks begin nearly alike, and training separates them as far as necessary.
         self.weight = nn.Parameter(0.1 * torch.randn(num_tasks, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Look the task's vector up, as a product so that it is one operation."""
+        """Replace the one-hot by its task's vector. A product with the weights does this in one operation."""
         return torch.cat((x[:, : -self.num_tasks], x[:, -self.num_tasks :] @ self.weight), 1)
 
 
@@ -82,9 +81,9 @@ register_step(TaskEmbedding, _TaskEmbeddingStep)
 
 
 class SharedQNetwork(nn.Module):
-    """Action values of all tasks: a multi-layer perceptron with ReLU, over the task's embedding where it is told.
+    """Action values of all tasks: a multi-layer perceptron with ReLU, with a task embedding in the aware variant.
 
-    With the defaults 37,788 parameters for three tasks (aware) and 35,716 (blind), on 8 state values and 4 actions.
+    With the defaults, 8 state values and 4 actions, it has 37,788 parameters for three tasks (aware) or 35,716 (blind).
 
     Args:
         observation_size: O; in the aware variant the last `num_tasks` of them are the task's one-hot.
@@ -93,11 +92,11 @@ class SharedQNetwork(nn.Module):
         embedding_dim: size of the task embedding. Default 8.
         hidden_dims: widths of the hidden layers. Default (256, 128).
         layer_norm: normalise each hidden layer before its ReLU (Ba et al. 2016, https://arxiv.org/abs/1607.06450),
-            without learned scale and shift, so that the number of parameters stays. Default True.
+            without learned scale and shift, so that the number of parameters does not change. Default True.
 
     Raises:
-        ValueError: no hidden layer or above 100, a width below 1 or above 65,536, an embedding above 4,096, or above
-            100,000,000 parameters. Nothing has been allocated then.
+        ValueError: there are no hidden layers or more than 100, a width is below 1 or above 65,536, the embedding is
+            above 4,096, or there would be over 100,000,000 parameters. Nothing has been allocated then.
     """
 
     def __init__(
@@ -131,70 +130,10 @@ class SharedQNetwork(nn.Module):
 
     @property
     def last_shared_layer(self) -> nn.Module:
-        """The last hidden layer, whose weights norm-balancing methods measure gradients on."""
+        """The last hidden layer. Methods that balance norms measure the gradients of its weights."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-2]
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A)."""
+        """Action values (N, A) for observations (N, O)."""
         values: Tensor = self.layers(observations)
         return values
-
-
-class IndependentQNetworks(nn.Module):
-    """One blind Q-network per task, as stacked weights; the one-hot in the observation chooses the network.
-
-    Every task's network is a `SharedQNetwork` without embedding, and starts as one: with the defaults 107,148
-    parameters for three tasks.
-
-    Args:
-        observation_size: O, of which the last `num_tasks` are the task's one-hot.
-        num_actions: A.
-        num_tasks: T, at least 1.
-        hidden_dims: widths of each network's hidden layers. Default (256, 128).
-        layer_norm: see `SharedQNetwork`. Default True.
-
-    Raises:
-        ValueError: `num_tasks` is 0: without a one-hot there is nothing to choose by. Or as `SharedQNetwork`, for all
-            networks together.
-    """
-
-    def __init__(
-        self,
-        observation_size: int,
-        num_actions: int,
-        num_tasks: int,
-        hidden_dims: Sequence[int] = (256, 128),
-        layer_norm: bool = True,
-    ) -> None:
-        super().__init__()
-        if num_tasks < 1:
-            raise ValueError("independent networks choose by the task's one-hot: use task-aware observations")
-        self.num_tasks = num_tasks
-        self.layer_norm = layer_norm
-        state = observation_size - num_tasks
-        check_parameters(num_tasks * perceptron_parameters(state, *hidden_dims, num_actions))
-        networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
-        linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]
-        stacked = list(zip(*linear, strict=True))  # per layer, one of each task
-        self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in stacked)
-        self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in stacked)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """(N, O) to action values (N, A)."""
-        state, one_hot = observations[:, : -self.num_tasks], observations[:, -self.num_tasks :]
-        task = one_hot.argmax(1)  # (N,)
-        rows = torch.arange(len(task), device=task.device)
-        each, rest = divmod(len(task), self.num_tasks)
-        if not rest and torch.equal(task, rows // max(each, 1)):  # task-major: every network gets its own rows
-            return self._run(state.view(self.num_tasks, each, state.shape[1])).flatten(0, 1)
-        values = self._run(state.expand(self.num_tasks, *state.shape))  # (T, N, A): all networks on all rows
-        return values[task, rows]
-
-    def _run(self, x: Tensor) -> Tensor:
-        """Each network on its own input: (T, B, S) to (T, B, A)."""
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-            if index < last:
-                x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu()
-        return x

@@ -5,28 +5,29 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-OnNonFinite = Literal["raise", "skip"]
+from mtrl.gradients import NonFiniteGradientError
+from mtrl.rl.settings import OnNonFinite
+
 Array = NDArray[np.float32]
 
 
 class NonFiniteError(FloatingPointError):
-    """A NaN or an infinity in training. The message is one line: the task, the quantity, its value and the step."""
+    """A NaN or an infinity in training. The message is one line with the task, the quantity, its value and the step."""
 
 
 class FiniteGuard:
-    """Looks at what environments and updates give, and raises or counts what is not finite.
+    """Checks the numbers that environments and updates produce, and raises an error or counts what it leaves out.
 
     Args:
-        policy: `"raise"` a `NonFiniteError`, or `"skip"`: what is not finite is left out and counted.
+        policy: `"raise"` a `NonFiniteError`, or `"skip"`: leave the step or the update out, and count it.
         tasks: names of the tasks.
 
     Attributes:
-        skipped: how often each kind of thing was left out, by its name in the logs (`train/skipped_steps`,
+        skipped: how many steps and updates were left out, by their names in the logs (`train/skipped_steps`,
             `train/skipped_updates`).
     """
 
@@ -36,18 +37,19 @@ class FiniteGuard:
         self.skipped: Counter[str] = Counter()
 
     def step_is_finite(self, before: Array, after: Array, rewards: Array, env_step: int) -> bool:
-        """Whether a step of T * K columns may be learned from.
+        """Whether all numbers of a step of T * K columns are finite, so that the agent may learn from it.
 
         Args:
             before: observations (T * K, O).
             after: the observations that followed, (T * K, O).
             rewards: (T * K,).
-            env_step: for the message.
+            env_step: the step's number, for the message.
 
         Raises:
-            NonFiniteError: it may not, and the policy is to raise.
+            NonFiniteError: a number is not finite, and the policy is to raise.
         """
-        # A sum sees nearly every case at little cost. Finite numbers may overflow in it: then each column is looked at.
+        # The sum is not finite if one of its terms is not, and costs little. Because finite numbers may overflow in the
+        # sum, each column is looked at before anything is reported.
         if math.isfinite(float(before.sum()) + float(after.sum()) + float(rewards.sum())):
             return True
         each = len(rewards) // len(self.tasks)
@@ -65,7 +67,7 @@ class FiniteGuard:
         return True
 
     def check(self, quantity: str, values: Sequence[float]) -> None:
-        """Raise `FloatingPointError` naming the quantity and the first task whose value, of T, is not finite."""
+        """Raise `FloatingPointError` if one of T values is not finite; the message names the quantity and the task."""
         if math.isfinite(sum(values)):
             return
         for task, value in zip(self.tasks, values, strict=True):
@@ -73,12 +75,20 @@ class FiniteGuard:
                 raise FloatingPointError(f"{quantity} of task {task} is {value}")
 
     def update_failed(self, error: FloatingPointError, update: int, env_step: int) -> None:
-        """An update was not made because of `error`.
+        """Report an update that was not made.
+
+        Args:
+            error: the reason.
+            update: the update's number.
+            env_step: the environment step at which it was due.
 
         Raises:
             NonFiniteError: the policy is to raise.
         """
-        self._leave_out("train/skipped_updates", f"{error} in update {update}, at step {env_step}")
+        reason: object = error
+        if isinstance(error, NonFiniteGradientError) and error.task is not None:  # it knows the number, not the name
+            reason = f"the gradient of task {self.tasks[error.task]} is not finite"
+        self._leave_out("train/skipped_updates", f"{reason} in update {update}, at step {env_step}")
 
     def _leave_out(self, what: str, message: str) -> None:
         if self.policy == "raise":

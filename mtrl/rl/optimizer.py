@@ -1,4 +1,4 @@
-"""Adam over a network that is one vector."""
+"""Adam over a network whose parameters are one vector."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 class FlatAdam(torch.optim.Adam):
-    """`torch.optim.Adam` over one vector on which `update` takes the same step as `step`, in a third of the time.
+    """`torch.optim.Adam` over one vector, with a method `update` that does the work of `step` in a third of the time.
 
-    `step` gathers parameters into lists, asks for hooks and profilers and sorts by device, which at the sizes of
-    reinforcement learning costs more than the kernel that it calls in the end. `update` calls that kernel. State and
-    settings are the base class's.
+    `step` gathers parameters into lists, looks for hooks and profilers, and sorts by device. With networks as small as
+    those of reinforcement learning, this takes longer than the kernel that `step` calls in the end. `update` calls the
+    same kernel directly. State and settings are those of the base class.
 
     Args:
         vector: the parameters (D,); see `ParameterLayout.flatten_`.
         lr: learning rate.
-        weight_decay: decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019,
+        weight_decay: decay of the weights, decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019,
             https://arxiv.org/abs/1711.05101). Default 0.
     """
 
@@ -28,17 +28,17 @@ class FlatAdam(torch.optim.Adam):
         self._begin()
 
     def _begin(self) -> None:
-        """As before the first step."""
+        """Set the state to that before the first step."""
         vector = self._vector.detach()
         step = torch.zeros((), device=vector.device)
         moments = {"exp_avg": torch.zeros_like(vector), "exp_avg_sq": torch.zeros_like(vector)}
         self.state[self._vector] = {"step": step, **moments}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the base class, for the state of such an optimizer over as many parameters.
+        """Restore the state of an optimizer of this class over equally many parameters.
 
         Raises:
-            ValueError: it is of another. Nothing has changed then.
+            ValueError: the state is that of another optimizer. Nothing has changed then.
         """
         size, (own,) = self._vector.numel(), self.param_groups
         sizes = [{name: moment.numel() for name, moment in part.items()} for part in state_dict["state"].values()]
@@ -48,11 +48,11 @@ class FlatAdam(torch.optim.Adam):
             if group.keys() - own.keys():
                 raise ValueError(f"the optimizer has settings other than {', '.join(own)}")
         super().load_state_dict(state_dict)
-        if not sizes:  # it had not taken a step
+        if not sizes:  # the saved optimizer had taken no step
             self._begin()
 
     def update(self, gradient: Tensor) -> None:
-        """Take one step along `gradient` (D,), whatever `.grad` is."""
+        """Take one step along `gradient` (D,). `.grad` is not used."""
         state, (group,) = self.state[self._vector], self.param_groups
         beta1, beta2 = group["betas"]
         state["step"].add_(1)

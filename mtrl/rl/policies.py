@@ -15,12 +15,12 @@ from mtrl.rl.networks import SharedQNetwork
 
 
 class MultiTaskQPolicy(BasePolicy):
-    """Acts greedily on a `SharedQNetwork`; what `"MlpPolicy"` stands for in `MultiTaskDQN`.
+    """Acts greedily on a `SharedQNetwork`. This is the `"MlpPolicy"` of `MultiTaskDQN`.
 
     Args:
         observation_space: a one-dimensional Box (O,); in the aware variant its last `num_tasks` values are a one-hot.
         action_space: Discrete.
-        lr_schedule: unused here: the agent makes the optimizer. In Stable-Baselines3's signature.
+        lr_schedule: unused, because the agent makes the optimizer. Stable-Baselines3 has this argument.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         **network_kwargs: arguments of the network: `embedding_dim` (default 8), `net_arch` (widths of the hidden
             layers, default (256, 128)), `layer_norm` (default True).
@@ -53,7 +53,7 @@ class MultiTaskQPolicy(BasePolicy):
         net_arch: Sequence[int] = (256, 128),
         layer_norm: bool = True,
     ) -> Any:
-        """The network; called twice, for online and target."""
+        """Make the network. This is called twice: for the online network and for the target network."""
         return SharedQNetwork(observation_size, num_actions, num_tasks, embedding_dim, net_arch, layer_norm)
 
     def forward(self, observation: Tensor, deterministic: bool = True) -> Tensor:
@@ -66,7 +66,7 @@ class MultiTaskQPolicy(BasePolicy):
         return torch.argmax(self.q_net(observation), dim=1)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Nothing to switch: no layer of these networks behaves differently in training."""
+        """Do nothing, because no layer of these networks behaves differently in training."""
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         raise NotImplementedError("a policy is saved and loaded with its agent")

@@ -17,21 +17,21 @@ class TaskBatch(NamedTuple):
     next_observations: Tensor  # (T * B, O)
     actions: Tensor  # (T * B,), int64
     rewards: Tensor  # (T * B,)
-    discounts: Tensor  # (T * B,), what the next observation's value counts: 0 where the episode ended for good
+    discounts: Tensor  # (T * B,), the factor of the next observation's value; 0 if the episode ended for good
 
 
 class TaskReplayBuffer:
     """The last transitions of every task, sampled uniformly and with replacement.
 
-    A transition is one row of floats, so that sampling is one gather. The generator is the buffer's own: nothing else
-    that draws random numbers changes what is sampled.
+    A transition is one row of floats, so that sampling is one gather. The buffer has a random generator of its own, so
+    that random numbers drawn elsewhere do not change what is sampled.
 
     Args:
         capacity: transitions kept per task.
         num_tasks: T.
         observation_size: O.
         seed: of the generator.
-        device: where sampled batches go; storage stays in main memory. Default the CPU.
+        device: where sampled batches go; the stored transitions stay in main memory. Default: the CPU.
 
     Raises:
         ValueError: `capacity` is below 1.
@@ -49,7 +49,7 @@ class TaskReplayBuffer:
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
         self.full = False
-        # Zeros are not touched, hence cost no memory, before they are written.
+        # The operating system gives memory to these zeros only when they are first written to.
         self._rows = np.zeros((num_tasks, capacity, 2 * observation_size + 3), np.float32)
         self._flat = torch.from_numpy(self._rows).view(num_tasks * capacity, -1)
         self._first_rows = torch.arange(num_tasks)[:, None] * capacity  # (T, 1)
@@ -79,7 +79,7 @@ class TaskReplayBuffer:
             start = stop
 
     def sample(self, batch_size: int) -> TaskBatch:
-        """B = `batch_size` transitions of each task.
+        """Draw B = `batch_size` transitions of each task.
 
         Raises:
             ValueError: nothing is stored yet.
@@ -88,7 +88,7 @@ class TaskReplayBuffer:
         return batch
 
     def sample_several(self, count: int, batch_size: int) -> list[TaskBatch]:
-        """`count` batches like `sample`'s, in one gather.
+        """Draw `count` batches like that of `sample`, in one gather.
 
         Raises:
             ValueError: nothing is stored yet.
@@ -104,7 +104,7 @@ class TaskReplayBuffer:
         return [TaskBatch(*batch) for batch in zip(*(part.chunk(count) for part in parts), strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next `sample` depends on."""
+        """The contents of the buffer and its generator: everything that the next `sample` depends on."""
         return {
             "rows": self._rows[:, : len(self)],
             "position": self.position,
@@ -113,10 +113,10 @@ class TaskReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of `state_dict`.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: as `check_state`. Nothing has changed then.
+            ValueError: `check_state` refuses `state`. Nothing has changed then.
         """
         self.check_state(state)
         rows = state["rows"]
@@ -125,15 +125,15 @@ class TaskReplayBuffer:
         self.generator.set_state(state["generator"])
 
     def check_state(self, state: Any) -> None:
-        """See whether `load_state_dict` could take `state` over.
+        """Check that `load_state_dict` can restore `state`.
 
         Raises:
-            ValueError: it is of a buffer of another shape, or no state of a buffer.
+            ValueError: `state` is that of a buffer of another shape, or not the state of a buffer.
         """
         kinds = {"rows": np.ndarray, "position": int, "full": bool, "generator": Tensor}
         if not isinstance(state, dict) or [type(state.get(name)) for name in kinds] != list(kinds.values()):
             names = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
-            raise ValueError(f"the stored replay is none: it must hold {names}")
+            raise ValueError(f"the stored replay is malformed: it must hold {names}")
         rows, position, full = state["rows"], state["position"], state["full"]
         if rows.ndim != 3 or rows.shape[::2] != self._rows.shape[::2] or rows.shape[1] > self.capacity:
             raise ValueError(f"the stored replay has the shape {rows.shape}; this one has {self._rows.shape}")

@@ -1,5 +1,7 @@
 import copy
 import math
+from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,33 +17,15 @@ from agents import BRC, BroNet, load_agent
 from agents.brc import ReturnScale, project
 from envs import make_task_vec_env
 from mtrl.gradients import TaskMajorEngine
+from tests.support import assert_same, make_agent, next_batch
 
 NETWORK = {"width": 24, "num_bins": 21}
-# Without decay: at the end of `learn` the learning rate would be 0, and updates after it would change nothing.
-SMALL = {
-    "learning_starts": 60,
-    "buffer_size": 3_000,
-    "batch_size": 8,
-    "gradient_steps": 1,
-    "learning_rate_decay": 0,
-    "policy_kwargs": NETWORK,
-}
-
-
-def make(variant="aware", seed=0, **kwargs):
-    env = make_task_vec_env(envs_per_task=2, seed=seed, variant=variant)
-    return BRC("MlpPolicy", env, seed=seed, device="cpu", **{**SMALL, **kwargs})
+make = partial(make_agent, BRC, gradient_steps=1, policy_kwargs=NETWORK)
 
 
 def observations(count, num_tasks=3):
     state = torch.randn(count, 8)
     return torch.cat((state, functional.one_hot(torch.randint(num_tasks, (count,)), num_tasks)), 1)
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -278,9 +262,7 @@ def test_an_update_is_plain_autograd_and_adamw(variant, double_q):
             "step": moments["step"].clone(),
             **{key: moments[key][columns].view_as(parameter).clone() for key in ("exp_avg", "exp_avg_sq")},
         }
-    generator = agent.replay_buffer.generator.get_state()
-    batch = agent.replay_buffer.sample(8)
-    agent.replay_buffer.generator.set_state(generator)
+    batch = next_batch(agent, 8)
     choices = [each(batch.next_observations).argmax(1) for each in (network, target)]
     assert not torch.equal(*choices)  # or `double_q` would make no difference
 
@@ -308,11 +290,11 @@ def test_an_update_is_plain_autograd_and_adamw(variant, double_q):
 def test_the_scale_of_a_tasks_rewards_does_not_matter():
     agent = make().learn(900)
     batch = agent.replay_buffer.sample(50)
-    before = agent._targets(batch)
+    before = agent.update.targets(batch)
     agent.return_scale.largest *= [1, 1024, 1 / 64]
     scaled = batch.rewards.view(3, -1) * torch.tensor([[1], [1024], [1 / 64]])
-    torch.testing.assert_close(agent._targets(batch._replace(rewards=scaled.flatten())), before)
-    assert not torch.allclose(agent._targets(batch), before)
+    torch.testing.assert_close(agent.update.targets(batch._replace(rewards=scaled.flatten())), before)
+    assert not torch.allclose(agent.update.targets(batch), before)
 
 
 def test_returns_fit_the_bins():
@@ -336,7 +318,7 @@ def test_saved_and_loaded_it_predicts_and_goes_on_identically(tmp_path, variant,
     agent.save_replay_buffer(tmp_path / "replay.zip")
     loaded = load_agent(tmp_path / "agent.zip", device="cpu")
     assert type(loaded) is BRC
-    assert (loaded.variant, loaded.weight_decay) == (variant, 0.01)
+    assert (loaded.variant, loaded.settings.weight_decay) == (variant, 0.01)
     assert loaded.return_scale.largest.tolist() == agent.return_scale.largest.tolist()
     batch = agent.env.reset()
     assert np.array_equal(agent.predict(batch, deterministic=True)[0], loaded.predict(batch, deterministic=True)[0])
@@ -368,8 +350,8 @@ def test_one_seed_gives_bitwise_identical_weights(balancer):
 def test_gradnorm_measures_on_the_last_hidden_layer():
     agent = make(balancer="gradnorm", balancer_kwargs={"warmup_steps": 5}).learn(400)
     assert agent.diagnostics["balancer/Windy/weight"] != 1
-    columns = agent._engine.layout.columns(agent.policy.q_net.blocks[-1][3].weight)
-    assert agent._engine._last_layer == columns
+    columns = agent.update.engine.layout.columns(agent.policy.q_net.blocks[-1][3].weight)
+    assert agent.update.engine._last_layer == columns
 
 
 def test_sb3_evaluates_it():
@@ -380,7 +362,7 @@ def test_sb3_evaluates_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": 1.0}, "gamma is 1.0; it must be below 1"),
+        ({"gamma": 1.0}, "gamma is 1.0; it must be at least 0 and below 1"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
         ({"weight_decay": math.nan}, "weight_decay is nan"),
         ({"policy_kwargs": {"width": 0}}, "width is 0"),
@@ -389,3 +371,13 @@ def test_sb3_evaluates_it():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         make(**settings)
+
+
+def test_a_model_of_an_earlier_release_is_read():
+    agent = load_agent(Path(__file__).with_name("brc_0_1_0.zip"), device="cpu")  # of the commit dfc25f8
+    assert type(agent) is BRC
+    assert (agent.settings.n_step, agent.settings.weight_decay, agent.settings.exploration_decay) == (5, 0.5, 0.9)
+    assert (agent.variant, agent.task_names, agent.num_timesteps) == ("aware", ("Standard", "Windy", "Heavy"), 900)
+    assert agent.policy.q_net.last.weight.shape == (4 * 3, 4)
+    assert (agent.return_scale.largest > 0).all()
+    assert agent.balancer_name == "gradnorm"

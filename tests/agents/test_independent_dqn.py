@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,14 +11,9 @@ from agents import BRC, IndependentDQN, IndependentQNetworks, MultiTaskDQN, Shar
 from envs import make_task_vec_env
 from mtrl import EqualWeights
 from mtrl.checkpoint import CheckpointError
+from tests.support import assert_same, make_agent
 
-# Without decay: at the end of `learn` the learning rate would be 0, and updates after it would change nothing.
-SMALL = {"learning_starts": 60, "buffer_size": 3_000, "batch_size": 8, "learning_rate_decay": 0}
-
-
-def make(seed=0, variant="aware", **kwargs):
-    env = make_task_vec_env(envs_per_task=2, seed=seed, variant=variant)
-    return IndependentDQN("MlpPolicy", env, seed=seed, device="cpu", **{**SMALL, **kwargs})
+make = partial(make_agent, IndependentDQN)
 
 
 def alone(networks, task):
@@ -35,12 +31,6 @@ def task_major(rows_per_task, num_tasks=3):
     """Random observations (T * B, 8 + T) and their tasks."""
     task = torch.arange(num_tasks).repeat_interleave(rows_per_task)
     return torch.cat((torch.randn(len(task), 8), nn.functional.one_hot(task, num_tasks).float()), 1), task
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
 
 
 def test_three_networks_of_the_shared_ones_size():

@@ -36,14 +36,14 @@ def train(run, seed=0):
 
 def fingerprint(agent):
     """A few figures that depend on everything: data, exploration, gradients, balancer, optimizer, target network."""
-    weights, target = agent._weights.detach().double(), agent._target_weights.double()
+    weights, target = agent.update.weights.double(), agent.update.target_weights.double()
     return {
         "updates": agent._n_updates,
         "norm": weights.norm().item(),
         "moved": (weights - target).norm().item(),
-        "losses": (agent._loss_sum / agent._loss_count).tolist(),
+        "losses": agent.mean_losses,
         "rewards": agent.replay_buffer.state_dict()["rows"][..., -2].sum(1).tolist(),
-        "balancer_weight": agent._diagnostics.get("weight", torch.zeros(0)).tolist(),
+        "balancer_weight": agent.update.diagnostics.get("weight", torch.zeros(0)).tolist(),
     }
 
 

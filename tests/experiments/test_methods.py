@@ -18,12 +18,12 @@ import tyro
 
 import agents
 import experiments
-from agents import MultiTaskDQN, load_agent
+from agents import load_agent
 from experiments import analyze_results
 from experiments.methods import METHODS
 from experiments.program.flags import parse
 from experiments.torchjd.config import TorchJDConfig
-from experiments.training.config import AGENT_FIELDS, EvaluateConfig, TrainConfig, run_name
+from experiments.training.config import EvaluateConfig, TrainConfig, run_name
 from mtrl import balancers
 from mtrl.balancers import make_balancer
 
@@ -220,11 +220,8 @@ def test_a_missing_model_is_answered_by_the_command_that_makes_it(method, tmp_pa
 def test_defaults_are_those_of_agent_network_and_balancer(method):
     config = parts(method).config()
     kind = getattr(agents, config.agent)
-    agent = {**inspect.signature(MultiTaskDQN).parameters, **inspect.signature(kind).parameters}
-    for name, value in config.agent_kwargs.items():
-        if name not in ("seed", "device", "balancer", "balancer_kwargs", "policy_kwargs"):
-            assert value == agent[name].default, name
-    assert set(AGENT_FIELDS) <= config.agent_kwargs.keys()
+    defaults = dataclasses.asdict(kind.settings_type())
+    assert {name: config.agent_kwargs[name] for name in defaults} == defaults
 
     policy = kind.policy_aliases["MlpPolicy"]
     network = agents.BroNet if config.agent == "BRC" else policy.make_network
@@ -245,8 +242,9 @@ def test_defaults_are_those_of_agent_network_and_balancer(method):
 def test_every_argument_of_agent_network_and_balancer_is_a_flag(method):
     config = parts(method).config()
     kind = getattr(agents, config.agent)
-    known = {*inspect.signature(MultiTaskDQN).parameters, *inspect.signature(kind).parameters}
-    elsewhere = {"policy", "env", "kwargs", "_init_setup_model", "tensorboard_log", "verbose"}  # the runner's
+    settings = {field.name for field in dataclasses.fields(kind.settings_type)}
+    known = {*inspect.signature(kind).parameters, *settings}
+    elsewhere = {"policy", "env", "settings", "_init_setup_model", "tensorboard_log", "verbose"}  # the runner's
     assert config.agent_kwargs.keys() == known - elsewhere
     if method != "torchjd":
         balancer = inspect.signature(type(make_balancer(config.balancer_name, 3, **config.balancer_kwargs))).parameters
@@ -300,7 +298,7 @@ def test_settings_of_a_method_reach_what_it_runs(tmp_path):
 
     brc = train("brc", "--width", "16", "--depth", "1", "--num-bins", "11", "--weight-decay", "0.5", "--v-max", "3")
     assert (brc.policy.q_net.last.weight.shape, len(brc.policy.q_net.blocks)) == ((44, 16), 1)
-    assert brc.policy.optimizer.param_groups[0]["weight_decay"] == brc.weight_decay == 0.5
+    assert brc.policy.optimizer.param_groups[0]["weight_decay"] == brc.settings.weight_decay == 0.5
     assert brc.policy.q_net.support[-1] == 3
     aim = train("aim", "--thresholds", "scalar", "--policy-lr", "0.5", "--guidance", "none", "--k", "3").balancer
     assert (aim.tau.shape, aim.lr, aim.guidance, aim.k) == (torch.Size([]), 0.5, "none", 3)
@@ -324,7 +322,7 @@ def test_settings_of_a_method_reach_what_it_runs(tmp_path):
         ("brc", "--td-loss mse", "unrecognized argument '--td-loss'"),
         ("brc", "--hidden-dims 64", "unrecognized argument '--hidden-dims'"),
         ("brc", "--dept 3", "unrecognized argument '--dept'; did you mean --depth?"),
-        ("brc", "--gamma 1", "gamma is 1.0; it must be below 1"),
+        ("brc", "--gamma 1", "gamma is 1.0; it must be at least 0 and below 1"),
         ("brc", "--num-bins 1", "num_bins is 1; it must be between 2 and 100000"),
         ("brc", "--width 0", "width is 0"),
         ("brc", "--weight-decay -1", "weight_decay is -1.0"),

@@ -20,9 +20,10 @@ from experiments.gradnorm.config import PRESETS, GradNormConfig
 from experiments.shared_dqn import evaluate as shared_evaluate
 from experiments.shared_dqn import train as shared_train
 from experiments.shared_dqn.config import SharedDQNConfig
-from experiments.training.config import AGENT_FIELDS, TrainConfig
+from experiments.training.config import TrainConfig
 from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, moments, play
 from mtrl import GradNorm
+from mtrl.rl import DQNSettings
 
 QUICK = [
     *("--total-steps", "1500", "--envs-per-task", "2", "--learning-starts", "120", "--batch-size", "8"),
@@ -255,11 +256,9 @@ def test_bad_analysis_input_is_one_line_and_leaves_no_trace(results, tmp_path, c
 
 
 def test_defaults_are_those_of_the_agent_and_the_balancer():
-    agent = inspect.signature(MultiTaskDQN).parameters
-    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name in AGENT_FIELDS:
-        if name not in ("seed", "device"):
-            assert fields[name] == agent[name].default, name
+    config = TrainConfig()
+    for name, value in dataclasses.asdict(DQNSettings()).items():
+        assert getattr(config, name) == value, name
     balancer = inspect.signature(GradNorm).parameters
     for name, value in GradNormConfig().balancer_kwargs.items():
         if name != "return_range":  # has no default: it depends on the environment

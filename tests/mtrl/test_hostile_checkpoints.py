@@ -327,7 +327,7 @@ MODELS: dict[str, tuple[tuple[str, ...], Any]] = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_hostile_model_is_refused_in_one_line(kind: str, agent: MultiTaskDQN, tmp_path: Path) -> None:
     path, (place, value) = tmp_path / "model.zip", MODELS[kind]
-    save(path, altered(agent._state(), place, value))
+    save(path, altered(agent.saved_state(), place, value))
     assert refusal(path, lambda p: load_agent(p, device="cpu"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.zip"]
 

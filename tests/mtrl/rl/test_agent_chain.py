@@ -1,19 +1,16 @@
 """The agent's update without autograd against the one with it."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from agents import MultiTaskDQN
-from envs import make_task_vec_env
 from mtrl.guidance import LookaheadGuidance
-from mtrl.rl.td import TDError
+from mtrl.rl.update import TDLoss
+from tests.support import make_agent
 
-SMALL = {"learning_starts": 24, "buffer_size": 3_000, "batch_size": 8, "gradient_steps": 1, "learning_rate_decay": 0}
-
-
-def make(variant="aware", **kwargs):
-    env = make_task_vec_env(envs_per_task=2, seed=0, variant=variant)
-    return MultiTaskDQN("MlpPolicy", env, seed=0, device="cpu", **{**SMALL, **kwargs})
+make = partial(make_agent, MultiTaskDQN, learning_starts=24, gradient_steps=1)
 
 
 @pytest.mark.parametrize(("loss", "delta"), [("huber", 1.0), ("huber", 2.0), ("mse", 1.0)])
@@ -25,11 +22,11 @@ def test_the_slope_is_what_autograd_finds(loss, delta):
     errors = (values.gather(1, actions[:, None]).squeeze(1) - targets).abs()
     assert (errors < delta).any()  # both branches of the Huber loss
     assert (errors > delta).any()
-    td_error = TDError(3, loss, delta)
+    td_loss = TDLoss(3, loss, delta)
     leaf = values.clone().requires_grad_()
-    theirs = td_error.losses(leaf, actions, targets)
+    theirs = td_loss(leaf, actions, targets)
     theirs.sum().backward()
-    losses, slope = td_error.losses_and_slope(values.clone(), actions, targets)
+    losses, slope = td_loss.losses_and_slope(values.clone(), actions, targets)
     torch.testing.assert_close(losses, theirs.detach())
     torch.testing.assert_close(slope, leaf.grad)
 
@@ -40,10 +37,10 @@ def test_the_slope_is_what_autograd_finds(loss, delta):
 def test_task_gradients_are_those_of_the_graph(variant, loss, double_q):
     agent = make(variant, td_loss=loss, double_q=double_q).learn(120)
     batch = agent.replay_buffer.sample(16)
-    ours = agent._task_gradients(batch)
+    ours = agent.update.task_gradients(batch)
     jacobian, losses = ours.jacobian.clone(), ours.losses.clone()
     handle = agent.policy.q_net.layers[0].register_forward_hook(lambda *_: None)  # the graph's way runs hooks
-    theirs = agent._task_gradients(batch)
+    theirs = agent.update.task_gradients(batch)
     handle.remove()
     torch.testing.assert_close(losses, theirs.losses.detach(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(jacobian, theirs.jacobian, rtol=1e-4, atol=1e-6)
@@ -55,21 +52,21 @@ def test_task_gradients_are_those_of_the_graph(variant, loss, double_q):
 def test_the_lookahead_gradient_is_autograds_and_moves_nothing(variant):
     agent = make(variant, balancer="aim", guidance_share=0.3).learn(120)
     generator = agent.guidance_buffer.generator
-    step = 0.01 * torch.randn(agent._weights.numel(), generator=torch.Generator().manual_seed(0))
-    before, place = agent._weights.detach().clone(), generator.get_state()
-    ours = agent._lookahead_gradient(step).clone()
-    torch.testing.assert_close(agent._weights.detach(), before, rtol=0, atol=0)
+    step = 0.01 * torch.randn(agent.update.weights.numel(), generator=torch.Generator().manual_seed(0))
+    before, place = agent.update.weights.clone(), generator.get_state()
+    ours = agent.update.guidance(step).clone()
+    torch.testing.assert_close(agent.update.weights, before, rtol=0, atol=0)
     # The targets of the chain would not follow parameters that autograd's way moves elsewhere.
-    agent._online_values, agent._target_values = agent.policy.q_net, agent.policy.q_net_target
+    agent.update.values, agent.update.target_values = agent.policy.q_net, agent.policy.q_net_target
     generator.set_state(place)
-    theirs = LookaheadGuidance(agent._guidance_loss, agent.policy.q_net.parameters())(step)
+    theirs = LookaheadGuidance(agent.update.held_out_loss, agent.policy.q_net.parameters())(step)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_lookahead_gradient_moves_nothing_even_if_it_fails(monkeypatch):
     agent = make(balancer="aim", guidance_share=0.3).learn(120)
-    before = agent._weights.detach().clone()
-    monkeypatch.setattr(agent, "_targets", lambda batch: 1 / 0)
+    before = agent.update.weights.clone()
+    monkeypatch.setattr(agent.update, "targets", lambda batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        agent._lookahead_gradient(torch.ones_like(before))
-    torch.testing.assert_close(agent._weights.detach(), before, rtol=0, atol=0)
+        agent.update.guidance(torch.ones_like(before))
+    torch.testing.assert_close(agent.update.weights, before, rtol=0, atol=0)

@@ -1,22 +1,19 @@
 """Training on a GPU follows training on the CPU."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from agents import BRC, IndependentDQN, MultiTaskDQN
-from envs import make_task_vec_env
+from tests.support import make_agent
 
-SMALL = {"learning_starts": 60, "buffer_size": 3_000, "batch_size": 16, "gradient_steps": 1, "learning_rate_decay": 0}
-
-
-def make(kind, device, **kwargs):
-    env = make_task_vec_env(envs_per_task=2, seed=0)
-    return kind("MlpPolicy", env, seed=0, device=device, **{**SMALL, **kwargs})
+make = partial(make_agent, batch_size=16, gradient_steps=1)
 
 
 def test_auto_takes_what_is_there():
     wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    assert make(MultiTaskDQN, "auto").device.type == wanted
+    assert make(MultiTaskDQN, device="auto").device.type == wanted
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -35,7 +32,7 @@ def test_other_agents_agree(kind):
 def check(kind, **kwargs):
     """The same transitions, updated on for 100 batches: weights must agree to 1e-4."""
     torch.backends.cuda.matmul.allow_tf32 = False
-    cpu, cuda = make(kind, "cpu", **kwargs), make(kind, "cuda", **kwargs)
+    cpu, cuda = make(kind, device="cpu", **kwargs), make(kind, device="cuda", **kwargs)
     cpu.learn(60)  # no update yet, so that both have seen the same
     cuda.learn(60)
     assert cpu._n_updates == cuda._n_updates == 0

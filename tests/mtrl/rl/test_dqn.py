@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -20,20 +21,9 @@ from agents import MultiTaskDQN
 from envs import make_task_env, make_task_vec_env
 from mtrl import EqualWeights, GradNorm
 from mtrl.checkpoint import CheckpointError
+from tests.support import assert_same, make_agent, next_batch
 
-SMALL = {
-    "learning_starts": 60,
-    "buffer_size": 3_000,
-    "batch_size": 8,
-    "target_update_interval": 7,
-    "tau": 1.0,
-    "learning_rate_decay": 0,
-}
-
-
-def make(variant="aware", seed=0, envs_per_task=2, **kwargs):
-    env = make_task_vec_env(envs_per_task=envs_per_task, seed=seed, variant=variant)
-    return MultiTaskDQN("MlpPolicy", env, seed=seed, device="cpu", **{**SMALL, **kwargs})
+make = partial(make_agent, MultiTaskDQN, target_update_interval=7, tau=1.0)
 
 
 class Lines(KVWriter):
@@ -51,12 +41,6 @@ class Lines(KVWriter):
 
 def weights(agent):
     return {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
 
 
 @pytest.mark.parametrize("variant", ["aware", "blind"])
@@ -101,9 +85,7 @@ def test_an_update_is_the_textbook_one(double_q, td_loss):
             "step": moments["step"].clone(),
             **{key: moments[key][columns].view_as(parameter).clone() for key in ("exp_avg", "exp_avg_sq")},
         }
-    generator = agent.replay_buffer.generator.get_state()
-    batch = agent.replay_buffer.sample(8)
-    agent.replay_buffer.generator.set_state(generator)
+    batch = next_batch(agent, 8)
 
     losses = []
     for task in range(3):
@@ -243,7 +225,7 @@ def test_gradnorm_runs_inside_and_reports_its_weights():
     assert total == pytest.approx(3)
     assert logged["balancer/Windy/weight"] != 1
     # The norm is that of the last hidden layer alone.
-    of_layer = agent._engine.layout.slice_of(agent.policy.q_net.last_shared_layer.weight)
+    of_layer = agent.update.engine.layout.slice_of(agent.policy.q_net.last_shared_layer.weight)
     assert of_layer.stop - of_layer.start == 128 * 256
 
 

@@ -1,6 +1,7 @@
 """What the agent adds around a balancer: AIM's held-out transitions, and measurements of conflict."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,35 +11,33 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents import BRC, MultiTaskDQN
 from envs import make_task_env, make_task_vec_env
 from mtrl.conflict import conflict_metrics
+from mtrl.rl import SharedUpdate
+from tests.support import SMALL, assert_same, make_agent, next_batch
 
-# Without decay: at the end of `learn` the learning rate would be 0, and updates after it would change nothing.
-SMALL = {
-    "n_step": 1,
-    "learning_starts": 60,
-    "buffer_size": 9_000,
-    "batch_size": 8,
-    "gradient_steps": 1,
-    "learning_rate_decay": 0,
-}
+make = partial(make_agent, balancer="aim", n_step=1, buffer_size=9_000, gradient_steps=1)
 PAIRS = ("Standard_Windy", "Standard_Heavy", "Windy_Heavy")
 
 
-class Recording(MultiTaskDQN):
+class RecordingUpdate(SharedUpdate):
     """Keeps every batch it trains on and every one that guides."""
 
     def __init__(self, *args, **kwargs):
         self.trained, self.guided, self.guiding = [], [], False
         super().__init__(*args, **kwargs)
 
-    def _targets(self, batch):
+    def targets(self, batch):
         (self.guided if self.guiding else self.trained).append(batch)
-        return super()._targets(batch)
+        return super().targets(batch)
 
-    def _lookahead_gradient(self, step):
+    def chain_guidance(self, step):
         self.guiding = True
-        gradient = super()._lookahead_gradient(step)
+        gradient = super().chain_guidance(step)
         self.guiding = False
         return gradient
+
+
+class Recording(MultiTaskDQN):
+    update_type = RecordingUpdate
 
 
 class Watch(BaseCallback):
@@ -51,12 +50,6 @@ class Watch(BaseCallback):
     def _on_step(self):
         self.seen.append(np.column_stack((self.locals["actions"], self.locals["rewards"])))
         return True
-
-
-def make(kind=MultiTaskDQN, balancer="aim", balancer_kwargs=None, seed=0, variant="aware", envs_per_task=2, **kwargs):
-    env = make_task_vec_env(envs_per_task=envs_per_task, seed=seed, variant=variant)
-    settings = {"balancer": balancer, "balancer_kwargs": balancer_kwargs, "seed": seed, "device": "cpu"}
-    return kind("MlpPolicy", env, **{**SMALL, **settings, **kwargs})
 
 
 def rows(buffer):
@@ -72,12 +65,6 @@ def batch_rows(batches):
         torch.column_stack((b.observations, b.next_observations, b.actions, b.rewards, b.discounts)) for b in batches
     ]
     return torch.cat(parts).float().numpy()
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
 
 
 # ------------------------------------------------------------------------------------------------ guidance
@@ -101,10 +88,10 @@ def test_replay_and_guidance_set_are_disjoint_and_together_everything():
     # 400 steps, each held out with probability 0.3: 120 expected, 9 their standard deviation.
     assert 75 < held_out.shape[1] / 2 < 165
 
-    assert len(agent.trained) == agent._n_updates > 300
-    assert as_set(batch_rows(agent.trained)) <= as_set(trained_on)
-    assert len(agent.guided) == agent._n_updates  # the policy's interval is 1
-    assert as_set(batch_rows(agent.guided)) <= as_set(held_out)
+    assert len(agent.update.trained) == agent._n_updates > 300
+    assert as_set(batch_rows(agent.update.trained)) <= as_set(trained_on)
+    assert len(agent.update.guided) == agent._n_updates  # the policy's interval is 1
+    assert as_set(batch_rows(agent.update.guided)) <= as_set(held_out)
 
 
 def test_both_reach_equally_far_back_and_together_hold_what_was_asked_for():
@@ -239,9 +226,7 @@ def test_metrics_are_those_of_the_task_gradients(variant):
     """Against one backward pass per task and the definitions, in float64."""
     agent = make(balancer="equal", variant=variant, conflict_interval=1).learn(600)
     network, target = copy.deepcopy(agent.policy.q_net).double(), copy.deepcopy(agent.policy.q_net_target).double()
-    generator = agent.replay_buffer.generator.get_state()
-    batch = agent.replay_buffer.sample(8)
-    agent.replay_buffer.generator.set_state(generator)
+    batch = next_batch(agent, 8)
     gradients = []
     for task in range(3):
         part, each = slice(8 * task, 8 * task + 8), torch.arange(8)
@@ -294,21 +279,20 @@ def test_what_is_logged_goes_on_after_a_resume_between_two_measurements(balancer
 
 def test_metrics_come_from_the_engines_jacobian():
     agent = make(balancer="equal", conflict_interval=1).learn(100)
-    generator = agent.replay_buffer.generator.get_state()
-    batch = agent.replay_buffer.sample(8)
-    agent.replay_buffer.generator.set_state(generator)
-    targets = agent._targets(batch)
-    with agent._engine.record():
-        losses = agent._losses(batch, targets)
-    jacobian = agent._engine.backward(losses).jacobian.double()
+    batch = next_batch(agent, 8)
+    targets = agent.update.targets(batch)
+    with agent.update.engine.record():
+        losses = agent.update.losses(batch, targets)
+    jacobian = agent.update.engine.backward(losses).jacobian.double()
     agent.train(1, 8)
     for name, value in conflict_metrics(jacobian @ jacobian.T).items():
-        torch.testing.assert_close(agent._conflict[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(agent.update.conflict[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_one_task_has_no_pairs():
     env = make_task_env("Standard")
-    agent = MultiTaskDQN("MlpPolicy", env, seed=0, **{**SMALL, "learning_starts": 20}).learn(40)
+    settings = {**SMALL, "learning_starts": 20, "n_step": 1, "gradient_steps": 1}
+    agent = MultiTaskDQN("MlpPolicy", env, seed=0, **settings).learn(40)
     assert agent.diagnostics["balancer/conflict_share"] == 0
     assert agent.diagnostics["balancer/norm_ratio"] == 1
     assert not any("cosine" in key for key in agent.diagnostics)

@@ -1,16 +1,17 @@
 """NaN and infinity, injected wherever they can enter: named within one update, or left out and counted."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from agents import BRC, IndependentDQN, MultiTaskDQN, NonFiniteError
-from envs import make_task_vec_env
 from mtrl.balancers import Balance, Balancer
+from tests.support import make_agent
 
-SMALL = {"learning_starts": 12, "buffer_size": 3_000, "batch_size": 8, "gradient_steps": 1, "learning_rate_decay": 0}
+make = partial(make_agent, learning_starts=12, gradient_steps=1)
 NAN, INF = math.nan, math.inf
 
 
@@ -24,11 +25,6 @@ class Faulty(Balancer):
         if self.fault:
             weights[1] = NAN
         return Balance(weights)
-
-
-def make(kind=MultiTaskDQN, **kwargs):
-    env = make_task_vec_env(envs_per_task=2, seed=0)
-    return kind("MlpPolicy", env, seed=0, device="cpu", **{**SMALL, **kwargs})
 
 
 def inject(agent, column, at, reward=None, observation=None):
@@ -73,7 +69,7 @@ def test_such_a_step_can_be_skipped(quantity):
     agent.learn(600)
     # An observation is in two steps: it follows the one and begins the other.
     left_out = {"reward": 1, "observation": 2}[quantity]
-    assert agent._guard.skipped == {"train/skipped_steps": left_out}
+    assert agent.guard.skipped == {"train/skipped_steps": left_out}
     # Nor is there a transition over the gap: two steps end before it and two wait after it.
     assert len(agent.replay_buffer) == 2 * (100 - left_out - 2 - 2)
     assert np.isfinite(agent.replay_buffer._rows).all()
@@ -101,14 +97,14 @@ def test_a_loss_is_named_within_one_update_and_nothing_has_changed(kind, balance
     agent = make(kind, balancer=balancer).learn(300)
     poison(agent, task=2, column=-2, value=value)  # the reward
     weights, state = (
-        agent._weights.detach().clone(),
+        agent.update.weights.clone(),
         {k: v.clone() for k, v in agent.balancer.state_dict().items() if isinstance(v, torch.Tensor)},
     )
     with pytest.raises(
         NonFiniteError, match=r"^(the loss|a stored reward) of task Heavy is (nan|inf) in update \d+, at step 300$"
     ):
         agent.train(1, 8)
-    torch.testing.assert_close(agent._weights.detach(), weights, rtol=0, atol=0)
+    torch.testing.assert_close(agent.update.weights, weights, rtol=0, atol=0)
     for name, before in state.items():
         torch.testing.assert_close(agent.balancer.state_dict()[name], before, rtol=0, atol=0, equal_nan=True)
 
@@ -117,17 +113,17 @@ def test_a_loss_is_named_within_one_update_and_nothing_has_changed(kind, balance
 def test_a_gradient_is_named(balancer, monkeypatch):
     agent = make(balancer=balancer).learn(300)
     state = repr(agent.balancer.state_dict())
-    backward = agent._chain.backward
+    backward = agent.update.chain.backward
 
     def broken(slope, losses):
         gradients = backward(slope, losses)
         gradients.jacobian[1, 7] = NAN
         return gradients
 
-    monkeypatch.setattr(agent._chain, "backward", broken)
+    monkeypatch.setattr(agent.update.chain, "backward", broken)
     with pytest.raises(NonFiniteError, match=r"^the gradient of task Windy is not finite in update \d+, at step 300$"):
         agent.train(1, 8)
-    assert agent._weights.isfinite().all()
+    assert agent.update.weights.isfinite().all()
     assert repr(agent.balancer.state_dict()) == state
 
 
@@ -141,12 +137,12 @@ def test_a_balancers_answer_is_named():
 def test_updates_can_be_skipped_and_are_counted():
     agent = make(on_nonfinite="skip").learn(300)
     sound = agent.replay_buffer._rows.copy()
-    before, updates = agent._weights.detach().clone(), agent._n_updates
+    before, updates = agent.update.weights.clone(), agent._n_updates
     poison(agent, task=0, column=-2, value=NAN)
     agent.train(3, 8)
-    assert agent._guard.skipped["train/skipped_updates"] == 3
+    assert agent.guard.skipped["train/skipped_updates"] == 3
     assert agent._n_updates == updates
-    torch.testing.assert_close(agent._weights.detach(), before, rtol=0, atol=0)
+    torch.testing.assert_close(agent.update.weights, before, rtol=0, atol=0)
     agent.replay_buffer._rows[:] = sound
     agent.train(1, 8)
     assert agent._n_updates == updates + 1

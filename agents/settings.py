@@ -1,0 +1,31 @@
+"""Settings of the agents in this package, beside those of `mtrl.rl.settings`. This module needs no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from mtrl.limits import Limits
+from mtrl.rl.settings import DQNOptions, DQNSettings, Schedule
+
+__all__ = ["BRCOptions", "BRCSettings"]
+
+
+@dataclass(frozen=True)
+class BRCSettings(DQNSettings):
+    """Settings of `BRC`."""
+
+    learning_rate: Annotated[float, Limits(above=0)] | Schedule = 3e-4
+    """Step size of AdamW. The default is the paper's."""
+
+    gamma: Annotated[float, Limits(least=0, below=1)] = 0.99
+    """Discount per step. It is below 1, because returns are bounded by their horizon 1 / (1 - gamma)."""
+
+    weight_decay: Annotated[float, Limits(least=0)] = 1e-4
+    """Weight decay of AdamW. The default is that of the authors' code."""
+
+
+class BRCOptions(DQNOptions, total=False):
+    """The fields of `BRCSettings` as keyword arguments, for type checkers and editors."""
+
+    weight_decay: float

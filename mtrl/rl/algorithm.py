@@ -1,0 +1,362 @@
+"""What every agent with one replay per task shares with Stable-Baselines3: collecting, storing, logging."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+
+from mtrl.balancers import Balancer, make_balancer
+from mtrl.limits import check_names
+from mtrl.recorder import named
+from mtrl.rl.n_step import NStepReturns, Step
+from mtrl.rl.nonfinite import FiniteGuard
+from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.replay import TaskReplayBuffer
+from mtrl.rl.saving import SavedAlgorithm
+from mtrl.rl.update import Update
+from mtrl.rl.vec_env import TaskOneHot
+
+
+class MultiTaskAlgorithm(SavedAlgorithm):
+    """A Stable-Baselines3 algorithm whose environment has columns of several tasks, with one replay per task.
+
+    A subclass names the type of its settings, makes its `Update`, and implements `train`.
+
+    Args:
+        policy: `"MlpPolicy"` or a policy class. `MultiTaskDQN` describes this and the next three arguments.
+        settings: values of fields of `settings_type`. The other fields keep their defaults.
+        **sb3: further arguments of Stable-Baselines3's `OffPolicyAlgorithm`.
+
+    Attributes:
+        settings: all settings.
+        task_names: names of the tasks, in order.
+        one_hot_size: number of tasks that the one-hot at the end of the observations distinguishes; 0 without one.
+        balancer: the `Balancer` in use.
+        balancer_name: the balancer's name; None if it was given as an object.
+        guidance_buffer: transitions that are held out from training; None if the balancer wants no guidance.
+        exploration_generator: source of all random numbers in exploration.
+        update: what changes the weights.
+
+    Raises:
+        ValueError: a setting is unknown, has the wrong type or is out of its limits, or the environment's columns are
+            not as described.
+    """
+
+    policy: MultiTaskQPolicy
+
+    def __init__(
+        self,
+        policy: str | type[MultiTaskQPolicy],
+        env: GymEnv | str | None,
+        balancer: str | Balancer,
+        balancer_kwargs: Mapping[str, Any] | None,
+        settings: Mapping[str, Any],
+        **sb3: Any,
+    ) -> None:
+        check_names("setting", settings, self._option_names())
+        self.settings = self.settings_type(**settings)
+        of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
+        shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type] # None is allowed when a model is loaded
+            **{name: getattr(self.settings, name) for name in shared},
+            support_multi_env=True,
+            sde_support=False,
+            **sb3,
+        )
+        self.balancer_name = None if isinstance(balancer, Balancer) else balancer
+        self.balancer_kwargs = dict(balancer_kwargs or {})
+        if isinstance(balancer, Balancer):
+            self.balancer = balancer
+        self.task_names: tuple[str, ...] = ()
+        self.one_hot_size = 0
+        if self.env is not None:
+            self.task_names = task_names(self.env)
+            self.one_hot_size = one_hot_size(self.env)
+
+    @classmethod
+    def _option_names(cls) -> list[str]:
+        """The names of all keyword arguments of the constructor."""
+        arguments = inspect.signature(cls).parameters.values()
+        explicit = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
+        return [*(field.name for field in fields(cls.settings_type)), *(name for name in explicit if name[0] != "_")]
+
+    @property
+    def variant(self) -> str:
+        """`"aware"` if observations end with the task's one-hot, else `"blind"`."""
+        return "aware" if self.one_hot_size else "blind"
+
+    # ----------------------------------------------------------------- set-up
+
+    def _setup_model(self) -> None:
+        self._check_sizes()
+        self._setup_lr_schedule()
+        self._convert_train_freq()
+        self.set_random_seed(self.seed)
+        exploration, replay, held_out = (int(x) for x in np.random.SeedSequence(self.seed).generate_state(3, np.uint64))
+        self.exploration_generator = np.random.default_rng(exploration)
+        self._held_out_generator = np.random.default_rng(held_out)
+        self.policy = cast(type[MultiTaskQPolicy], self.policy_class)(
+            cast(spaces.Box, self.observation_space),
+            cast(spaces.Discrete, self.action_space),
+            self.lr_schedule,
+            num_tasks=self.one_hot_size,
+            **self.policy_kwargs,
+        ).to(self.device)
+        if self.balancer_name is not None:
+            self.balancer = make_balancer(self.balancer_name, len(self.task_names), **self.balancer_kwargs)
+        self.balancer.to(self.device)
+        share = self.settings.guidance_share if self.balancer.wants_guidance else 0.0
+        self.guidance_buffer = self._make_replay(held_out >> 1, share) if share else None
+        self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
+        self._n_step_returns = NStepReturns(self.settings.n_step, self.gamma)
+        self.guard = FiniteGuard(self.settings.on_nonfinite, self.task_names)
+        self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
+        self._loss_sum = torch.zeros(len(self.task_names), device=self.device)
+        self._loss_count = 0
+        self.update = self.make_update()
+
+    def make_update(self) -> Update:
+        """Make the update, when everything that it needs has been made."""
+        raise NotImplementedError
+
+    def _check_sizes(self) -> None:
+        if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
+            raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}")
+        capacity = self.buffer_size // len(self.task_names)
+        if self.batch_size > capacity:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be between 1 and the {capacity} transitions "
+                f"that the replay keeps per task (buffer_size {self.buffer_size})"
+            )
+
+    def _make_replay(self, seed: int, share: float) -> TaskReplayBuffer:
+        """A replay for `share` of all transitions, so that several replays reach equally far back in time."""
+        num_tasks = len(self.task_names)
+        capacity = max(round(self.buffer_size // num_tasks * share), 1)
+        return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)  # type: ignore[index]
+
+    def _setup_lr_schedule(self) -> None:
+        rate, decay = self.learning_rate, self.settings.learning_rate_decay
+        if callable(rate) or not decay:
+            super()._setup_lr_schedule()
+        else:
+            self.lr_schedule = lambda remaining: rate * min(1.0, max(remaining, 0.0) / decay)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Learn in `env` from now on; it must have the tasks and spaces of the model.
+
+        Raises:
+            ValueError: `env` has other tasks or spaces.
+        """
+        wrapped = self._wrap_env(env, self.verbose)
+        names = task_names(wrapped)
+        if names != self.task_names:
+            raise ValueError(
+                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
+            )
+        self.n_envs = wrapped.num_envs
+        super().set_env(wrapped, force_reset)
+
+    # ----------------------------------------------------------------- collecting
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        # The optimizer's memory of weights that no longer change fades into subnormal numbers, on which a CPU is tens
+        # of times slower. Flushing them to zero makes no difference to the result.
+        torch.set_flush_denormal(True)
+        before = self._last_obs
+        prepared = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:  # the environments have been reset
+            self._n_step_returns.clear()
+            self.update.forget_unfinished()
+        return prepared
+
+    def _store_transition(  # type: ignore[override] # narrower: this agent's replay, arrays only
+        self,
+        replay_buffer: TaskReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[np.float32],
+        reward: NDArray[np.float32],
+        dones: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        terminals, next_obs = dones, new_obs
+        if dones.any():
+            # The vector environment has reset these columns. Their infos hold the observation after the action.
+            next_obs, terminals = new_obs.copy(), dones.copy()
+            for column in np.flatnonzero(dones):
+                next_obs[column] = infos[column]["terminal_observation"]
+                terminals[column] = not infos[column].get("TimeLimit.truncated", False)
+        observations = cast(NDArray[np.float32], self._last_obs)
+        self._last_obs = new_obs
+        is_finite = self.guard.step_is_finite(observations, next_obs, reward, self.num_timesteps)
+        self.update.observe(reward, dones, terminals)
+        if not is_finite:
+            self._n_step_returns.clear()  # no transition may reach over the gap
+            return
+        if self.guidance_buffer is not None and (
+            len(self.guidance_buffer) == 0 or self._held_out_generator.random() < self.settings.guidance_share
+        ):
+            replay_buffer = self.guidance_buffer
+        transitions = self._n_step_returns.add(Step(observations, next_obs, buffer_action, reward, dones, terminals))
+        if transitions is not None:
+            replay_buffer.add(*transitions)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if dones is None or not dones.any():
+            return
+        columns_per_task = len(dones) // len(self.task_names)
+        for column in np.flatnonzero(dones):
+            episode = infos[column].get("episode")
+            if episode is not None:
+                self._episode_stats[column // columns_per_task].append((episode["r"], episode["l"]))
+        self.balancer.record_returns(torch.tensor(self.recent_returns, dtype=torch.float64))
+
+    # ----------------------------------------------------------------- logging
+
+    @property
+    def recent_returns(self) -> list[float]:
+        """Mean return of the last finished episodes of each task (`stats_window_size`); NaN before the first."""
+        return [safe_mean([r for r, _ in episodes]) for episodes in self._episode_stats]
+
+    @property
+    def mean_losses(self) -> list[float]:
+        """Mean loss of each task since the last logs were written; NaN if there was no update."""
+        return (self._loss_sum / self._loss_count).tolist()
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """The balancer's diagnostics at the last update, by their names in the logs (`balancer/<task>/weight`, ...)."""
+        return dict(named({**self.update.conflict, **self.update.diagnostics}, self.task_names))
+
+    def dump_logs(self) -> None:
+        """Record per-task returns, losses and the balancer's diagnostics, then write one line of logs."""
+        record = self.logger.record
+        record("env_step", self.num_timesteps, exclude="tensorboard")
+        record("train/updates", self._n_updates, exclude="tensorboard")
+        elapsed = (time.time_ns() - self.start_time) / 1e9
+        record("time/steps_per_s", (self.num_timesteps - self._num_timesteps_at_start) / max(elapsed, 1e-9))
+        for task, name in enumerate(self.task_names):
+            if self._episode_stats[task]:
+                record(f"train/{name}/return", self.recent_returns[task])
+                record(f"train/{name}/length", safe_mean([length for _, length in self._episode_stats[task]]))
+            if self._loss_count:
+                record(f"train/{name}/loss", self.mean_losses[task])
+        for key, value in self.diagnostics.items():
+            record(key, value)
+        for key, count in self.guard.skipped.items():
+            record(key, count)
+        self._loss_sum.zero_()
+        self._loss_count = 0
+        super().dump_logs()
+
+    # ----------------------------------------------------------------- training state
+
+    def training_state(self) -> dict[str, Any]:
+        """All that the rest of a training depends on, between two rollouts, except for the environments and the logger.
+
+        Unlike a saved model, this holds the replay, every generator of the agent and the unfinished statistics.
+        """
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        state = {
+            **self.saved_state(),
+            **self.update.training_state(),
+            "replay": self.replay_buffer.state_dict(),
+            "n_step": self._n_step_returns.state_dict(),
+            "exploration": self.exploration_generator_state,
+            "last_observations": self._last_obs,
+            "last_episode_starts": self._last_episode_starts,
+            "episode_stats": [list(episodes) for episodes in self._episode_stats],
+            "episode_infos": list(self.ep_info_buffer),
+            "episode_successes": list(self.ep_success_buffer),
+            "loss_sum": self._loss_sum,
+            "loss_count": self._loss_count,
+            "diagnostics": {**self.update.conflict, **self.update.diagnostics},
+            "skipped": dict(self.guard.skipped),
+            "elapsed_ns": time.time_ns() - self.start_time,
+        }
+        if self.guidance_buffer is not None:
+            state |= {
+                "guidance": self.guidance_buffer.state_dict(),
+                "held_out": dict(self._held_out_generator.bit_generator.state),
+            }
+        return state
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned, in an agent made with the same arguments whose `learn` has begun.
+
+        Call this from a callback's `_on_training_start`, because it replaces what `learn` sets up.
+        """
+        self.load_saved_state(state)
+        self.replay_buffer.load_state_dict(state["replay"])
+        self._n_step_returns.load_state_dict(state["n_step"])
+        self.exploration_generator.bit_generator.state = state["exploration"]
+        self._last_obs = state["last_observations"]
+        self._last_episode_starts = state["last_episode_starts"]
+        self._episode_stats = [deque(episodes, self._stats_window_size) for episodes in state["episode_stats"]]
+        self.ep_info_buffer = deque(state["episode_infos"], self._stats_window_size)
+        self.ep_success_buffer = deque(state["episode_successes"], self._stats_window_size)
+        self._loss_sum = state["loss_sum"].to(self.device)
+        self._loss_count = state["loss_count"]
+        self.update.conflict, self.update.diagnostics = dict(state["diagnostics"]), {}
+        self.guard.skipped.clear()
+        self.guard.skipped.update(state["skipped"])
+        self.start_time = time.time_ns() - state["elapsed_ns"]
+        self.update.set_training_state(state)
+        if self.guidance_buffer is not None:
+            self.guidance_buffer.load_state_dict(state["guidance"])
+            self._held_out_generator.bit_generator.state = state["held_out"]
+            self.update.guide()  # an update at a learning rate of 0 sets no guidance of its own, and goes by this one
+
+    @property
+    def exploration_generator_state(self) -> dict[str, Any]:
+        """The place of the generator that explores in its sequence."""
+        return dict(self.exploration_generator.bit_generator.state)
+
+
+def task_names(env: VecEnv) -> tuple[str, ...]:
+    """The tasks of the columns.
+
+    Raises:
+        ValueError: the columns do not come task after task, or are not equally many for each task.
+    """
+    try:
+        columns = [getattr(task, "name", str(task)) for task in env.get_attr("task")]
+    except AttributeError:
+        columns = ["task"] * env.num_envs
+    names = tuple(dict.fromkeys(columns))
+    each = len(columns) // len(names)
+    if columns != [name for name in names for _ in range(each)]:
+        raise ValueError(f"columns must be equally many per task and task after task, not {', '.join(columns)}")
+    return names
+
+
+def one_hot_size(env: VecEnv) -> int:
+    """The number of tasks that the one-hot at the end of the observations distinguishes; 0 if there is no one-hot.
+
+    Raises:
+        ValueError: some columns have a one-hot and others have none.
+    """
+    wrapped = env.env_is_wrapped(TaskOneHot)
+    if not any(wrapped):
+        return 0
+    if not all(wrapped):
+        raise ValueError("either all columns or none must be wrapped in TaskOneHot")
+    return {len(one_hot) for one_hot in env.get_attr("one_hot")}.pop()

@@ -1,0 +1,84 @@
+"""Epsilon-greedy exploration, with an epsilon of its own for each column of the vector environment."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtrl.rl.settings import DQNSettings
+
+
+class EpsilonGreedy:
+    """Replaces greedy actions by random ones, and decides with which probability epsilon.
+
+    Epsilon is drawn for each environment, where `stable_baselines3.DQN` draws one coin for the whole batch.
+
+    Args:
+        settings: the settings whose names begin with `exploration_`.
+        num_tasks: T.
+        num_columns: T * K, the columns of the environment.
+        num_actions: number of actions to choose from.
+        generator: source of all random numbers here.
+
+    Attributes:
+        rates: present epsilon of each column, (T * K,), task after task.
+    """
+
+    def __init__(
+        self,
+        settings: DQNSettings,
+        num_tasks: int,
+        num_columns: int,
+        num_actions: int,
+        generator: np.random.Generator,
+    ) -> None:
+        self.rates: NDArray[np.float64] = np.full(num_columns, settings.exploration_initial_eps)
+        self._settings = settings
+        self._num_tasks = num_tasks
+        self._num_actions = num_actions
+        self._generator = generator
+
+    def explore(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Replace each action by a random one with probability epsilon.
+
+        Args:
+            actions: greedy actions. If there is one for each column, each column's own epsilon applies; otherwise the
+                mean over the columns does.
+        """
+        rates = self.rates if actions.shape == self.rates.shape else self.rates.mean()
+        replaced = self._generator.random(actions.shape) < rates
+        return np.where(replaced, self.random(actions.shape), actions)
+
+    def random(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Random actions of this shape."""
+        return self._generator.integers(self._num_actions, size=shape)
+
+    def schedule(self, num_columns: int, remaining: float, episodes: int) -> None:
+        """Set every epsilon for the next step.
+
+        Epsilon falls linearly over `exploration_fraction` of training. If `exploration_decay` is given, epsilon is
+        instead multiplied by it at the end of each episode, until it reaches its last value.
+
+        Args:
+            num_columns: T * K.
+            remaining: remaining share of training, from 1 to 0.
+            episodes: number of finished episodes.
+        """
+        settings = self._settings
+        first, last = settings.exploration_initial_eps, self._last_rates(num_columns)
+        if settings.exploration_decay is None:
+            done = (1 - remaining) / max(settings.exploration_fraction, 1e-12)
+            self.rates = first + (last - first) * min(done, 1.0)
+        else:
+            self.rates = np.maximum(last, first * settings.exploration_decay**episodes)
+
+    def _last_rates(self, num_columns: int) -> NDArray[np.float64]:
+        """The last epsilon of each column, (T * K,): `final ** (1 + diversity * i / (K - 1))` for column i of K.
+
+        This is the spread of Ape-X (Horgan et al. 2018, https://arxiv.org/abs/1803.00933). A task with a single column
+        takes the middle of the range.
+        """
+        final, diversity = self._settings.exploration_final_eps, self._settings.exploration_diversity
+        last = num_columns // self._num_tasks - 1  # the last column of a task
+        places = [column / last for column in range(last + 1)] if last else [0.5]
+        return np.array([final ** (1 + diversity * place) for place in places] * self._num_tasks)

@@ -1,0 +1,238 @@
+"""An agent to a file and back, without pickle, and the checks of files that a stranger may have written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
+from stable_baselines3.common.utils import get_device
+
+from mtrl import checkpoint
+from mtrl.balancers import Balancer
+from mtrl.files import one_line
+from mtrl.limits import at_most, check_integer
+from mtrl.rl.replay import TaskReplayBuffer
+from mtrl.rl.settings import ReplaySettings
+from mtrl.rl.update import Update
+
+MOST_TASKS = 1_000  # in a file; the same limit holds for actions
+
+# The parts of a saved model and their types.
+PARTS: dict[str, type] = {
+    "settings": dict,
+    "task_names": tuple,
+    "one_hot_size": int,
+    "observation_low": np.ndarray,
+    "observation_high": np.ndarray,
+    "num_actions": int,
+    "progress": dict,
+    "policy": dict,
+    "optimizer": dict,
+    "balancer": dict,
+}
+# Arguments of the constructor that stand among the settings of a saved model.
+ARGUMENTS = ("balancer", "balancer_kwargs", "policy_kwargs", "verbose", "seed")
+
+
+class SavedAlgorithm(OffPolicyAlgorithm):
+    """The part of `MultiTaskAlgorithm` that saves and loads; see there for the attributes."""
+
+    settings_type: ClassVar[type[ReplaySettings]] = ReplaySettings
+    progress: ClassVar[dict[str, type]] = {
+        "num_timesteps": int,
+        "_episode_num": int,
+        "_n_updates": int,
+        "_current_progress_remaining": float,
+    }
+    """Attributes that a saved model holds, beside its parts above, and their types."""
+
+    settings: ReplaySettings
+    task_names: tuple[str, ...]
+    one_hot_size: int
+    balancer: Balancer
+    balancer_name: str | None
+    balancer_kwargs: dict[str, Any]
+    update: Update
+    replay_buffer: TaskReplayBuffer  # type: ignore[assignment] # not SB3's: it has a task axis
+    guidance_buffer: TaskReplayBuffer | None
+
+    def save(
+        self,
+        path: str | Path | BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write networks, optimizer, balancer and settings to one zip file without pickle, atomically.
+
+        The replay is not part of it; see `save_replay_buffer`. If the learning rate is a function, its present value
+        is saved. `exclude` and `include` have no effect: there is nothing to choose from.
+
+        Raises:
+            ValueError: the balancer was given as an object, which the file could not describe.
+        """
+        if self.balancer_name is None:
+            raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
+        checkpoint.save(_model_path(path), self.saved_state())
+
+    def saved_state(self) -> dict[str, Any]:
+        """All that `save` writes."""
+        # Some settings are attributes of Stable-Baselines3, too, which a user may have changed there.
+        settings = {name: vars(self).get(name, value) for name, value in asdict(self.settings).items()}
+        if callable(self.learning_rate):
+            settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
+        settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
+        arguments = {name: getattr(self, name) for name in ARGUMENTS} | {"balancer": self.balancer_name}
+        assert isinstance(self.observation_space, spaces.Box)
+        assert isinstance(self.action_space, spaces.Discrete)
+        return {
+            "agent": type(self).__name__,
+            "settings": settings | arguments,
+            "task_names": self.task_names,
+            "one_hot_size": self.one_hot_size,
+            "observation_low": self.observation_space.low,
+            "observation_high": self.observation_space.high,
+            "num_actions": int(self.action_space.n),
+            "progress": {name: getattr(self, name) for name in self.progress},
+            "policy": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            **self.update.saved_state(),
+        }
+
+    def load_saved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what the agent had learned when `saved_state` returned `state`."""
+        self.policy.load_state_dict(state["policy"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.balancer.load_state_dict(state["balancer"])
+        for name in self.progress:
+            setattr(self, name, state["progress"][name])
+        self.update.load_saved_state(state)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The agent as it was saved, ready to predict, and with `env` ready to go on learning with an empty replay.
+
+        Args:
+            path: the file; `.zip` may be left out.
+            env: environment to go on learning in; its tasks and spaces must be the saved ones. Default None.
+            device: where the networks go.
+            custom_objects: not supported, because nothing is unpickled. Stable-Baselines3 has this argument.
+            print_system_info: ignored.
+            force_reset: ignored: the first `learn` always resets the environment.
+            **kwargs: settings to change, for example `learning_rate=1e-4`.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or no model of this class, or its parts do not fit together,
+                or a setting in it is unknown or out of its limits. A network that would have more parameters than the
+                file has weights is refused before it is made.
+            ValueError: `env` does not fit the model.
+        """
+        state = load_state(path)
+        name, device = repr(str(path)), get_device(device)
+        if (kind := state.get("agent", "something else")) != cls.__name__:
+            raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
+        try:
+            agent = cls._from_state(state, device, kwargs)
+        except Exception as error:  # a stranger may have written anything
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise checkpoint.CheckpointError(f"cannot load agent {name}: {one_line(reason)}") from error
+        if env is not None:
+            agent.set_env(env)
+        return agent
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any]) -> Self:
+        """The agent whose `saved_state` was `state`, with `changes` in place of its settings of the same names."""
+        check_parts(state, {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}, cls.progress)
+        agent = cls("MlpPolicy", None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
+        agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
+        agent.action_space = spaces.Discrete(state["num_actions"])
+        agent.task_names = state["task_names"]
+        agent.one_hot_size = state["one_hot_size"]
+        agent.n_envs = len(agent.task_names)
+        with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # half is the target network's
+            agent._setup_model()
+        agent.load_saved_state(state)
+        return agent
+
+    def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
+        """Write the replay to a file without pickle."""
+        state = {"replay": self.replay_buffer.state_dict()}
+        if self.guidance_buffer is not None:
+            state["guidance"] = self.guidance_buffer.state_dict()
+        checkpoint.save(path, state)
+
+    def load_replay_buffer(self, path: str | Path | BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """Restore what `save_replay_buffer` wrote; `truncate_last_traj` has no effect.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or holds no replay.
+            ValueError: the replay has another shape or is malformed. Nothing has changed then.
+        """
+        state = checkpoint.load(path)
+        if "replay" not in state:
+            raise checkpoint.CheckpointError(f"{str(path)!r} holds no replay")
+        self.replay_buffer.check_state(state["replay"])
+        if self.guidance_buffer is not None and "guidance" in state:
+            self.guidance_buffer.load_state_dict(state["guidance"])
+        self.replay_buffer.load_state_dict(state["replay"])
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "balancer"], []
+
+
+def load_state(path: str | Path | BufferedIOBase) -> dict[str, Any]:
+    """What `save` wrote into a file; `.zip` may be left out."""
+    as_given = not isinstance(path, (str, Path)) or Path(path).exists()
+    return checkpoint.load(path if as_given else _model_path(str(path)))
+
+
+def check_parts(state: Mapping[str, Any], settings: Iterable[str], progress: Mapping[str, type]) -> None:
+    """Check the parts of a model from a file that a stranger may have written, before anything is made from them.
+
+    Args:
+        state: the contents of the file.
+        settings: names of the settings that the file may hold.
+        progress: names and types of the attributes that the file must hold.
+
+    Raises:
+        KeyError: a part is missing.
+        ValueError: a part has the wrong type, an unknown name or an impossible size.
+    """
+    for name, kind in PARTS.items():
+        if type(state[name]) is not kind:
+            raise ValueError(f"{name} is a {type(state[name]).__name__}, not a {kind.__name__}")
+    for part, known in (("settings", settings), ("progress", progress)):
+        if unknown := state[part].keys() - set(known):
+            raise ValueError(f"unknown {part}: {', '.join(map(repr, unknown))}")
+    for name, kind in progress.items():
+        if type(value := state["progress"][name]) is not kind:
+            raise ValueError(f"{name} is a {type(value).__name__}")
+    names = state["task_names"]
+    if not all(isinstance(task, str) for task in names) or len(set(names)) < len(names):
+        raise ValueError("its tasks are not distinct names")
+    check_integer("number of tasks", len(names), 1, MOST_TASKS)
+    check_integer("one_hot_size", state["one_hot_size"], 0, MOST_TASKS)
+    check_integer("num_actions", state["num_actions"], 1, MOST_TASKS)
+
+
+def _model_path(path: str | Path | BufferedIOBase) -> str | Path | BufferedIOBase:
+    """`path` with `.zip`, as Stable-Baselines3 adds it to a name without an ending."""
+    return f"{path}.zip" if isinstance(path, str) and not Path(path).suffix else path

@@ -1,0 +1,292 @@
+"""One update of a multi-task Q-network: targets, losses, task gradients, balance, step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from mtrl.balancers import Balancer
+from mtrl.conflict import conflict_metrics
+from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, TaskMajorEngine, inference
+from mtrl.guidance import LookaheadGuidance
+from mtrl.rl.networks import SharedQNetwork
+from mtrl.rl.nonfinite import FiniteGuard
+from mtrl.rl.optimizer import FlatAdam
+from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.replay import TaskBatch
+from mtrl.rl.settings import DQNSettings, TDLossName
+
+
+class Update:
+    """Changes the weights of an agent by one step on one batch. This is what every agent knows of its update.
+
+    Attributes:
+        diagnostics: what the balancer reported about the last update, by name.
+        conflict: how much the task gradients conflicted when that was last measured, by name.
+    """
+
+    def __init__(self) -> None:
+        self.diagnostics: Mapping[str, Tensor] = {}
+        self.conflict: dict[str, Tensor] = {}
+
+    def __call__(self, batch: TaskBatch, measure_conflict: bool = False) -> Tensor:
+        """Take the step and return the losses (T,)."""
+        raise NotImplementedError
+
+    def guide(self) -> None:
+        """Give the balancer its guidance for the next updates. Called only if the balancer wants guidance."""
+        raise NotImplementedError
+
+    def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
+        """See the rewards of one step of all columns, in task-major order; see `Step` for the arguments."""
+
+    def forget_unfinished(self) -> None:
+        """Drop what was gathered about episodes that will not be finished, because the environments were reset."""
+
+    def saved_state(self) -> dict[str, Any]:
+        """What a saved model holds of this update."""
+        return {}
+
+    def load_saved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `saved_state` returned; `state` holds more than that."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of this update besides `saved_state`."""
+        return {}
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned; `state` holds more than that."""
+
+
+class SharedUpdate(Update):
+    """Updates a Q-network that all tasks share, by one gradient per task and a balancer that combines them.
+
+    Args:
+        policy: the online and the target network.
+        balancer: combines the task gradients.
+        settings: how to update.
+        guard: checks that all numbers are finite.
+        learning_rate: of the first update.
+        held_out: returns a batch that the network is never trained on, for the balancer's guidance. Default: none.
+
+    Attributes:
+        weights: all parameters of the online network as one vector (D,), which shares their memory.
+        target_weights: the same for the target network.
+        optimizer: takes one step for all of `weights`.
+    """
+
+    def __init__(
+        self,
+        policy: MultiTaskQPolicy,
+        balancer: Balancer,
+        settings: DQNSettings,
+        guard: FiniteGuard,
+        learning_rate: float,
+        held_out: Callable[[], TaskBatch] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.target_network = policy.q_net, policy.q_net_target
+        self.balancer = balancer
+        self.settings = settings
+        self.guard = guard
+        self.num_tasks = len(guard.tasks)
+        self.td_loss = TDLoss(self.num_tasks, settings.td_loss, settings.huber_delta)
+        self.held_out = held_out
+        # With all weights in one vector and their gradient in another, the optimizer takes one fused step over both,
+        # and the target network follows in one operation.
+        vector = ParameterLayout(self.network.parameters()).flatten_()
+        self.weights = vector.detach()
+        self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
+        self.optimizer = self.make_optimizer(vector, learning_rate)
+        self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
+        self.target_values: Callable[[Tensor], Tensor] = self.target_network
+        self.chain: ChainEngine | None = None
+        if type(self.network) is SharedQNetwork:  # without autograd: the same numbers in about half the time
+            self.chain = ChainEngine(self.network.layers, self.num_tasks, self.network.last_shared_layer)
+            self.values = self.chain.chain.forward
+            self.target_values = Chain(self.target_network.layers).forward
+
+    # ----------------------------------------------------------------- the update, from targets to the step
+
+    def __call__(self, batch: TaskBatch, measure_conflict: bool = False) -> Tensor:
+        """Take one step of the optimizer on a batch and return the losses (T,).
+
+        Raises:
+            FloatingPointError: a number is not finite; the message names it. The weights have not changed then.
+        """
+        direction, losses = self.direction(batch, measure_conflict)
+        if self.settings.max_grad_norm is not None:
+            self.clip(direction, self.settings.max_grad_norm)
+        self.optimizer.update(direction)
+        return losses
+
+    def direction(self, batch: TaskBatch, measure_conflict: bool = False) -> tuple[Tensor, Tensor]:
+        """The combined gradient (D,) that the balancer makes of the task gradients, and the losses (T,)."""
+        gradients = self.task_gradients(batch)
+        losses = gradients.losses
+        assert losses is not None  # the engines put them there
+        with torch.no_grad():
+            self.guard.check("the loss", losses.tolist())
+            balance = self.balancer(gradients, losses)
+            self.guard.check("the balancer's weight", balance.coefficients.tolist())
+            direction = balance.update(gradients)
+            self.diagnostics = balance.diagnostics
+            if measure_conflict:
+                self.conflict = conflict_metrics(gradients.gramian)
+        return direction, losses
+
+    def task_gradients(self, batch: TaskBatch) -> TaskGradients:
+        """The gradient of each task's loss, together with the losses."""
+        if self.chain is not None and not self.chain.chain.hooked:
+            return self.chain_gradients(self.chain, batch)
+        with torch.no_grad():
+            targets = self.targets(batch)
+        with self.engine.record():
+            losses = self.losses(batch, targets)
+        return self.engine.backward(losses)
+
+    def targets(self, batch: TaskBatch) -> Tensor:
+        """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 after an end."""
+        values = self.target_values(batch.next_observations)  # (T * B, A)
+        if self.settings.double_q:
+            chosen = self.values(batch.next_observations).argmax(1, keepdim=True)
+            best = values.gather(1, chosen).squeeze(1)
+        else:
+            best = values.amax(1)
+        targets: Tensor = batch.rewards + batch.discounts * best
+        return targets
+
+    def losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
+        """Mean temporal-difference loss of each task, (T,)."""
+        return self.td_loss(self.network(batch.observations), batch.actions, targets)
+
+    # ----------------------------------------------------------------- the parts
+
+    def make_optimizer(self, vector: nn.Parameter, learning_rate: float) -> FlatAdam:
+        """The optimizer of the weights, which are the vector (D,)."""
+        return FlatAdam(vector, learning_rate)
+
+    @cached_property
+    def engine(self) -> TaskMajorEngine:
+        """Computes the task gradients of any network by autograd."""
+        return TaskMajorEngine(self.network, self.num_tasks, self.network.last_shared_layer)
+
+    @inference
+    def chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
+        """The same as `task_gradients`, without autograd, by an engine of the online network's layers."""
+        targets = self.targets(batch)
+        values = chain.forward(batch.observations)
+        losses, slope = self.td_loss.losses_and_slope(values, batch.actions, targets)
+        gradients = chain.backward(slope, losses)
+        if self.balancer.looks_at == "gramian":
+            _ = gradients.jacobian  # computed here, because entering inference mode once more would cost time
+        return gradients
+
+    def clip(self, direction: Tensor, max_norm: float) -> None:
+        """Scale `direction` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
+        scale = max_norm / (torch.linalg.vector_norm(direction).item() + 1e-6)
+        if scale < 1:
+            direction.mul_(scale)
+
+    def update_target(self, tau: float) -> None:
+        """Move the target network the share `tau` of the way to the online network."""
+        self.target_weights.lerp_(self.weights, tau)
+
+    # ----------------------------------------------------------------- guidance of the balancer
+
+    def guide(self) -> None:
+        """Give the balancer its guidance: the gradient of the held-out loss one step of gradient descent ahead.
+
+        The step has the present learning rate. At a learning rate of 0, with which a schedule may begin and does end,
+        the balancer keeps the guidance that it was given before.
+        """
+        rate = self.optimizer.param_groups[0]["lr"]
+        if rate > 0:
+            balancer: Any = self.balancer  # one that wants guidance has this method
+            balancer.set_guidance(self.guidance, eta=rate)
+
+    @cached_property
+    def guidance(self) -> Callable[[Tensor], Tensor]:
+        """Takes a step (D,) and returns the gradient (D,) of the held-out loss at the weights minus that step."""
+        if self.chain is not None:
+            return self.chain_guidance
+        return LookaheadGuidance(self.held_out_loss, self.network.parameters())
+
+    def held_out_loss(self) -> Tensor:
+        """Temporal-difference loss, summed over the tasks, on transitions that are held out from training."""
+        assert self.held_out is not None
+        batch = self.held_out()
+        with torch.no_grad():
+            targets = self.targets(batch)
+        return self.losses(batch, targets).sum()
+
+    def chain_guidance(self, step: Tensor) -> Tensor:
+        """The same as `LookaheadGuidance` of `held_out_loss`, without autograd."""
+        assert self.held_out is not None
+        batch = self.held_out()
+        here = self.weights.clone()
+        self.weights.sub_(step)
+        try:
+            return self.chain_gradients(self._guidance_chain, batch).jacobian[0]
+        finally:
+            self.weights.copy_(here)
+
+    @cached_property
+    def _guidance_chain(self) -> ChainEngine:
+        return ChainEngine(self.network.layers, 1, group=None)
+
+
+@dataclass(frozen=True)
+class TDLoss:
+    """Loss of the temporal-difference error e = value - target, averaged over the rows of each task.
+
+    Args:
+        num_tasks: T.
+        name: `"huber"`: e^2 / 2 up to |e| = delta and delta (|e| - delta / 2) beyond; or `"mse"`: e^2.
+        delta: of the Huber loss, in units of returns. No error has a derivative above delta, so that a rare large
+            error, such as that of an unforeseen crash, does not dominate the batch.
+    """
+
+    num_tasks: int
+    name: TDLossName = "huber"
+    delta: float = 1.0
+
+    def __call__(self, values: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of each task, (T,), for autograd to differentiate.
+
+        Args:
+            values: action values (T * B, A), task-major.
+            actions: the actions taken, (T * B,).
+            targets: the values that these actions should have, (T * B,).
+        """
+        taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
+        if self.name == "huber":
+            per_row = F.huber_loss(taken, targets, reduction="none", delta=self.delta)
+        else:
+            per_row = F.mse_loss(taken, targets, reduction="none")
+        return per_row.view(self.num_tasks, -1).mean(1)
+
+    def losses_and_slope(self, values: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses (T,), and the derivative of each row's loss with respect to its action values, (T * B, A).
+
+        The arguments are those of a call. They must not be part of a graph.
+        """
+        index = actions.unsqueeze(1)
+        error = values.gather(1, index).squeeze(1).sub_(targets)
+        if self.name == "huber":
+            derivative = error.clamp(-self.delta, self.delta)
+            per_row = error.sub_(derivative, alpha=0.5).mul_(derivative)
+        else:
+            derivative = 2.0 * error
+            per_row = error.square_()
+        per_task = per_row.view(self.num_tasks, -1)
+        slope = torch.zeros_like(values).scatter_(1, index, derivative.div_(per_task.shape[1]).unsqueeze(1))
+        return per_task.mean(1), slope
