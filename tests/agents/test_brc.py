@@ -107,7 +107,7 @@ def test_task_major_engine_has_a_rule_for_every_layer():
         for row, loss in zip(rows.jacobian, losses(), strict=True):
             grads = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
             torch.testing.assert_close(row, torch.cat([grad.flatten() for grad in grads]))
-        columns = engine.layout.columns(network.blocks[-1][3].weight)
+        columns = engine.layout.slice_of(network.blocks[-1][3].weight)
         torch.testing.assert_close(rows.layer_norms, rows.jacobian[:, columns].norm(dim=1))
 
 
@@ -350,7 +350,7 @@ def test_one_seed_gives_bitwise_identical_weights(balancer):
 def test_gradnorm_measures_on_the_last_hidden_layer():
     agent = make(balancer="gradnorm", balancer_kwargs={"warmup_steps": 5}).learn(400)
     assert agent.diagnostics["balancer/Windy/weight"] != 1
-    columns = agent.update.engine.layout.columns(agent.policy.q_net.blocks[-1][3].weight)
+    columns = agent.update.engine.layout.slice_of(agent.policy.q_net.blocks[-1][3].weight)
     assert agent.update.engine._last_layer == columns
 
 
