@@ -38,7 +38,10 @@ LARGER: dict[str, str] = {}  # what may be larger, as `path`, `path:function` or
 # not need them runs without them.
 OPTIONAL = {"dotenv", "jinja2", "markdown_it", "plotly", "ray", "sklearn", "torchjd", "wandb", "yaml"}
 # Other imports inside functions, as `path:imported module`, and why they cannot stand at the top of the file.
-INSIDE: dict[str, str] = {}
+INSIDE: dict[str, str] = {
+    "experiments/analysis/report/__init__.py:experiments.analysis.report.page": "it imports the extra `report`",
+    "experiments/training/window.py:pygame": "it loads slowly, and only a window needs it",
+}
 
 ADDRESS = re.compile(rf"({'|'.join(PACKAGES)})(\.\w+)+:\w+(\.\w+)*")
 

@@ -26,7 +26,7 @@ Seconds = Annotated[float, Limits(least=0)]
 # The numbers of the notes that this project grew from, in the terms of this project: 500 episodes per task on one
 # environment each, epsilon and target network by the episode, one update per step. The 1,500,000 steps are no limit,
 # because 500 episodes of each task end before.
-NOTES: dict[str, Any] = {
+NOTES_PRESET: dict[str, Any] = {
     "preset": "notes",
     "total_steps": 1_500_000,
     "episodes_per_task": 500,
@@ -212,7 +212,7 @@ class TrainConfig(DQNSettings, RunSettings):
 
 def presets(config_type: type[Config], without: Sequence[str] = ()) -> dict[str, Config]:
     """The presets of a method by name: the defaults of its fields, and the notes' numbers except for `without`."""
-    notes = {name: value for name, value in NOTES.items() if name not in without}
+    notes = {name: value for name, value in NOTES_PRESET.items() if name not in without}
     return {"default": config_type(), "notes": config_type(**notes)}
 
 
