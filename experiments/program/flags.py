@@ -19,6 +19,8 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar, get_type_hints
 
@@ -46,6 +48,7 @@ FORMER_FLAGS = {
     "--methods": ("--method",),
 }
 COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
+EXPONENT_FORM = r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+?[0-9]{1,2}"  # of an integer, such as 1e5 or 2.5e6
 SHELLS = ("bash", "zsh", "fish")
 # How Python and tyro begin a message that says nothing beyond "not of the expected type".
 GENERIC_REASONS = (
@@ -197,13 +200,44 @@ def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box), on_parse_error(raise_as_usage_error):
-            config: T = tyro.cli(config_type, args=words, **options)
+            config: T = tyro.cli(config_type, args=words, registry=_registry(), **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UsageError(_flatten(box.getvalue())) from None
     sys.stderr.write(box.getvalue())  # warnings
     return config
+
+
+@cache
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """How words become values where tyro's own way is too narrow: an integer may be written as 1e5."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _integer(words[0]),
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _integer(word: str) -> int:
+    """The integer that a word stands for, such as 100000 or 1e5."""
+    try:
+        return int(word)
+    except ValueError:
+        number = Decimal(word) if re.fullmatch(EXPONENT_FORM, word) else None
+        if number is None or number != number.to_integral_value():
+            raise
+        return int(number)
 
 
 def _explain(event: Any, words: Sequence[str], flags: Sequence[str]) -> str | None:

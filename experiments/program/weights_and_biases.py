@@ -37,7 +37,7 @@ def check_wandb(mode: WandbMode) -> None:
     try:
         import wandb  # noqa: PLC0415 - optional, and only when used
     except ImportError:
-        raise UsageError(f"--wandb {mode} needs the package wandb: pip install 'mtrl[wandb]'") from None
+        raise UsageError(f"--wandb {mode} needs the package wandb: pip install 'mtrl-balance[wandb]'") from None
     if mode == "offline" or wandb.run is not None:  # a run that is in progress has logged in
         return
     later = "or give --wandb offline and upload later with `wandb sync`"

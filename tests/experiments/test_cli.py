@@ -136,6 +136,18 @@ def test_bad_input_gets_one_line(argv: str, message: str) -> None:
     assert failure(argv.split(), presets=PRESETS) == message
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("1e5", 100_000), ("2.5E+3", 2_500), ("1_000", 1_000), ("1500e-2", None), ("1.5e0", None)]
+)
+def test_an_integer_may_be_written_with_an_exponent(word: str, value: int | None) -> None:
+    if value is None:
+        assert failure(["--total-steps", word]) == f"argument --total-steps: invalid value {word!r}; expected INT"
+    else:
+        assert parse_config("--total-steps", word, "--seeds", "1e1", word) == Config(
+            total_steps=value, seeds=(10, value)
+        )
+
+
 def test_missing_required_arguments() -> None:
     assert failure([], Required) == "missing argument --run-folder"
     assert failure(["--run-foldr", "x"], Required) == "unrecognized argument '--run-foldr'; did you mean --run-folder?"

@@ -293,8 +293,8 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         return Evaluation({task: TaskResult.of([0.0]) for task in tasks})
 
     def moments(_: Any, task: str, episodes: int, *__: Any, **___: Any) -> Iterator[Moment]:
-        if episodes:
-            yield Moment(task, 0, 1, 250.0, True, np.zeros((400, 600, 3), np.uint8))
+        for episode in range(episodes):
+            yield Moment(task, episode, 1, 250.0, True, np.zeros((400, 600, 3), np.uint8))
 
     @contextlib.contextmanager
     def film(path: Path, fps: int) -> Iterator[Any]:
