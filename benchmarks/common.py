@@ -77,7 +77,9 @@ class Ceilings:
     """Bytes read plus bytes written per nanosecond, in a copy of more data than the caches hold."""
 
 
-def interleaved(cases: dict[str, Callable[[], None]], rounds: int, updates: int) -> dict[str, list[float]]:
+def interleaved(
+    cases: dict[str, Callable[[], None]], rounds: int, updates: int, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Time all cases in turns.
 
     A change in the machine's speed affects all cases alike, so that the ratio of two cases in one round is free of
@@ -87,6 +89,7 @@ def interleaved(cases: dict[str, Callable[[], None]], rounds: int, updates: int)
         cases: one update of each case, by the case's name.
         rounds: the number of turns of each case.
         updates: the number of updates in each turn.
+        device: where the updates work. A turn ends when a GPU has finished the last update of it.
 
     Returns:
         For each case, the seconds per update in each round.
@@ -97,6 +100,8 @@ def interleaved(cases: dict[str, Callable[[], None]], rounds: int, updates: int)
             start = time.perf_counter()
             for _ in range(updates):
                 update()
+            if device == "cuda":
+                torch.cuda.synchronize()
             if number:  # the first round warms up
                 seconds[name].append((time.perf_counter() - start) / updates)
     return seconds

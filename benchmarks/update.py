@@ -14,7 +14,7 @@ Every case takes the gradient of the same temporal-difference losses (double Q-l
 
 The cases take turns in rounds, so that a change in the machine's speed affects all of them alike. Each figure is the
 median over rounds, with one torch thread. The floor is the time of the matrix products alone at the speed of a large
-product, measured in the same run.
+product, measured in the same run. With `--device cuda`, all cases work on the GPU, and there is no floor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -76,8 +76,13 @@ class BenchmarkConfig(TurnsConfig):
     rounds: int = 25
     """Number of turns that every case has. A turn has as many updates as the seconds allow."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where all cases work."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda'; PyTorch finds no GPU here")
         for name in ("tasks", "batch_size"):
             check_number(name, getattr(self, name), least=1, whole=True)
 
@@ -107,7 +112,9 @@ def environment(tasks: int) -> DummyVecEnv:
     return DummyVecEnv([lambda task=task: TaskOneHot(Noise(task), task, tasks) for task in range(tasks)])  # type: ignore[misc]
 
 
-def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwargs: Any) -> Callable[[], None]:
+def balanced_update(
+    tasks: int, batch_size: int, device: str, balancer: str, **balancer_kwargs: Any
+) -> Callable[[], None]:
     """The update of `agents.MultiTaskDQN` with this balancer."""
     agent = MultiTaskDQN(
         "MlpPolicy",
@@ -121,7 +128,7 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
         learning_starts=10**9,
         guidance_share=0.5,
         policy_kwargs={"embedding_dim": EMBEDDING, "net_arch": HIDDEN, "layer_norm": False},
-        device="cpu",
+        device=device,
         seed=0,
     )
     agent.set_logger(Logger(None, []))
@@ -140,18 +147,17 @@ def balanced_update(tasks: int, batch_size: int, balancer: str, **balancer_kwarg
 class PlainLearner:
     """An online and a target network with one batch, as a user without this project would write them."""
 
-    def __init__(self, tasks: int, batch_size: int) -> None:
+    def __init__(self, tasks: int, batch_size: int, device: str) -> None:
         torch.manual_seed(0)
         sizes = (STATE + tasks, ACTIONS, tasks, EMBEDDING, HIDDEN, False)
         self.tasks = tasks
-        self.online, self.target = SharedQNetwork(*sizes), SharedQNetwork(*sizes)
+        self.online, self.target = SharedQNetwork(*sizes).to(device), SharedQNetwork(*sizes).to(device)
         self.target.requires_grad_(False)
         rows = tasks * batch_size
         one_hot = torch.eye(tasks).repeat_interleave(batch_size, 0)
         before, after = (torch.cat((torch.randn(rows, STATE), one_hot), 1) for _ in range(2))
-        self.batch = TaskBatch(
-            before, after, torch.randint(ACTIONS, (rows,)), torch.randn(rows), torch.full((rows,), GAMMA)
-        )
+        actions, rewards, discounts = torch.randint(ACTIONS, (rows,)), torch.randn(rows), torch.full((rows,), GAMMA)
+        self.batch = TaskBatch(*(part.to(device) for part in (before, after, actions, rewards, discounts)))
         self.optimizer = torch.optim.Adam(self.online.parameters(), lr=LEARNING_RATE)
 
     def losses(self) -> Tensor:
@@ -164,9 +170,9 @@ class PlainLearner:
         return TDLoss(self.tasks)(self.online(batch.observations), batch.actions, targets)
 
 
-def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:
+def plain_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
     """The update with the sum of the losses, by PyTorch alone."""
-    learner = PlainLearner(tasks, batch_size)
+    learner = PlainLearner(tasks, batch_size, device)
 
     def update() -> None:
         learner.optimizer.zero_grad()
@@ -176,9 +182,9 @@ def plain_update(tasks: int, batch_size: int) -> Callable[[], None]:
     return update
 
 
-def torchjd_update(tasks: int, batch_size: int) -> Callable[[], None]:
+def torchjd_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
     """PCGrad by TorchJD's `backward` and `jac_to_grad`, with the Gramian computed in the fastest way."""
-    learner = PlainLearner(tasks, batch_size)
+    learner = PlainLearner(tasks, batch_size, device)
     fill_gradients = torchjd_pcgrad(list(learner.online.parameters()), optimize_gramian_computation=True)
 
     def update() -> None:
@@ -189,12 +195,12 @@ def torchjd_update(tasks: int, batch_size: int) -> Callable[[], None]:
     return update
 
 
-def autogram_update(tasks: int, batch_size: int) -> Callable[[], None]:
+def autogram_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
     """PCGrad by TorchJD's `autogram`: the Gramian without the Jacobian, then a weighted backward pass."""
     from torchjd.aggregation import PCGradWeighting  # noqa: PLC0415 - TorchJD is optional
     from torchjd.autogram import Engine  # noqa: PLC0415
 
-    learner, pcgrad = PlainLearner(tasks, batch_size), PCGradWeighting()
+    learner, pcgrad = PlainLearner(tasks, batch_size, device), PCGradWeighting()
     engine = Engine(learner.online, batch_dim=None)
 
     def update() -> None:
@@ -207,7 +213,7 @@ def autogram_update(tasks: int, batch_size: int) -> Callable[[], None]:
     return update
 
 
-def sb3_update(tasks: int, batch_size: int) -> Callable[[], None]:
+def sb3_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
     """One update by Stable-Baselines3's `DQN.train`, on the same number of transitions."""
     agent = DQN(
         "MlpPolicy",
@@ -216,7 +222,7 @@ def sb3_update(tasks: int, batch_size: int) -> Callable[[], None]:
         buffer_size=1_000 * tasks,
         learning_starts=10**9,
         policy_kwargs={"net_arch": list(HIDDEN)},
-        device="cpu",
+        device=device,
         seed=0,
     )
     agent.set_logger(Logger(None, []))
@@ -226,7 +232,7 @@ def sb3_update(tasks: int, batch_size: int) -> Callable[[], None]:
 
 def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
     """All cases that take turns. The first one is "plain"."""
-    sizes = (config.tasks, config.batch_size)
+    sizes = (config.tasks, config.batch_size, config.device)
     cases = {"plain": plain_update(*sizes)}
     for name in names():
         cases[name] = balanced_update(*sizes, name, **({"policy_interval": 10} if name == "aim" else {}))
@@ -244,23 +250,26 @@ def benchmark(config: BenchmarkConfig) -> None:
         console.print(NO_TORCHJD)
     cases = make_cases(config)
     ceiling = ceilings()
-    trial = sum(median[0] for median in interleaved(cases, 1, 3).values())  # seconds for one update of each
+    trial = sum(median[0] for median in interleaved(cases, 1, 3, config.device).values())  # seconds for one of each
     updates = max(round(config.seconds / (config.rounds + 1) / trial), 1)
-    seconds = interleaved(cases, config.rounds, updates)
+    seconds = interleaved(cases, config.rounds, updates, config.device)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = {name: median_ratio(values, seconds["plain"]) for name, values in seconds.items()}
     sizes, rows = (STATE + EMBEDDING, *HIDDEN, ACTIONS), config.tasks * config.batch_size
     floor = Floor.at(ceiling, flops_of_update(sizes, rows, double_q=True), bytes_of_update(sizes, rows))
-    title = f"T = {config.tasks}, B = {config.batch_size}: medians of {config.rounds} rounds of {updates} updates"
-    table = Table("update", "microseconds", "relative to plain", "times the floor", title=title)
+    least = floor.seconds_per_step
+    place = f"T = {config.tasks}, B = {config.batch_size}, on {config.device}"
+    title = f"{place}: medians of {config.rounds} rounds of {updates} updates"
+    table = Table("update", "microseconds", "relative to plain", title=title)
+    if config.device == "cpu":  # the floor is that of one core of the CPU
+        table.add_column("times the floor")
     for name in cases:
-        table.add_row(
-            name, f"{1e6 * median[name]:.0f}", f"{ratio[name]:.2f}", f"{median[name] / floor.seconds_per_step:.1f}"
-        )
+        times_floor = [f"{median[name] / least:.1f}"] if config.device == "cpu" else []
+        table.add_row(name, f"{1e6 * median[name]:.0f}", f"{ratio[name]:.2f}", *times_floor)
     console.print(table)
-    console.print(floor.text("update"))
+    if config.device == "cpu":
+        console.print(floor.text("update"))
     if config.json is not None:
-        least = floor.seconds_per_step
         figures = {"ratio_to_plain": ratio, "seconds": median, "floor_seconds": least, "ceilings": vars(ceiling)}
         write_json(config.json, config, figures)
 
