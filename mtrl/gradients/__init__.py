@@ -16,16 +16,17 @@ There are four engines. The first two have one interface: `with engine.record():
 Each engine averages its rows over the processes of a data-parallel run (`Ranks`).
 """
 
-from mtrl.gradients.autograd import AutogradEngine, graph_leaves
+from mtrl.gradients.autograd import AutogradEngine
 from mtrl.gradients.chain import Chain, ChainEngine, inference
-from mtrl.gradients.layout import ParameterLayout, accumulate
+from mtrl.gradients.graph import graph_leaves
+from mtrl.gradients.layout import ParameterLayout, Parameters, accumulate
 from mtrl.gradients.low_memory import JacobianNotHeldError, LayerwiseEngine
 from mtrl.gradients.processes import Group, Ranks
+from mtrl.gradients.roots import MaskedLosses, by_task
 from mtrl.gradients.rows import (
     GradientEngine,
     LooksAt,
     Losses,
-    MaskedLosses,
     NonFiniteGradientError,
     Private,
     TaskGradients,
@@ -49,6 +50,7 @@ __all__ = [
     "MaskedLosses",
     "NonFiniteGradientError",
     "ParameterLayout",
+    "Parameters",
     "Private",
     "Ranks",
     "Saved",
@@ -58,6 +60,7 @@ __all__ = [
     "TaskRows",
     "UnsupportedLayerError",
     "accumulate",
+    "by_task",
     "graph_leaves",
     "inference",
     "norms_of_rows",

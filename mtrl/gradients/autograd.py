@@ -2,77 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
-from mtrl.gradients.layout import ParameterLayout, accumulate
+from mtrl.gradients.layout import ParameterLayout, Parameters, accumulate, as_parameters
+from mtrl.gradients.passes import Passes
 from mtrl.gradients.processes import Group, Ranks
-from mtrl.gradients.rows import MaskedLosses, Private, TaskGradients
-
-
-def graph_leaves(loss: Tensor | Any) -> list[Tensor]:
-    """The trainable leaves that `loss`, a tensor or a node of the graph, depends on, the nearest first."""
-    leaves: dict[int, Tensor] = {}
-    root = loss.grad_fn if isinstance(loss, Tensor) else loss
-    queue: list[Any] = [] if root is None else [root]
-    seen = set(queue)
-    while queue:
-        following = []
-        for node in queue:
-            leaf = getattr(node, "variable", None)
-            if leaf is not None:
-                leaves.setdefault(id(leaf), leaf)
-            for child, _ in node.next_functions:
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    following.append(child)
-        queue = following
-    return list(leaves.values())
-
-
-class Roots:
-    """The losses of the tasks that are in a batch, and the places in the graph where they begin their way back.
-
-    Args:
-        losses: one scalar per task; None for a task that is missing.
-
-    Attributes:
-        mask: for each of all tasks, whether it is in the batch.
-        losses: the losses of the tasks in the batch.
-        edges: for each of these losses, the node of the graph that computed it and the number of the node's output.
-        leaves: for each of these losses, the leaves that it depends on.
-
-    Raises:
-        ValueError: a loss is not a scalar or has no graph, or all losses are missing.
-    """
-
-    def __init__(self, losses: MaskedLosses) -> None:
-        scalars = list(losses.unbind()) if isinstance(losses, Tensor) else list(losses)
-        if all(loss is None for loss in scalars):
-            raise ValueError("no losses to take gradients of")
-        self.mask = [loss is not None for loss in scalars]
-        self.losses: list[Tensor] = []
-        self.edges: list[tuple[Any, int]] = []
-        for task, loss in enumerate(scalars):
-            if loss is None:
-                continue
-            if loss.numel() != 1:
-                raise ValueError(f"the loss of task {task} has shape {tuple(loss.shape)}; a scalar is needed")
-            edge = _end(loss)
-            if edge[0] is None:
-                raise ValueError(f"the loss of task {task} does not depend on any parameter")
-            self.losses.append(loss)
-            self.edges.append(edge)
-        self.leaves = [graph_leaves(node) for node, _ in self.edges]
-
-    def values(self) -> Tensor:
-        """The losses (T,), detached."""
-        return torch.stack([loss.detach().reshape(()) for loss in self.losses])
+from mtrl.gradients.roots import MaskedLosses, Roots
+from mtrl.gradients.rows import Private, TaskGradients
 
 
 class AutogradEngine:
@@ -82,10 +22,11 @@ class AutogradEngine:
     that is missing from the batch and gets no row.
 
     Args:
-        parameters: the shared parameters; frozen ones are left out. Default: at each `backward`, the leaves of the
-            graph that at least two losses depend on (with one loss, all leaves that it depends on). Losses that were
-            computed in one tensor, other than by `torch.stack`, all depend on the same leaves. If tasks have parameters
-            of their own, give a list of losses.
+        parameters: the shared parameters: a module or an iterable of parameters; frozen ones are left out. Default: at
+            each `backward`, every `nn.Parameter` that at least two losses depend on in the graph (with one loss, every
+            one that it depends on). A loss that went through a tensor together with others, such as one made by
+            `torch.stack` and then scaled, is followed back to what it was computed from. Where the graph does not show
+            which tasks a parameter belongs to, as in a compiled model, `backward` asks for `parameters`.
         last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: one of the matrices
             that every loss depends on. If `parameters` are given, it is the last of these; otherwise it is the one that
             is nearest to the losses.
@@ -93,21 +34,30 @@ class AutogradEngine:
             are averaged over them; see `Ranks`. With several processes, `parameters` must be given, and a batch must
             hold the same tasks on every process. Default `"world"`: the default group, if `torch.distributed` is
             initialised.
+
+    Attributes:
+        layout: the shared parameters of the last batch.
+        reached: for each of them, whether a loss of the last batch depends on it. If not, PyTorch leaves its `.grad`
+            alone, and so does this package.
+
+    Raises:
+        ValueError: there are no trainable `parameters`, or one is no parameter; see `as_parameters`.
     """
 
     layout: ParameterLayout
+    reached: list[bool]
 
     def __init__(
         self,
-        parameters: Iterable[Tensor] | None = None,
+        parameters: Parameters | None = None,
         last_shared_layer: nn.Module | Tensor | None = None,
         *,
         group: Group = "world",
     ) -> None:
-        self._given = None if parameters is None else ParameterLayout(p for p in parameters if p.requires_grad)
+        self._given = None if parameters is None else ParameterLayout(as_parameters(parameters))
         self._last = last_shared_layer
         self._ranks = Ranks(group)
-        self._gathered: tuple[list[bool], Tensor, Tensor] | None = None
+        self._gathered: tuple[list[bool], Tensor, Tensor, list[bool]] | None = None
         if self._given is not None:
             self.layout = self._given
 
@@ -125,24 +75,31 @@ class AutogradEngine:
         """See `GradientEngine.backward`.
 
         Raises:
-            ValueError: a loss is not a scalar or has no graph, no parameter is shared, or all tasks are missing.
+            ValueError: a loss is not a real scalar with a graph, no parameter is shared, it can't be known which
+                parameters are shared, no loss depends on the given ones, or all tasks are missing.
             NonFiniteGradientError: a row holds NaN or infinity.
         """
         gradients, private = self.gradients(losses)
         accumulate(private)
         return gradients
 
-    def gradients(self, losses: MaskedLosses) -> tuple[TaskGradients, Private]:
-        """Like `backward`, but returns the gradients of parameters outside the layout and changes no `.grad`."""
+    def gradients(self, losses: MaskedLosses, *, retain_graph: bool = False) -> tuple[TaskGradients, Private]:
+        """Like `backward`, but returns the gradients of parameters outside the layout and changes no `.grad`.
+
+        Args:
+            losses: see `Balancer.backward`.
+            retain_graph: whether the graph can be used again afterwards. Default False, as in `Tensor.backward`.
+        """
         roots = self._roots(losses)
-        jacobian, private = self._rows(roots)
+        jacobian, private = self._rows(roots, retain_graph)
         layer, mask, values = self._last_layer(roots.leaves), roots.mask, roots.values()
         if self._gathered is not None:
-            mask, jacobian, values = self._with_gathered(mask, jacobian, values)
+            mask, jacobian, values, self.reached = self._with_gathered(mask, jacobian, values)
             there = torch.tensor(mask, device=jacobian.device)
             jacobian, values = jacobian[there], values[there.to(values.device)]
-        self._ranks.mean_all_([jacobian, values, *(gradient for _, gradient in private)])
-        gradients = TaskGradients(jacobian, layer, mask=mask, losses=values, ranks=self._ranks)
+        self._ranks.mean_all_([jacobian, values])
+        private = self._ranks.mean_of(private)
+        gradients = TaskGradients(jacobian, layer, mask=mask, losses=values, ranks=self._ranks, names=roots.names)
         gradients.check_finite()
         self._gathered = None
         return gradients, private
@@ -160,62 +117,72 @@ class AutogradEngine:
         if self._given is None:
             raise ValueError("rows can only be added up over parameters that are given: pass `parameters`")
         roots = self._roots(losses)
-        jacobian, private = self._rows(roots)
-        self._ranks.mean_all_([gradient for _, gradient in private])
+        jacobian, private = self._rows(roots, False)
         self._gathered = self._with_gathered(roots.mask, jacobian, roots.values())
-        accumulate(private)
+        accumulate(self._ranks.mean_of(private))
 
     def discard(self) -> None:
         """Forget the rows that `gather` has kept, for example after an error."""
         self._gathered = None
 
-    def _with_gathered(self, mask: list[bool], jacobian: Tensor, values: Tensor) -> tuple[list[bool], Tensor, Tensor]:
-        """Add the gathered rows and losses; returns the mask, and the rows and losses of all tasks."""
+    def _with_gathered(
+        self, mask: list[bool], jacobian: Tensor, values: Tensor
+    ) -> tuple[list[bool], Tensor, Tensor, list[bool]]:
+        """Add the gathered rows and losses; returns the mask, the rows and losses of all tasks, and `reached`."""
         there = torch.tensor(mask, device=jacobian.device)
         total = jacobian.new_zeros(len(mask), jacobian.shape[1])
         total[there] = jacobian
         losses = values.new_zeros(len(mask))
         losses[there.to(values.device)] = values
         if self._gathered is None:
-            return mask, total, losses
-        before, rows, sums = self._gathered
+            return mask, total, losses, self.reached
+        before, rows, sums, reached = self._gathered
         if len(before) != len(mask):
             raise ValueError(f"got {len(mask)} losses after micro-batches of {len(before)}")
-        return [a or b for a, b in zip(before, mask, strict=True)], total.add_(rows), losses.add_(sums)
+        mask, reached = ([a or b for a, b in zip(*pair, strict=True)] for pair in ((before, mask), (reached, self.reached)))
+        return mask, total.add_(rows), losses.add_(sums), reached
 
     def _roots(self, losses: MaskedLosses) -> Roots:
         roots = Roots(losses)
         if self._given is None:
             if self._ranks.count() > 1:
                 raise ValueError("in a data-parallel run pass `parameters`: their order must not depend on the graph")
-            self.layout = ParameterLayout(_shared(roots.leaves))
+            self.layout = ParameterLayout(roots.shared())
+        known = {id(leaf) for leaves in roots.leaves for leaf in leaves}
+        reached = [id(parameter) in known for parameter in self.layout.parameters]
+        if not any(reached):
+            raise ValueError("no loss depends on any of the given parameters; are they those of a copy of the model?")
+        for parameter in self.layout.parameters:
+            if not parameter.requires_grad:
+                raise ValueError(
+                    f"the parameter of shape {tuple(parameter.shape)} was frozen after the engine was made: it has no "
+                    "requires_grad any more; make a new engine"
+                )
         _check_agreement(self._ranks, roots.mask, self.layout)
+        self.reached = self._ranks.any(reached, self.layout.parameters[0].device)
         return roots
 
-    def _rows(self, roots: Roots) -> tuple[Tensor, Private]:
+    def _rows(self, roots: Roots, retain_graph: bool) -> tuple[Tensor, Private]:
         """The Jacobian, and the gradients of the parameters outside the layout."""
-        layout = self.layout
+        layout, passes = self.layout, Passes()
         jacobian = layout.empty(len(roots.losses))
-        of_own: dict[int, tuple[Tensor, Tensor]] = {}
-        for index, (loss, edge, leaves) in enumerate(zip(roots.losses, roots.edges, roots.leaves, strict=True)):
-            own = [leaf for leaf in leaves if leaf not in layout]
-            wanted = [*layout.parameters, *own]
-            retain = index + 1 < len(roots.losses)
-            end, seed = GradientEdge(*edge), torch.ones_like(loss)
-            gradients = torch.autograd.grad(end, wanted, seed, retain_graph=retain, allow_unused=True)
-            for row, gradient in zip(layout.split(jacobian[index]), gradients, strict=False):
-                if gradient is None:
-                    row.zero_()
-                else:
-                    row.copy_(gradient)
-            for leaf, gradient in zip(own, gradients[len(layout.parameters) :], strict=True):
-                if gradient is None:
-                    continue
-                if id(leaf) in of_own:
-                    of_own[id(leaf)][1].add_(gradient)
-                else:  # autograd may return one tensor for two leaves, so each gets a copy
-                    of_own[id(leaf)] = (leaf, gradient.clone(memory_format=torch.contiguous_format))
-        return jacobian, list(of_own.values())
+        own = OwnGradients()
+        with passes.quiet(leaf for leaves in roots.leaves for leaf in leaves):
+            for index, (seeds, leaves) in enumerate(zip(roots.seeds, roots.leaves, strict=True)):
+                outside = [leaf for leaf in leaves if leaf not in layout]
+                retain = retain_graph or index + 1 < len(roots.losses)
+                gradients = passes.gradients(seeds, [*layout.parameters, *outside], retain_graph=retain)
+                for row, gradient in zip(layout.split(jacobian[index]), gradients, strict=False):
+                    if gradient is None:
+                        row.zero_()
+                    else:
+                        row.copy_(dense(gradient))
+                for leaf, gradient in zip(outside, gradients[len(layout.parameters) :], strict=True):
+                    own.add(leaf, gradient)
+        if self._given is None and roots.doubtful:
+            places = {id(p): rows for p, rows in zip(layout.parameters, layout.split(jacobian), strict=True)}
+            roots.check_shared({key: zero_rows(places[key]) for key in roots.doubtful if key in places})
+        return jacobian, own.pairs()
 
     def _last_layer(self, reached: Sequence[Sequence[Tensor]]) -> slice:
         if self._last is not None:
@@ -226,19 +193,40 @@ class AutogradEngine:
         return self.layout.slice_of(matrices[0]) if matrices else slice(None)
 
 
-def _end(loss: Tensor) -> tuple[Any, int]:
-    """The node of the graph that computed a loss, and the number of the node's output.
+class OwnGradients:
+    """The ordinary gradients of parameters that are not shared, added up over the tasks."""
 
-    If the loss is an element of a tensor that `torch.stack` made, the node is the one that computed the element before
-    it was stacked. Otherwise every loss would seem to depend on every task's parameters.
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def add(self, leaf: Tensor, gradient: Tensor | None) -> None:
+        """Add the gradient of one task, dense or sparse, which is not changed."""
+        if gradient is not None:
+            before = self._of.get(id(leaf))
+            self._of[id(leaf)] = leaf, gradient if before is None else before[1] + gradient
+
+    def pairs(self) -> Private:
+        """The parameters and their gradients."""
+        return list(self._of.values())
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient of a shared parameter.
+
+    Raises:
+        ValueError: it is sparse.
     """
-    node: Any = loss.grad_fn
-    if node is not None and node.name() == "UnbindBackward0":
-        whole: Any = node.next_functions[0][0]
-        if whole is not None and whole.name() == "StackBackward0" and node._saved_dim == whole._saved_dim == 0:
-            part: tuple[Any, int] = whole.next_functions[loss.output_nr]
-            return part
-    return node, loss.output_nr
+    if gradient.layout != torch.strided:
+        raise ValueError(
+            f"the gradient of a shared parameter of shape {tuple(gradient.shape)} is sparse, which is not supported; "
+            "make the embedding with sparse=False, or pass `parameters` without it"
+        )
+    return gradient
+
+
+def zero_rows(rows: Tensor) -> list[bool]:
+    """Whether all numbers are zero, for each of the rows (T, ...)."""
+    return (~rows.flatten(1).any(1)).tolist()
 
 
 def _check_agreement(ranks: Ranks, mask: Sequence[bool], layout: ParameterLayout) -> None:
@@ -248,16 +236,3 @@ def _check_agreement(ranks: Ranks, mask: Sequence[bool], layout: ParameterLayout
         raise ValueError("the processes disagree about the number of tasks or of shared parameters")
     for task in ranks.differing(mask, device):
         raise ValueError(f"task {task} is missing on some processes only; let it be there on all of them, or on none")
-
-
-def _shared(reached: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """The leaves that at least two losses depend on; with one loss, all leaves that it depends on."""
-    leaves = {id(leaf): leaf for leaves in reached for leaf in leaves}
-    counts = dict.fromkeys(leaves, 0)
-    for task_leaves in reached:
-        for leaf in task_leaves:
-            counts[id(leaf)] += 1
-    shared = [leaf for key, leaf in leaves.items() if counts[key] >= min(2, len(reached))]
-    if not shared:
-        raise ValueError("the losses share no parameter: there is nothing to balance")
-    return shared

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Parameters = nn.Module | Tensor | Iterable[Tensor] | Mapping[str, Tensor]
 
 
 class ParameterLayout:
@@ -20,13 +23,19 @@ class ParameterLayout:
         size: D.
 
     Raises:
-        ValueError: there is no parameter.
+        ValueError: there is no parameter, or one is complex.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self.parameters = tuple({id(parameter): parameter for parameter in parameters}.values())
         if not self.parameters:
             raise ValueError("no parameters to take gradients of")
+        for parameter in self.parameters:
+            if parameter.is_complex():
+                raise ValueError(
+                    f"a shared parameter of shape {tuple(parameter.shape)} is complex, which is not supported; keep its "
+                    "real and imaginary parts in a real parameter and use torch.view_as_complex"
+                )
         self._slices: dict[int, slice] = {}
         start = 0
         for parameter in self.parameters:
@@ -87,18 +96,60 @@ class ParameterLayout:
             parameter.data = view
         return vector
 
+    def gradients(self, vector: Tensor, reached: Sequence[bool]) -> list[tuple[Tensor, Tensor]]:
+        """The parameters that a loss reaches, each with its own part of `vector` (D,), for `accumulate`."""
+        parts = zip(self.parameters, self.split(vector), reached, strict=True)
+        return [(parameter, part.to(parameter.dtype)) for parameter, part, is_reached in parts if is_reached]
+
     def accumulate_grad(self, vector: Tensor) -> None:
-        """Add `vector` (D,) to the parameters' `.grad`, as a backward pass would."""
-        parts = zip(self.parameters, self.split(vector), strict=True)
-        accumulate((parameter, part.to(parameter.dtype)) for parameter, part in parts)
+        """Add `vector` (D,) to the parameters' `.grad`; see `accumulate`."""
+        accumulate(self.gradients(vector, [True] * len(self.parameters)))
 
 
-def accumulate(gradients: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Add to each parameter's `.grad`, as a backward pass would.
+def accumulate(gradients: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Add to each parameter's `.grad` as a backward pass would: in place, in its layout, and with its hooks.
 
     Args:
-        gradients: pairs of a parameter and its gradient. The gradients must not share memory with each other or with
-            anything that the caller still uses, because a parameter without `.grad` keeps the tensor itself.
+        gradients: pairs of a parameter and its gradient.
     """
-    for parameter, gradient in gradients:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    if gradients:
+        parameters, values = zip(*gradients, strict=True)
+        torch.autograd.backward(parameters, values)
+
+
+def as_parameters(parameters: Parameters) -> list[Tensor]:
+    """The trainable parameters among those that a user gives as shared; frozen ones are left out.
+
+    Args:
+        parameters: a module, one parameter, or an iterable of parameters; of a mapping, its values.
+
+    Raises:
+        ValueError: there are none, or something is no parameter: another kind of object, the result of a computation,
+            or a part of a sharded parameter.
+    """
+    if isinstance(parameters, nn.Module):
+        parameters = parameters.parameters()
+    elif isinstance(parameters, Tensor):
+        parameters = [parameters]
+    elif isinstance(parameters, Mapping):
+        parameters = parameters.values()
+    elif not isinstance(parameters, Iterable):
+        raise ValueError(f"parameters are a {type(parameters).__name__}; give a module or an iterable of parameters")
+    given: list[Any] = list(parameters)
+    if not given:
+        raise ValueError("parameters are empty; a generator that is used up gives none: give a module or a list")
+    for number, parameter in enumerate(given):
+        if not isinstance(parameter, Tensor):
+            kind = type(parameter).__name__
+            raise ValueError(f"parameters hold a {kind} at place {number}; give a module or an iterable of parameters")
+        if any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
+            raise ValueError("a shared parameter is a DTensor, as FSDP2 makes them, which is not supported")
+        if not parameter.is_leaf:
+            raise ValueError(
+                f"the tensor of shape {tuple(parameter.shape)} among the parameters is no leaf of the graph, but was "
+                "computed; give the parameters that it was computed from"
+            )
+    trainable = [parameter for parameter in given if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("all given parameters are frozen: none has requires_grad")
+    return trainable

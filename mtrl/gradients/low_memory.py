@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtrl.gradients.autograd import AutogradEngine, Roots
+from mtrl.gradients.autograd import AutogradEngine, OwnGradients, dense, zero_rows
+from mtrl.gradients.graph import Edge
 from mtrl.gradients.layout import ParameterLayout
+from mtrl.gradients.passes import Passes
 from mtrl.gradients.processes import Ranks
+from mtrl.gradients.roots import MaskedLosses, Roots
 from mtrl.gradients.rows import (
-    MaskedLosses,
     NonFiniteGradientError,
     Private,
     TaskGradients,
     products_of_rows,
     without_autocast,
 )
-from mtrl.gradients.segments import Edge, Segment, cut
+from mtrl.gradients.segments import Segment, cut
 
 Visit = Callable[[Tensor, Tensor], None]  # takes a parameter and its gradients in all passes, (passes, *shape)
 
@@ -40,14 +42,15 @@ class LayerwiseEngine(AutogradEngine):
     losses, and each call of `dot` takes T more. Arguments are those of `AutogradEngine`, and so are results up to
     rounding. But `gather` is not possible, and methods that work on the Jacobian itself raise `JacobianNotHeldError`.
 
-    The graph is kept for as long as the returned `LayerwiseGradients` is.
+    The graph is kept for as long as the returned `LayerwiseGradients` is; see `LayerwiseGradients.free_graph`.
     """
 
-    def gradients(self, losses: MaskedLosses) -> tuple[TaskGradients, Private]:
-        """See `AutogradEngine.gradients`."""
+    def gradients(self, losses: MaskedLosses, *, retain_graph: bool = False) -> tuple[TaskGradients, Private]:
+        """See `AutogradEngine.gradients`. The graph is freed once the update has been computed from it."""
         roots = self._roots(losses)
         layer = self._last_layer(roots.leaves)
-        gradients = LayerwiseGradients(roots, self.layout, layer, self._ranks)
+        gradients = LayerwiseGradients(roots, self.layout, layer, self._ranks, doubt=self._given is None)
+        gradients.retain_graph = retain_graph
         gradients.check_finite()
         return gradients, gradients.private
 
@@ -64,25 +67,35 @@ class LayerwiseGradients(TaskGradients):
         layout: the shared parameters.
         layer: the slice of the last shared layer.
         ranks: the processes of a data-parallel run.
+        doubt: whether the layout was found from the graph and has to be checked; see `Roots.check_shared`.
 
     Attributes:
         private: the ordinary gradients of the parameters outside the layout.
+        retain_graph: whether the graph can be used again after `free_graph`.
     """
 
-    def __init__(self, roots: Roots, layout: ParameterLayout, layer: slice, ranks: Ranks) -> None:
+    def __init__(self, roots: Roots, layout: ParameterLayout, layer: slice, ranks: Ranks, *, doubt: bool) -> None:
         self._layout = layout
         self._like = layout.empty(0)
         self._layer = layer
         self.mask = None if all(roots.mask) else tuple(roots.mask)
+        self.names = roots.names
         self.ranks = ranks
         self.losses = ranks.mean_(roots.values())
         self._roots = roots
-        self._walk = _Walk(roots, layout)
-        self.private: Private = []
+        self.retain_graph = True
+        self._is_last = False
+        self._passes = Passes()
+        self._walk = _Walk(roots, layout, self._passes)
         self._norms: Tensor | None = None
+        self._is_zero: dict[int, Sequence[bool]] | None = {} if doubt and roots.doubtful else None
         gramian = torch.zeros(self.num_tasks, self.num_tasks, dtype=torch.float64, device=self.device)
         self._products = gramian, []
-        self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], self._add_products, True)
+        own = OwnGradients()
+        self._walk.run(roots.seeds, self._add_products, own)
+        if self._is_zero is not None:
+            roots.check_shared(self._is_zero)
+        self.private: Private = ranks.mean_of(own.pairs())
         self._products = gramian, gramian.diagonal().tolist()
         self.layer_norms = gramian.diagonal().sqrt() if self._norms is None else self._norms
 
@@ -116,7 +129,11 @@ class LayerwiseGradients(TaskGradients):
         # Squares that overflow in float32 were computed in float64. One that is not finite shows a row that is not.
         for row, square in enumerate(self.squares):
             if not math.isfinite(square):
-                raise NonFiniteGradientError(f"the gradient of task {self.task(row)} is not finite", self.task(row))
+                raise NonFiniteGradientError(f"the gradient of {self.name(row)} is not finite", self.task(row))
+
+    def free_graph(self) -> None:
+        """Let the next `combine` be the last that the graph is used for, and free it, unless `retain_graph`."""
+        self._is_last = True
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64; T backward passes."""
@@ -127,32 +144,32 @@ class LayerwiseGradients(TaskGradients):
                 part = vector[self._layout.slice_of(parameter)].to(rows)
                 products.add_((rows.reshape(len(rows), -1) @ part).to(products))
 
-        self._walk.run([{edge: torch.ones_like(loss)} for edge, loss in self._ends()], add)
+        self._walk.run(self._roots.seeds, add)
         return self.ranks.mean_(products)
 
     def combine(self, coefficients: Tensor, vector: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """`c J + f v`, the update direction (D,), by one backward pass; see `TaskGradients.combine`."""
-        update = self._like.new_zeros(self.size)
-        seeds: dict[Edge, Tensor] = {}
-        for (edge, loss), weight in zip(self._ends(), coefficients.tolist(), strict=True):
-            seed = torch.full_like(loss, weight)
-            seeds[edge] = seeds[edge] + seed if edge in seeds else seed
-
-        def write(parameter: Tensor, rows: Tensor) -> None:
-            update[self._layout.slice_of(parameter)] = rows[0].flatten()
-
-        self._walk.run([seeds], write)
+        starts: dict[Edge, Tensor] = {}
+        for seeds, weight in zip(self._roots.seeds, coefficients.tolist(), strict=True):
+            for edge, seed in seeds.items():
+                starts[edge] = starts[edge] + weight * seed if edge in starts else weight * seed
+        parameters = self._layout.parameters
+        retain = self.retain_graph or not self._is_last
+        with self._passes.quiet(parameters):
+            gradients = self._passes.gradients(starts, parameters, retain_graph=retain)
+        update = self._like.new_empty(self.size)
+        for part, gradient in zip(self._layout.split(update), gradients, strict=True):
+            if gradient is None:
+                part.zero_()
+            else:
+                part.copy_(gradient)
         self.ranks.mean_(update)
         return update if vector is None else update.add_(vector, alpha=factor)
 
-    def _ends(self) -> Iterator[tuple[Edge, Tensor]]:
-        return zip(self._roots.edges, (loss.detach() for loss in self._roots.losses), strict=True)
-
     def _add_products(self, parameter: Tensor, rows: Tensor) -> None:
         self.ranks.mean_(rows)  # before the products are formed, because they are not linear in the rows
-        if parameter not in self._layout:
-            self.private.append((parameter, rows.sum(0)))
-            return
+        if self._is_zero is not None and id(parameter) in self._roots.doubtful:
+            self._is_zero[id(parameter)] = zero_rows(rows)
         with without_autocast(rows):
             products = products_of_rows(rows.reshape(len(rows), -1))[0].to(self.gramian.device)
         self.gramian.add_(products)
@@ -160,81 +177,53 @@ class LayerwiseGradients(TaskGradients):
             self._norms = products.diagonal().sqrt()
 
 
+Waiting = dict[Edge, "_Held"]
+
+
 class _Walk:
     """Several backward passes through the same graph, which advance together, segment by segment."""
 
-    def __init__(self, roots: Roots, layout: ParameterLayout) -> None:
+    def __init__(self, roots: Roots, layout: ParameterLayout, passes: Passes) -> None:
         self._layout = layout
-        self._segments = cut(roots.edges, max(parameter.numel() for parameter in layout.parameters))
+        self._passes = passes
+        self._leaves = list({id(leaf): leaf for leaves in roots.leaves for leaf in leaves}.values())
+        starts = dict.fromkeys(edge for seeds in roots.seeds for edge in seeds)
+        self._segments = cut(list(starts), max(parameter.numel() for parameter in layout.parameters))
 
-    def run(self, passes: Sequence[dict[Edge, Tensor]], visit: Visit, private: bool = False) -> None:
+    def run(self, starts: Sequence[Mapping[Edge, Tensor]], visit: Visit, own: OwnGradients | None = None) -> None:
         """Take the backward passes.
 
         Args:
-            passes: for each pass, the gradients that it starts with, by edge.
-            visit: a function that is called once for every parameter in the graph, with the gradients of all passes.
-            private: whether to visit parameters outside the layout, too.
+            starts: for each pass, the gradients that it starts with, by edge.
+            visit: a function that is called once for every shared parameter in the graph, with the gradients of all
+                passes.
+            own: where gradients of other parameters are added up. Default: they are not computed.
         """
-        count = len(passes)
+        count = len(starts)
         waiting: Waiting = {}
-        for index, seeds in enumerate(passes):
+        for index, seeds in enumerate(starts):
             for edge, seed in seeds.items():
                 waiting.setdefault(edge, _Held(seed, count)).add(index, seed)
         unfinished: dict[int, _Held] = {}  # gradients of parameters that a later segment adds to
-        for segment in self._segments:
-            leaves = [leaf for leaf in segment.leaves if private or leaf in self._layout]
-            rows = {id(leaf): unfinished.pop(id(leaf)) for leaf in leaves if id(leaf) in unfinished}
-            with _ending_at(segment.blocked):
-                for index in range(count):
-                    _advance(segment, leaves, waiting, rows, index, count)
-            for edge in segment.starts:
-                waiting.pop(edge, None)
-            for leaf in leaves:
-                if id(leaf) in rows and id(leaf) in segment.complete:
-                    visit(leaf, rows.pop(id(leaf)).rows)
-            unfinished |= rows
+        with self._passes.quiet(self._leaves):
+            for segment in self._segments:
+                leaves = [leaf for leaf in segment.leaves if own is not None or leaf in self._layout]
+                rows = {id(leaf): unfinished.pop(id(leaf)) for leaf in leaves if id(leaf) in unfinished}
+                with _ending_at(segment.blocked):
+                    for index in range(count):
+                        for leaf, gradient in self._advance(segment, leaves, waiting, index, count):
+                            if leaf in self._layout:
+                                rows.setdefault(id(leaf), _Held(leaf, count)).add(index, dense(gradient))
+                            elif own is not None:
+                                own.add(leaf, gradient)
+                for edge in segment.starts:
+                    waiting.pop(edge, None)
+                for leaf in leaves:
+                    if id(leaf) in rows and id(leaf) in segment.complete:
+                        visit(leaf, rows.pop(id(leaf)).rows)
+                unfinished |= rows
 
-
-class _Held:
-    """The gradients of several passes at one place of the graph, in one tensor (passes, *shape)."""
-
-    def __init__(self, like: Tensor, count: int) -> None:
-        self.rows = like.new_zeros(count, *like.shape)
-        self.passes: set[int] = set()
-
-    def add(self, index: int, gradient: Tensor) -> None:
-        """Add the gradient of one pass."""
-        self.rows[index] += gradient
-        self.passes.add(index)
-
-
-Waiting = dict[Edge, _Held]
-
-
-def _advance(
-    segment: Segment, leaves: Sequence[Tensor], waiting: Waiting, rows: dict[int, _Held], index: int, count: int
-) -> None:
-    """Advance one pass through a segment, from the gradients that wait at its starts to its stops and `leaves`."""
-    starts = [edge for edge in segment.starts if edge in waiting and index in waiting[edge].passes]
-    inputs: list[Any] = [*leaves, *(GradientEdge(*edge) for edge in segment.stops)]
-    if not starts or not inputs:
-        return
-    seeds = [waiting[edge].rows[index] for edge in starts]
-    outputs = [GradientEdge(*edge) for edge in starts]
-    gradients = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True)
-    for leaf, gradient in zip(leaves, gradients, strict=False):
-        if gradient is not None:
-            if id(leaf) not in rows:
-                rows[id(leaf)] = _Held(leaf, count)
-            rows[id(leaf)].add(index, gradient)
-    for edge, gradient in zip(segment.stops, gradients[len(leaves) :], strict=True):
-        if gradient is not None:
-            if edge not in waiting:
-                waiting[edge] = _Held(gradient, count)
-            waiting[edge].add(index, gradient)
-
-
-@contextmanager
+    @contextmanager
 def _ending_at(nodes: Sequence[Any]) -> Iterator[None]:
     """A context in which backward passes go no further than these nodes."""
     # Autograd notes the gradient that arrives at a node before it calls the node's hooks.

@@ -51,6 +51,20 @@ class Ranks:
             for tensor in tensors:
                 self.mean_(tensor)
 
+    def mean_of(self, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Parameters and their gradients, averaged over the processes; the gradients that are given do not change."""
+        if self.count() == 1:
+            return pairs
+        return [(parameter, self.mean_(gradient.clone())) for parameter, gradient in pairs]
+
+    def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
+        """Which of the flags are set on any process."""
+        if self.count() == 1:
+            return list(flags)
+        numbers = torch.tensor(flags, dtype=torch.int64, device=device)
+        self._reduce(numbers, dist.ReduceOp.MAX)
+        return numbers.bool().tolist()
+
     def differing(self, numbers: Sequence[int], device: torch.device) -> list[int]:
         """The places in `numbers`, whole numbers, where the processes differ; tensors on `device` are exchanged."""
         if self.count() == 1:

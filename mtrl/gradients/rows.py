@@ -15,7 +15,6 @@ from mtrl.gradients.layout import ParameterLayout
 from mtrl.gradients.processes import Ranks
 
 Losses = Tensor | Sequence[Tensor]
-MaskedLosses = Tensor | Sequence[Tensor | None]  # None stands for a task without data in this batch
 Private = list[tuple[Tensor, Tensor]]  # parameters that belong to single tasks, each with its ordinary gradient
 LooksAt = Literal["nothing", "rows", "gramian"]
 
@@ -58,6 +57,7 @@ class TaskGradients:
         mask: for each of all tasks, whether it has a row. Default: every task has one.
         losses: the losses (T,) themselves, detached.
         ranks: the processes over which rows and losses have been averaged. Default: this process alone.
+        names: the names of all tasks. Default: their numbers.
     """
 
     def __init__(
@@ -68,11 +68,13 @@ class TaskGradients:
         mask: Sequence[bool] | None = None,
         losses: Tensor | None = None,
         ranks: Ranks | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self._jacobian = jacobian
         self._layer = layer
         self.mask = None if mask is None or all(mask) else tuple(mask)
         self.losses = losses
+        self.names = None if names is None else tuple(names)
         self.ranks = Ranks(None) if ranks is None else ranks
 
     @property
@@ -103,6 +105,14 @@ class TaskGradients:
     def task(self, row: int) -> int:
         """The number of the task to which a row belongs, counted among all tasks, the missing ones included."""
         return row if self.mask is None else [task for task, there in enumerate(self.mask) if there][row]
+
+    def name(self, row: int) -> str:
+        """What messages call the task to which a row belongs."""
+        task = self.task(row)
+        return f"task {task if self.names is None else self.names[task]}"
+
+    def free_graph(self) -> None:
+        """Say that the next `combine` is the last thing asked. Gradients that are computed from a graph may free it."""
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[float]]:
@@ -149,8 +159,7 @@ class TaskGradients:
             return
         for index, row in enumerate(self.jacobian):
             if not bool(row.isfinite().all()):
-                task = self.task(index)
-                raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
+                raise NonFiniteGradientError(f"the gradient of {self.name(index)} is not finite", self.task(index))
 
     def dot(self, vector: Tensor) -> Tensor:
         """`J v` for `v` (D,): (T,), float64."""

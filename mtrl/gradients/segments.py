@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-Edge = tuple[Any, int]  # a node of the graph and the number of one of its inputs in the backward pass
-
+from mtrl.gradients.graph import Edge, leaf_of
 
 @dataclass(frozen=True)
 class Segment:
@@ -39,7 +38,7 @@ def cut(roots: Sequence[Edge], limit: int) -> list[Segment]:
     for part in parts_of(order, children, limit):
         inside = set(part)
         away = [(child, number) for node in part for child, number in children[node] if child not in inside]
-        leaves = {child: _leaf(child) for child, _ in away if _leaf(child) is not None}
+        leaves = {child: leaf_of(child) for child, _ in away if leaf_of(child) is not None}
         stops = {edge: None for edge in away if edge[0] not in leaves}
         targets = 0
         for node in (nodes := dict.fromkeys(child for child, _ in away)):
@@ -67,12 +66,12 @@ def parts_of(order: Sequence[Any], children: dict[Any, list[Edge]], limit: int) 
     last_use = _last_use(order, children)
     numbers = dict.fromkeys(order, 0)
     for leaf, node in last_use.items():
-        numbers[node] += _leaf(leaf).numel()
+        numbers[node] += leaf_of(leaf).numel()
     groups: list[list[Any]] = []
     for node in order:
-        if _leaf(node) is not None:
+        if leaf_of(node) is not None:
             continue
-        if not groups or any(_leaf(child) is None for child, _ in children[node]):
+        if not groups or any(leaf_of(child) is None for child, _ in children[node]):
             groups.append([])
         groups[-1].append(node)
     parts: list[list[Any]] = [[]]
@@ -89,7 +88,7 @@ def parts_of(order: Sequence[Any], children: dict[Any, list[Edge]], limit: int) 
 
 def _last_use(order: Sequence[Any], children: dict[Any, list[Edge]]) -> dict[Any, Any]:
     """For each leaf, the last node of the order that adds to its gradient."""
-    return {child: node for node in order for child, _ in children[node] if _leaf(child) is not None}
+    return {child: node for node in order for child, _ in children[node] if leaf_of(child) is not None}
 
 
 def in_order(roots: Sequence[Any]) -> tuple[list[Any], dict[Any, list[Edge]]]:
@@ -125,8 +124,3 @@ def _sorted(children: dict[Any, list[Edge]], key: dict[Any, int]) -> list[Any]:
             if not uses[child]:
                 heapq.heappush(ready, (key[child], next(number), child))
     return order
-
-
-def _leaf(node: Any) -> Any:
-    """The parameter whose gradient a node accumulates, or None."""
-    return getattr(node, "variable", None)
