@@ -235,7 +235,8 @@ def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
     sizes = (config.tasks, config.batch_size, config.device)
     cases = {"plain": plain_update(*sizes)}
     for name in names():
-        cases[name] = balanced_update(*sizes, name, **({"policy_interval": 10} if name == "aim" else {}))
+        settings: dict[str, Any] = {"policy_interval": 10} if name == "aim" else {}
+        cases[name] = balanced_update(*sizes, name, **settings)
     cases["aim_every_step"] = balanced_update(*sizes, "aim", policy_interval=1)
     if has_torchjd():
         cases |= {"torchjd_pcgrad": torchjd_update(*sizes), "torchjd_autogram": autogram_update(*sizes)}

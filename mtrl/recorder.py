@@ -76,7 +76,7 @@ class Recorder:
     Args:
         path: the file. Missing parent folders are created.
         balancer: the balancer to listen to.
-        tasks: the names of the T tasks. Default: their numbers.
+        tasks: the names of the T tasks. Default: the names of a dict of losses, and otherwise the tasks' numbers.
         every: the number of calls from one line to the next. Default 10.
         step: the number of calls made so far. Later lines in the file are dropped, because the loop is going to write
             them again; 0 starts the file afresh. Default: the number in the file's last line.
@@ -103,9 +103,7 @@ class Recorder:
         self.every: int = check_number("every", every, least=1, whole=True)
         if step is not None:
             check_number("step", step, least=0, whole=True)
-        if tasks is not None and (len(set(tasks)) < len(tasks) or not all(task and "/" not in task for task in tasks)):
-            raise ValueError(f"tasks must be distinct names without '/', not {', '.join(tasks)}")
-        self._tasks = None if tasks is None else tuple(tasks)
+        self._tasks = None if tasks is None else _checked(tasks)
         if balancer.num_tasks is not None:
             self._names(balancer.num_tasks)
         path = Path(path)
@@ -147,7 +145,7 @@ class Recorder:
         losses = gradients.losses if given is None else given
         assert losses is not None  # without losses the balancer would not have answered
         mask = gradients.mask
-        tasks = self._names(gradients.num_tasks if mask is None else len(mask))
+        tasks = self._names(gradients.num_tasks if mask is None else len(mask), gradients.names)
         there = tasks if mask is None else tuple(task for task, is_there in zip(tasks, mask, strict=True) if is_there)
         with torch.no_grad():
             values = {f"train/{task}/loss": loss for task, loss in zip(there, losses.tolist(), strict=True)}
@@ -155,9 +153,9 @@ class Recorder:
             values |= named(conflict_metrics(gradients.gramian), there)
         self._write(values.items())
 
-    def _names(self, num_tasks: int) -> tuple[str, ...]:
+    def _names(self, num_tasks: int, of_losses: Sequence[str] | None = None) -> tuple[str, ...]:
         if self._tasks is None:
-            return tuple(map(str, range(num_tasks)))
+            return tuple(map(str, range(num_tasks))) if of_losses is None else _checked(of_losses)
         if len(self._tasks) != num_tasks:
             raise ValueError(f"got names for {len(self._tasks)} tasks, {', '.join(self._tasks)}, and {num_tasks} tasks")
         return self._tasks
@@ -166,6 +164,13 @@ class Recorder:
         line = {STEP: self.step} | {name: value for name, value in values if math.isfinite(value)}
         self._file.write(f"{json.dumps(line)}\n".encode())
         self._file.flush()
+
+
+def _checked(tasks: Sequence[str]) -> tuple[str, ...]:
+    """The names of tasks, which become parts of the names of numbers."""
+    if len(set(tasks)) < len(tasks) or not all(task and "/" not in task for task in tasks):
+        raise ValueError(f"tasks must be distinct names without '/', not {', '.join(tasks)}")
+    return tuple(tasks)
 
 
 def read_recording(path: str | Path) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
-from mtrl.gradients import NonFiniteGradientError, ParameterLayout, TaskGradients, norms_of_rows
+from mtrl.gradients import (
+    NonFiniteGradientError,
+    ParameterLayout,
+    Parameters,
+    TaskGradients,
+    as_parameters,
+    norms_of_rows,
+)
 from mtrl.guidance import LookaheadGuidance
 from mtrl.limits import check_choice, check_number
 
@@ -197,7 +204,7 @@ class AIM(Balancer):
         )
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)
 
-    def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
+    def shared_parameters(self, parameters: Parameters | None) -> Parameters | None:
         """With guidance, the shared parameters are those of the guidance, in its order.
 
         Raises:
@@ -208,7 +215,7 @@ class AIM(Balancer):
         if isinstance(guidance, LookaheadGuidance):
             known = guidance.layout.parameters
             if parameters is not None:
-                given = ParameterLayout(p for p in parameters if p.requires_grad).parameters
+                given = ParameterLayout(as_parameters(parameters)).parameters
                 if [id(p) for p in given] != [id(p) for p in known]:
                     raise ValueError("`parameters` are not those of the guidance, in its order")
             return known

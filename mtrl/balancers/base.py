@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.gradients import AutogradEngine, Group, LayerwiseEngine, LooksAt, MaskedLosses, TaskGradients, accumulate
+from mtrl.gradients import (
+    AutogradEngine,
+    Group,
+    LayerwiseEngine,
+    LooksAt,
+    MaskedLosses,
+    Parameters,
+    TaskGradients,
+    accumulate,
+    by_task,
+)
 from mtrl.limits import check_choice, check_number
 
 Scale = Literal["sum", "mean"]
@@ -115,6 +125,7 @@ class Balancer(nn.Module):
             check_number("num_tasks", num_tasks, least=1, whole=True)
         check_choice("scale", scale, get_args(Scale))
         self.num_tasks = num_tasks
+        self._names: tuple[str, ...] | None = None
         self.scale: Scale = scale
 
     def reset(self) -> None:
@@ -167,8 +178,8 @@ class Balancer(nn.Module):
         if self.needs_positive_losses:
             for row, loss in enumerate(losses.tolist()):
                 if not 0 <= loss < math.inf:
-                    task = gradients.task(row)
-                    raise ValueError(f"{type(self).__name__} needs finite losses >= 0; task {task} has {loss:g}")
+                    task = gradients.name(row)
+                    raise ValueError(f"{type(self).__name__} needs finite losses >= 0; {task} has {loss:g}")
         gradients.prepare(self.looks_at)
         if mask is None:
             answer = self.balance(gradients, losses)
@@ -214,20 +225,20 @@ class Balancer(nn.Module):
     def backward(
         self,
         losses: MaskedLosses,
-        parameters: Iterable[Tensor] | None = None,
+        parameters: Parameters | None = None,
         last_shared_layer: nn.Module | Tensor | None = None,
         *,
         mask: Sequence[bool] | Tensor | None = None,
+        retain_graph: bool = False,
         low_memory: bool = False,
         group: Group = "world",
         engine: AutogradEngine | None = None,
     ) -> Tensor:
         """Fill `.grad` in place of `losses.sum().backward()`.
 
-        The shared parameters get the balanced gradient; every other parameter that a loss depends on, such as a
-        task's own head, gets the ordinary gradient. Like `Tensor.backward`, this adds to a `.grad` that is there
-        already, so that each of several micro-batches is balanced by itself. To balance the gradients of all
-        micro-batches once, give an engine:
+        The shared parameters get the balanced gradient; every other leaf that a loss depends on, such as a parameter of
+        a task's own head, gets the ordinary gradient. This adds to a `.grad` that is there, as `Tensor.backward` does,
+        so that each of several micro-batches is balanced by itself. To balance them as one batch, give an engine:
 
             engine = AutogradEngine(parameters)
             for batch in micro_batches[:-1]:
@@ -238,15 +249,14 @@ class Balancer(nn.Module):
         they overflow, catch `NonFiniteGradientError` and lower the factor by `scaler.update(factor)`.
 
         Args:
-            losses: T scalars, or one tensor (T,). In a list, None stands for a task that is missing from the batch.
-            parameters: the shared parameters. Default: those that at least two losses depend on.
+            losses: T scalars in an iterable, a dict by task, or a tensor (T,). None stands for a task without data.
+            parameters: the shared parameters. Default: those that at least two losses depend on; see `AutogradEngine`.
             last_shared_layer: the layer on which norm-balancing methods measure; see `AutogradEngine` for the default.
-            mask: (T,), False for tasks that are missing from the batch. Their losses are ignored. But if all losses
-                were computed in one tensor, other than by `torch.stack`, the ignored ones must be finite, too.
+            mask: (T,), False for tasks that are missing from the batch. Their losses are ignored.
+            retain_graph: keep the graph, so that it can be used again. Default False, as in `Tensor.backward`.
             low_memory: never hold T gradients of all shared parameters at once; see `LayerwiseEngine`.
             group: the processes of a data-parallel run; see `AutogradEngine`. None: this process alone.
-            engine: the engine that computes the gradients, in place of the engine that `parameters`,
-                `last_shared_layer`, `low_memory` and `group` describe.
+            engine: the engine that computes the gradients, in place of one that the other arguments describe.
 
         Returns:
             The coefficients (T,) of the task gradients.
@@ -256,8 +266,7 @@ class Balancer(nn.Module):
                 describes one; or as `forward` and `AutogradEngine.backward`. No `.grad` has changed then.
             NonFiniteGradientError: a row holds NaN or infinity. No `.grad` has changed then.
         """
-        if self.num_tasks not in (None, len(losses)):
-            raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(losses)}")
+        losses = self._in_order(losses, mask)
         if engine is None:
             kind = LayerwiseEngine if low_memory else AutogradEngine
             engine = kind(self.shared_parameters(parameters), last_shared_layer, group=group)
@@ -265,25 +274,36 @@ class Balancer(nn.Module):
             raise ValueError("with `engine`, give what describes an engine to the engine")
         else:
             self.shared_parameters(engine.given)
-        gradients, private = engine.gradients(losses if mask is None else _only_those_in(losses, mask))
+        gradients, private = engine.gradients(losses, retain_graph=retain_graph)
         with torch.no_grad():
             answer: Balance = self(gradients)
-            update = answer.update(gradients)
-            accumulate(private)
-            engine.layout.accumulate_grad(update)
+            gradients.free_graph()
+            accumulate([*private, *engine.layout.gradients(answer.update(gradients), engine.reached)])
         return answer.coefficients
 
-    def shared_parameters(self, parameters: Iterable[Tensor] | None) -> Iterable[Tensor] | None:
+    def _in_order(self, losses: MaskedLosses, mask: Sequence[bool] | Tensor | None) -> MaskedLosses:
+        """One loss per task, with None where `mask` is False; those of a dict in the order of the first call's dict."""
+        names, scalars = by_task(losses)
+        if self.num_tasks not in (None, len(scalars)):
+            raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(scalars)}")
+        if mask is not None and len(mask) != len(scalars):
+            raise ValueError(f"got a mask of {len(mask)} tasks and {len(scalars)} losses")
+        if mask is not None:
+            scalars = [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
+        if names is None:
+            return scalars
+        of_task = dict(zip(names, scalars, strict=True))
+        self._names = self._names or names
+        if of_task.keys() != set(self._names):
+            raise ValueError(
+                f"the losses are those of {', '.join(names)}, and in earlier calls those of {', '.join(self._names)}; "
+                "give None for a task without data"
+            )
+        return {name: of_task[name] for name in self._names}
+
+    def shared_parameters(self, parameters: Parameters | None) -> Parameters | None:
         """The shared parameters that `backward` uses when it is given `parameters`; a method may replace them."""
         return parameters
-
-
-def _only_those_in(losses: MaskedLosses, mask: Sequence[bool] | Tensor) -> MaskedLosses:
-    """The losses (T,), with None in place of those that are False in `mask` (T,)."""
-    if len(mask) != len(losses):
-        raise ValueError(f"got a mask of {len(mask)} tasks and {len(losses)} losses")
-    scalars = losses.unbind() if isinstance(losses, Tensor) else losses
-    return [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
 
 
 def _places(state: Any, there: Any) -> Any:

@@ -19,7 +19,7 @@ Each engine averages its rows over the processes of a data-parallel run (`Ranks`
 from mtrl.gradients.autograd import AutogradEngine
 from mtrl.gradients.chain import Chain, ChainEngine, inference
 from mtrl.gradients.graph import graph_leaves
-from mtrl.gradients.layout import ParameterLayout, Parameters, accumulate
+from mtrl.gradients.layout import ParameterLayout, Parameters, accumulate, as_parameters
 from mtrl.gradients.low_memory import JacobianNotHeldError, LayerwiseEngine
 from mtrl.gradients.processes import Group, Ranks
 from mtrl.gradients.roots import MaskedLosses, by_task
@@ -60,6 +60,7 @@ __all__ = [
     "TaskRows",
     "UnsupportedLayerError",
     "accumulate",
+    "as_parameters",
     "by_task",
     "graph_leaves",
     "inference",

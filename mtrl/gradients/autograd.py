@@ -139,7 +139,9 @@ class AutogradEngine:
         before, rows, sums, reached = self._gathered
         if len(before) != len(mask):
             raise ValueError(f"got {len(mask)} losses after micro-batches of {len(before)}")
-        mask, reached = ([a or b for a, b in zip(*pair, strict=True)] for pair in ((before, mask), (reached, self.reached)))
+        mask, reached = (
+            [a or b for a, b in zip(*pair, strict=True)] for pair in ((before, mask), (reached, self.reached))
+        )
         return mask, total.add_(rows), losses.add_(sums), reached
 
     def _roots(self, losses: MaskedLosses) -> Roots:

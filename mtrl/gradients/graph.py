@@ -24,24 +24,25 @@ LARGEST = 100_000  # numbers of a tensor in which the place of a loss is followe
 
 # The operations are named as in the names of their nodes, without "Backward0".
 ELEMENTWISE = frozenset(
-    "Abs Add Alias Clamp ClampMax ClampMin Clone Div Exp Expm1 Lerp Log Log1P MaskedFill Maximum Minimum Mul NanToNum "
+    "Abs Add Alias Clamp ClampMax ClampMin Clone Div Exp Expm1 Lerp Log Log1P MaskedFill Maximum Minimum Mul NanToNum "  # noqa: SIM905
     "Neg Pow Reciprocal Relu Rsqrt Rsub Sigmoid Softplus Sqrt Sub Tanh ToCopy Where".split()
 )
-VIEWS = frozenset("ReshapeAlias Squeeze UnsafeView Unsqueeze View".split())  # the order of the numbers stays the same
+# The order of the numbers stays the same.
+VIEWS = frozenset(["ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
 SELECTIONS: dict[str, Callable[[Any, Tensor, int], Tensor]] = {
     "Flip": lambda node, tensor, _: tensor.flip(node._saved_dims),
     "IndexSelect": lambda node, tensor, _: tensor.index_select(_signed(node._saved_dim), node._saved_index.cpu()),
     "Permute": lambda node, tensor, _: tensor.permute([_signed(dim) for dim in node._saved_dims]),
     "Select": lambda node, tensor, _: tensor.select(_signed(node._saved_dim), _signed(node._saved_index)),
     "Slice": lambda node, tensor, _: _sliced(node, tensor),
-    "Split": lambda node, tensor, number: tensor.split(node._saved_split_size, _signed(node._saved_dim))[number],
+    "Split": lambda node, tensor, number: torch.split(tensor, node._saved_split_size, _signed(node._saved_dim))[number],
     "Unbind": lambda node, tensor, number: tensor.unbind(_signed(node._saved_dim))[number],
 }
 """How an operation selects numbers of its operand, given its node, the operand and the number of the output."""
 
 # Operations that put numbers of several tensors into one. Numbers of their result may have nothing in common.
 JOINS = frozenset(
-    "Cat ConstantPadNd CopySlices IndexAdd IndexCopy IndexPut IndexPutImpl MaskedScatter Scatter ScatterAdd "
+    "Cat ConstantPadNd CopySlices IndexAdd IndexCopy IndexPut IndexPutImpl MaskedScatter Scatter ScatterAdd "  # noqa: SIM905
     "SelectScatter SliceScatter Stack Where".split()
 )
 # The node by which FSDP2 learns that a backward pass is over.
@@ -122,31 +123,32 @@ def _operands(edge: Edge, place: int) -> list[Place] | None:
     """The places of a node's operands that decide the number at `place` of its result; None if that is not known."""
     node, number = edge
     kind, children = operation(node), list(node.next_functions)
-    if leaf_of(node) is not None or numbers_at(edge) > LARGEST:
-        return None
     there = [child for child in children if child[0] is not None]
-    if any(numbers_at(child) > LARGEST for child in there):
+    if leaf_of(node) is not None or any(numbers_at(other) > LARGEST for other in (edge, *there)):
         return None
     if kind in ELEMENTWISE:
         shape = _shape(edge)
-        same = [_shape(child) == shape for child in there]
-        return [
-            (child, place if is_same else _picked(_places(child).expand(shape), place))
-            for child, is_same in zip(there, same, strict=True)
-        ]
+        return [(child, _picked(_places(child).expand(shape), place)) for child in there]
     if kind in VIEWS:
         return [(child, place) for child in there]
     if kind in SELECTIONS:
         return [(child, _picked(SELECTIONS[kind](node, _places(child), number), place)) for child in there]
     if kind == "Stack" or (kind == "Cat" and len(there) == len(children)):
-        join = torch.stack if kind == "Stack" else torch.cat
-        like = _places(there[0])  # the tensors of a stack have one shape, and those without a gradient are not in the graph
-        parts = [like if child[0] is None else _places(child) for child in children]
-        dim = _signed(node._saved_dim)
-        which = _picked(join([torch.full_like(part, index) for index, part in enumerate(parts)], dim), place)
-        chosen = children[which]
-        return [] if chosen[0] is None else [(chosen, _picked(join(parts, dim), place))]
+        return _joined(node, there, place)
     return None
+
+
+def _joined(node: Any, there: Sequence[Edge], place: int) -> list[Place]:
+    """The place from which a number of joined tensors comes, or none if it comes from a tensor without a gradient."""
+    join: Callable[[list[Tensor], int], Tensor] = torch.stack if operation(node) == "Stack" else torch.cat
+    dim = _signed(node._saved_dim)
+    like = _places(
+        there[0]
+    )  # tensors without a gradient are not in the graph; in a stack, they have the shape of others
+    parts = [like if child[0] is None else _places(child) for child in node.next_functions]
+    which = _picked(join([torch.full_like(part, index) for index, part in enumerate(parts)], dim), place)
+    chosen = node.next_functions[which]
+    return [] if chosen[0] is None else [(chosen, _picked(join(parts, dim), place))]
 
 
 def _shape(edge: Edge) -> torch.Size:

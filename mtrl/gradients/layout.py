@@ -33,8 +33,8 @@ class ParameterLayout:
         for parameter in self.parameters:
             if parameter.is_complex():
                 raise ValueError(
-                    f"a shared parameter of shape {tuple(parameter.shape)} is complex, which is not supported; keep its "
-                    "real and imaginary parts in a real parameter and use torch.view_as_complex"
+                    f"a shared parameter of shape {tuple(parameter.shape)} is complex, which is not supported; keep "
+                    "its real and imaginary parts in a real parameter, and use torch.view_as_complex"
                 )
         self._slices: dict[int, slice] = {}
         start = 0

@@ -223,7 +223,41 @@ class _Walk:
                         visit(leaf, rows.pop(id(leaf)).rows)
                 unfinished |= rows
 
-    @contextmanager
+    def _advance(
+        self, segment: Segment, leaves: Sequence[Tensor], waiting: Waiting, index: int, count: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Advance one pass through a segment, from the gradients that wait at its starts to its stops.
+
+        Returns:
+            The gradients that arrived at `leaves`.
+        """
+        here = [edge for edge in segment.starts if edge in waiting and index in waiting[edge].passes]
+        seeds = {edge: waiting[edge].rows[index] for edge in here}
+        inputs = [*leaves, *(GradientEdge(*edge) for edge in segment.stops)]
+        gradients = self._passes.gradients(seeds, inputs, retain_graph=True)
+        for edge, gradient in zip(segment.stops, gradients[len(leaves) :], strict=True):
+            if gradient is not None:
+                if edge not in waiting:
+                    waiting[edge] = _Held(gradient, count)
+                waiting[edge].add(index, gradient)
+        arrived = zip(leaves, gradients, strict=False)
+        return [(leaf, gradient) for leaf, gradient in arrived if gradient is not None]
+
+
+class _Held:
+    """The gradients of several passes at one place of the graph, in one tensor (passes, *shape)."""
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        self.rows = like.new_zeros(count, *like.shape)
+        self.passes: set[int] = set()
+
+    def add(self, index: int, gradient: Tensor) -> None:
+        """Add the gradient of one pass."""
+        self.rows[index] += gradient
+        self.passes.add(index)
+
+
+@contextmanager
 def _ending_at(nodes: Sequence[Any]) -> Iterator[None]:
     """A context in which backward passes go no further than these nodes."""
     # Autograd notes the gradient that arrives at a node before it calls the node's hooks.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.gradients.graph import Edge, leaf_of
 
+
 @dataclass(frozen=True)
 class Segment:
     """A part of the graph, through which backward passes advance in one go."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from mtrl.gradients.autograd import graph_leaves
+from mtrl.gradients.graph import graph_leaves
 from mtrl.gradients.layout import ParameterLayout, accumulate
 from mtrl.gradients.processes import Group, Ranks
 from mtrl.gradients.rows import Losses, TaskGradients, TaskRows, without_autocast
