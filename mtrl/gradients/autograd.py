@@ -28,8 +28,8 @@ class AutogradEngine:
             `torch.stack` and then scaled, is followed back to what it was computed from. Where the graph does not show
             which tasks a parameter belongs to, as in a compiled model, `backward` asks for `parameters`.
         last_shared_layer: the layer or parameter on which norm-balancing methods measure. Default: one of the matrices
-            that every loss depends on. If `parameters` are given, it is the last of these; otherwise it is the one that
-            is nearest to the losses.
+            that every loss depends on, or else one that any loss depends on. If `parameters` are given, it is the last
+            of these; otherwise it is the one that is nearest to the losses.
         group: the processes of a data-parallel run. Each task's row and loss, and the gradients of other parameters,
             are averaged over them; see `Ranks`. With several processes, `parameters` must be given, and a batch must
             hold the same tasks on every process. Default `"world"`: the default group, if `torch.distributed` is
@@ -55,6 +55,9 @@ class AutogradEngine:
         group: Group = "world",
     ) -> None:
         self._given = None if parameters is None else ParameterLayout(as_parameters(parameters))
+        if not isinstance(last_shared_layer, nn.Module | Tensor | None):
+            kind = type(last_shared_layer).__name__
+            raise ValueError(f"last_shared_layer is a {kind}; give the layer, or its weight matrix")
         self._last = last_shared_layer
         self._ranks = Ranks(group)
         self._gathered: tuple[list[bool], Tensor, Tensor, list[bool]] | None = None
@@ -190,9 +193,13 @@ class AutogradEngine:
         if self._last is not None:
             return self.layout.slice_of(self._last)
         from_the_output = self.layout.parameters if self._given is None else self.layout.parameters[::-1]
-        common = set.intersection(*({id(leaf) for leaf in leaves} for leaves in reached))
-        matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2 and id(parameter) in common]
-        return self.layout.slice_of(matrices[0]) if matrices else slice(None)
+        tasks = [{id(leaf) for leaf in leaves} for leaves in reached]
+        matrices = [parameter for parameter in from_the_output if parameter.ndim >= 2]
+        for known in (set.intersection(*tasks), set.union(*tasks)):
+            for matrix in matrices:
+                if id(matrix) in known:
+                    return self.layout.slice_of(matrix)
+        return slice(None)
 
 
 class OwnGradients:

@@ -9,7 +9,8 @@ computed from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -45,8 +46,13 @@ JOINS = frozenset(
     "Cat ConstantPadNd CopySlices IndexAdd IndexCopy IndexPut IndexPutImpl MaskedScatter Scatter ScatterAdd "  # noqa: SIM905
     "SelectScatter SliceScatter Stack Where".split()
 )
-# The node by which FSDP2 learns that a backward pass is over.
-SHARDED = "RegisterPostBackwardFunction"
+# Functions in a graph that make it unfit for several backward passes, by their names, and what a message says.
+UNFIT = {
+    "CheckpointFunction": "a block runs under torch.utils.checkpoint with use_reentrant=True; set use_reentrant=False",
+    "RegisterPostBackwardFunction": "the model is sharded by FSDP2, which is not supported",
+}
+# The functions by which modules run hooks of `register_full_backward_hook` and `register_full_backward_pre_hook`.
+MODULE_HOOK = "BackwardHookFunction"
 
 
 def operation(node: Any) -> str:
@@ -111,7 +117,17 @@ def origins(edge: Edge) -> list[Place]:
         else:
             separated = separated or any(numbers_at(other) > 1 for other, _ in operands)
             waiting += operands
-    return list(found) if separated else [(edge, 0)]
+    if not separated or _one_below_another([node for (node, _), _ in found]):
+        return [(edge, 0)]
+    return list(found)
+
+
+def _one_below_another(nodes: Sequence[Any]) -> bool:
+    """Whether one of the nodes depends on another, so that gradients at both would count the other's twice."""
+    if len(nodes) == 1:
+        return False
+    children = [child for node in dict.fromkeys(nodes) for child, _ in node.next_functions if child is not None]
+    return not set(nodes).isdisjoint(nodes_below(children))
 
 
 def numbers_at(edge: Edge) -> int:
@@ -179,16 +195,17 @@ def _signed(number: int) -> int:
 
 
 def shared_joins(tasks: Sequence[Sequence[Any]]) -> list[Any]:
-    """The nodes that join numbers and that at least two tasks depend on, given the nodes where each task begins.
+    """The nodes that join numbers and that at least two tasks depend on, given the nodes where each task begins."""
+    counts = Counter(node for roots in tasks for node in nodes_below(roots) if is_join(node))
+    return [node for node, count in counts.items() if count > 1]
+
+
+def check_functions(roots: Iterable[Any], unfit: Mapping[str, str] = UNFIT) -> None:
+    """Check the functions in the graph below the nodes `roots`.
 
     Raises:
-        ValueError: a model is sharded by FSDP2.
+        ValueError: one of them is in `unfit`.
     """
-    counts: dict[Any, int] = {}
-    for roots in tasks:
-        for node in nodes_below(roots):
-            if is_join(node):
-                counts[node] = counts.get(node, 0) + 1
-    if any(operation(node).startswith(SHARDED) for node in counts):
-        raise ValueError("the model is sharded by FSDP2, which is not supported: its gradients come from its own hooks")
-    return [node for node, count in counts.items() if count > 1]
+    for node in nodes_below(roots):
+        if isinstance(node, BackwardCFunction) and operation(node) in unfit:
+            raise ValueError(unfit[operation(node)])

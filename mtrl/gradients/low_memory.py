@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtrl.gradients.autograd import AutogradEngine, OwnGradients, dense, zero_rows
-from mtrl.gradients.graph import Edge
+from mtrl.gradients.graph import MODULE_HOOK, Edge, check_functions, leaf_of
 from mtrl.gradients.layout import ParameterLayout
 from mtrl.gradients.passes import Passes
 from mtrl.gradients.processes import Ranks
@@ -21,12 +21,14 @@ from mtrl.gradients.rows import (
     NonFiniteGradientError,
     Private,
     TaskGradients,
+    norms_of_rows,
     products_of_rows,
     without_autocast,
 )
 from mtrl.gradients.segments import Segment, cut
 
 Visit = Callable[[Tensor, Tensor], None]  # takes a parameter and its gradients in all passes, (passes, *shape)
+UNFIT = {MODULE_HOOK: "a module has a backward hook, which is not supported with low_memory=True"}
 
 
 class JacobianNotHeldError(ValueError):
@@ -48,6 +50,9 @@ class LayerwiseEngine(AutogradEngine):
     def gradients(self, losses: MaskedLosses, *, retain_graph: bool = False) -> tuple[TaskGradients, Private]:
         """See `AutogradEngine.gradients`. The graph is freed once the update has been computed from it."""
         roots = self._roots(losses)
+        check_functions(
+            roots.nodes, {MODULE_HOOK: "modules with backward hooks are not supported with low_memory=True"}
+        )
         layer = self._last_layer(roots.leaves)
         gradients = LayerwiseGradients(roots, self.layout, layer, self._ranks, doubt=self._given is None)
         gradients.retain_graph = retain_graph
@@ -164,7 +169,25 @@ class LayerwiseGradients(TaskGradients):
             else:
                 part.copy_(gradient)
         self.ranks.mean_(update)
+        self._check(update, coefficients)
         return update if vector is None else update.add_(vector, alpha=factor)
+
+    def _check(self, update: Tensor, coefficients: Tensor) -> None:
+        """Raise `ValueError` if |c J|^2 is not c G c: the two come from different passes through the graph.
+
+        A hook that changes gradients runs twice in the passes for G where the graph is cut at its tensor, and one that
+        is not linear acts on another gradient in the pass for c J.
+        """
+        weights = coefficients.to(self.gramian)
+        expected = float(weights @ self.gramian @ weights)
+        largest = float(weights.abs() @ self.gramian.diagonal().sqrt()) ** 2
+        actual = float(norms_of_rows(update[None])) ** 2
+        tolerance = max(0.03, 32 * torch.finfo(self.dtype).eps)  # autocast alone may make a difference of 0.01
+        if math.isfinite(largest) and not abs(actual - expected) <= tolerance * largest:
+            raise ValueError(
+                "the update does not agree with the task gradients: in low-memory mode, hooks inside the graph that "
+                "change gradients and random backward passes are not supported; use low_memory=False"
+            )
 
     def _add_products(self, parameter: Tensor, rows: Tensor) -> None:
         self.ranks.mean_(rows)  # before the products are formed, because they are not linear in the rows
@@ -201,27 +224,35 @@ class _Walk:
         """
         count = len(starts)
         waiting: Waiting = {}
+        unfinished: dict[int, _Held] = {}  # gradients of parameters that a later segment adds to
+
+        def add(leaf: Tensor, index: int, gradient: Tensor) -> None:
+            if leaf in self._layout:
+                unfinished.setdefault(id(leaf), _Held(leaf, count)).add(index, dense(gradient))
+            elif own is not None:
+                own.add(leaf, gradient)
+
         for index, seeds in enumerate(starts):
             for edge, seed in seeds.items():
-                waiting.setdefault(edge, _Held(seed, count)).add(index, seed)
-        unfinished: dict[int, _Held] = {}  # gradients of parameters that a later segment adds to
+                if (leaf := leaf_of(edge[0])) is None:
+                    waiting.setdefault(edge, _Held(seed, count)).add(index, seed)
+                else:  # the loss was computed from the parameter itself
+                    add(leaf, index, seed)
         with self._passes.quiet(self._leaves):
             for segment in self._segments:
                 leaves = [leaf for leaf in segment.leaves if own is not None or leaf in self._layout]
-                rows = {id(leaf): unfinished.pop(id(leaf)) for leaf in leaves if id(leaf) in unfinished}
                 with _ending_at(segment.blocked):
                     for index in range(count):
                         for leaf, gradient in self._advance(segment, leaves, waiting, index, count):
-                            if leaf in self._layout:
-                                rows.setdefault(id(leaf), _Held(leaf, count)).add(index, dense(gradient))
-                            elif own is not None:
-                                own.add(leaf, gradient)
+                            add(leaf, index, gradient)
                 for edge in segment.starts:
                     waiting.pop(edge, None)
                 for leaf in leaves:
-                    if id(leaf) in rows and id(leaf) in segment.complete:
-                        visit(leaf, rows.pop(id(leaf)).rows)
-                unfinished |= rows
+                    if id(leaf) in segment.complete and id(leaf) in unfinished:
+                        visit(leaf, unfinished.pop(id(leaf)).rows)
+        for leaf in self._leaves:
+            if id(leaf) in unfinished:
+                visit(leaf, unfinished[id(leaf)].rows)
 
     def _advance(
         self, segment: Segment, leaves: Sequence[Tensor], waiting: Waiting, index: int, count: int

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mtrl.gradients.graph import Edge, graph_leaves, numbers_at, operation, origins, shared_joins
+from mtrl.gradients.graph import Edge, check_functions, graph_leaves, numbers_at, operation, origins, shared_joins
 
 MaskedLosses = Tensor | Mapping[str, Tensor | None] | Iterable[Tensor | None]
 """One loss per task: a tensor (T,), an iterable of scalars, or a mapping from the tasks' names to scalars. None stands
@@ -54,7 +54,8 @@ class Roots:
         leaves: for each of these losses, the leaves that it depends on.
 
     Raises:
-        ValueError: a loss is not a scalar, is complex, or has no graph, or all losses are missing.
+        ValueError: a loss is not a scalar, is complex, or has no graph, or all losses are missing, or the graph holds a
+            function that does not work with several backward passes.
     """
 
     def __init__(self, losses: MaskedLosses) -> None:
@@ -73,7 +74,13 @@ class Roots:
             starts.append(list(dict.fromkeys(places)))
             self.seeds.append(_seeds(loss, starts[-1]))
         self._starts = starts
+        check_functions(self.nodes)
         self.leaves = [graph_leaves(*(node for node, _ in edges)) for edges in starts]
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes where the backward passes begin."""
+        return [node for edges in self._starts for node, _ in edges]
 
     def name(self, task: int) -> str:
         """What messages call a task, which is counted among all tasks."""
