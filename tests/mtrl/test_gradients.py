@@ -763,8 +763,8 @@ def test_norms_are_measured_on_a_matrix_that_every_loss_depends_on() -> None:
 
 def test_leaves_used_by_views_and_slices() -> None:
     torch.manual_seed(0)
-    matrix = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    vector = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    matrix = nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+    vector = nn.Parameter(torch.randn(6, dtype=torch.float64))
     losses = [
         (matrix[:2, ::2].T.reshape(-1) * vector.view(2, 3).sum(0).repeat(2)).sum(),
         matrix.view(-1)[5:9].sin().prod() + vector[1:3].exp().sum(),

@@ -193,7 +193,7 @@ def test_what_cannot_work_is_said_in_one_line(name: str, tasks: int, kwargs: dic
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     for call in (torchjd_names, lambda: make("UPGrad")):
-        with pytest.raises(ValueError, match=r"needs TorchJD: pip install 'mtrl\[torchjd\]'$"):
+        with pytest.raises(ValueError, match=r"needs TorchJD: pip install 'mtrl-balance\[torchjd\]'$"):
             call()
     monkeypatch.undo()
     monkeypatch.setattr(library.CAGradWeighting, "_REQUIRED_DEPS", ["no_such_solver"])
