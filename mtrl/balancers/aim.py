@@ -106,6 +106,8 @@ class AIM(Balancer):
     updates: Tensor
     policy_steps: Tensor
 
+    for_any_losses = "progress_weight=0"
+
     def __init__(
         self,
         num_tasks: int,
@@ -135,10 +137,10 @@ class AIM(Balancer):
         self._guide: _Guide | None = None
         shape = () if tau == "scalar" else (num_tasks, num_tasks)
         for name in ("tau", "exp_avg", "exp_avg_sq"):
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("alignment", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("policy_steps", torch.zeros((), dtype=torch.int64))
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device="cpu"))
+        self.register_buffer("alignment", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.register_buffer("policy_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `to`, `cuda` and `half` come here: the state stays in float64 on the CPU, where it is computed.
@@ -197,8 +199,8 @@ class AIM(Balancer):
                 "tau": torch.from_numpy(used),
                 "intervention": torch.from_numpy(w),
                 "cosine": torch.from_numpy(C),
-                "magnitude": torch.tensor((norm - 1.0) ** 2 if N > 0 else 0.0, dtype=torch.float64),
-                "progress": torch.tensor(alpha @ (m * along), dtype=torch.float64),
+                "magnitude": torch.tensor((norm - 1.0) ** 2 if N > 0 else 0.0, dtype=torch.float64, device="cpu"),
+                "progress": torch.tensor(alpha @ (m * along), dtype=torch.float64, device="cpu"),
                 "alignment": torch.from_numpy(aligned),
             }
         )

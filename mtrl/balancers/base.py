@@ -106,6 +106,7 @@ class Balancer(nn.Module):
             Default `"rows"`.
         needs_positive_losses: whether the method divides by losses or takes their logarithm. Temporal-difference losses
             are positive; the losses of actors are not. Default False.
+        for_any_losses: the argument with which the method takes losses of any sign, for messages.
         wants_guidance: whether the method makes use of `set_guidance`. Default False.
         task_state: the names of attributes, tensors or NumPy arrays, that hold a number for each task (T,) or for each
             pair of tasks (T, T). While tasks are missing, `balance` sees only the numbers of the others.
@@ -116,6 +117,7 @@ class Balancer(nn.Module):
 
     looks_at: LooksAt = "rows"
     needs_positive_losses = False
+    for_any_losses = "another method"
     wants_guidance = False
     task_state: ClassVar[tuple[str, ...]] = ()
 
@@ -178,8 +180,9 @@ class Balancer(nn.Module):
         if self.needs_positive_losses:
             for row, loss in enumerate(losses.tolist()):
                 if not 0 <= loss < math.inf:
-                    task = gradients.name(row)
-                    raise ValueError(f"{type(self).__name__} needs finite losses >= 0; {task} has {loss:g}")
+                    hint = f"; for losses of any sign use {self.for_any_losses}" if loss < 0 else ""
+                    kind, task = type(self).__name__, gradients.name(row)
+                    raise ValueError(f"{kind} needs finite losses >= 0; {task} has {loss:g}{hint}")
         gradients.prepare(self.looks_at)
         if mask is None:
             answer = self.balance(gradients, losses)
@@ -217,10 +220,10 @@ class Balancer(nn.Module):
 
     @torch.no_grad()
     def combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
-        """The update (D,) for a dense `jacobian` (T, D) and `losses` (T,)."""
+        """The update (D,), of the jacobian's dtype, for a dense `jacobian` (T, D) and `losses` (T,)."""
         gradients = TaskGradients(jacobian)
         answer: Balance = self(gradients, losses)
-        return answer.update(gradients)
+        return answer.update(gradients).to(jacobian.dtype)
 
     def backward(
         self,

@@ -100,6 +100,7 @@ class GradNorm(Balancer):
     """
 
     needs_positive_losses = True
+    for_any_losses = "progress='return'"
     task_state = ("weights", "initial_losses", "steps", "returns")
     weights: Tensor  # (T,), sum to T
     initial_losses: Tensor
@@ -138,10 +139,10 @@ class GradNorm(Balancer):
         self.progress: Progress = progress
         self.needs_positive_losses = progress == "loss"
         self.return_range = return_range
-        self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64))
-        self.register_buffer("initial_losses", torch.zeros(num_tasks, dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64))
-        self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64))
+        self.register_buffer("weights", torch.ones(num_tasks, dtype=torch.float64, device="cpu"))
+        self.register_buffer("initial_losses", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
+        self.register_buffer("steps", torch.zeros(num_tasks, dtype=torch.int64, device="cpu"))
+        self.register_buffer("returns", torch.full((num_tasks,), math.nan, dtype=torch.float64, device="cpu"))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `to`, `cuda` and `half` come here: the state stays in float64 on the CPU, where it is computed.

@@ -37,6 +37,8 @@ class GradNormPCGrad(Balancer):
 
     looks_at = "gramian"
 
+    for_any_losses = "progress='return'"
+
     def __init__(
         self,
         num_tasks: int,

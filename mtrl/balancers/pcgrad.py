@@ -54,7 +54,7 @@ class PCGrad(RandomBalancer):
             diagnostics=Deferred(
                 lambda: {
                     "weight": weight,
-                    "conflicts": torch.tensor(conflicts, dtype=torch.float64),
+                    "conflicts": torch.tensor(conflicts, dtype=torch.float64, device="cpu"),
                     "cosine": cosines(gramian),
                 }
             ),

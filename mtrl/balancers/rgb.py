@@ -316,7 +316,7 @@ class RGB(Balancer):
 
 def vector(numbers: Sequence[Any]) -> Tensor:
     """Numbers, or rows of numbers, as a tensor in float64."""
-    return torch.tensor(numbers, dtype=torch.float64)
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -17,8 +17,20 @@ from torch import Tensor, nn
 from mtrl.balancers.base import Balance, RandomBalancer, Scale
 from mtrl.files import one_line
 from mtrl.gradients import JacobianNotHeldError, TaskGradients
+from mtrl.gradients.rows import in_range
 
 PREFIX = "torchjd:"
+# Arguments without a default in TorchJD take the value of the paper or of the authors' code, and where there
+# is none, the smallest that has an effect.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "CAGrad": {"c": 0.5},  # the authors' code for MT10 and for the toy problem
+    "FairGrad": {"alpha": 2.0},  # the paper's choice for NYUv2 and Cityscapes
+    "Krum": {"n_byzantine": 1},
+    "MoDoWeighting": {"gamma": 1e-3},  # the authors' code
+    "TrimmedMean": {"trim_number": 1},
+}
+# These methods estimate the rank of the Gramian by the precision of its dtype, so they get the rows' own precision.
+RANK = ("AlignedMTL", "IMTLG", "PCD")
 REPETITIONS = ("max_iters", "n_iter", "optim_niter")  # the time of a call is proportional to these arguments
 WEIGHTING = "Weighting"
 
@@ -60,7 +72,8 @@ class TorchJD(RandomBalancer):
         seed: see `RandomBalancer`. Default 0.
         scale: `"sum"` keeps TorchJD's own scale, which for some methods is that of a sum over tasks (PCGrad, GradVac)
             and for others that of a mean (UPGrad, MGDA); `"mean"` divides it by T.
-        kwargs: the aggregator's own arguments.
+        kwargs: the aggregator's own arguments. Those that TorchJD asks for have defaults here: c = 0.5 of CAGrad, alpha
+            = 2 of FairGrad, gamma = 0.001 of MoDoWeighting, n_byzantine = 1 of Krum, trim_number = 1 of TrimmedMean.
 
     Diagnostics: `weight` (T,), if the method has weights.
 
@@ -74,6 +87,7 @@ class TorchJD(RandomBalancer):
     ) -> None:
         super().__init__(num_tasks, seed=seed, scale=scale)
         self.aggregator = aggregator.removeprefix(PREFIX)
+        kwargs = DEFAULTS.get(self.aggregator, {}) | kwargs
         takes_tasks = "n_tasks" in _parameters(self.aggregator)
         if takes_tasks and (given := kwargs.setdefault("n_tasks", num_tasks)) != num_tasks:
             raise ValueError(f"{PREFIX}{self.aggregator}: n_tasks is {given!r}; there are {num_tasks} tasks")
@@ -164,34 +178,50 @@ class TorchJD(RandomBalancer):
 
     def _answer(self, gradients: TaskGradients, seed: int) -> Tensor:
         matrix = gradients.gramian.cpu() if self._on_gramian else gradients.jacobian.detach()
+        if self.aggregator in RANK and in_range(gradients.squares, gradients.dtype):
+            matrix = matrix.to(gradients.dtype)
         if self._has_vectors:
             matrix = matrix.double().cpu()
-        with _seeded(seed, matrix.device), warnings.catch_warnings(), torch.no_grad():
+        if self.aggregator == "NashMTL" and (len(matrix) == 1 or not matrix.any()):
+            return self._nash(matrix)
+        with _seeded(seed, matrix.device), torch.device(matrix.device), warnings.catch_warnings(), torch.no_grad():
             # These warnings are about the optimization problems of TorchJD's aggregators; a caller cannot act on them.
             warnings.filterwarnings("ignore", module=r"cvxpy\.")
             warnings.filterwarnings("ignore", message="You are solving a parameterized problem that is not DPP")
             answer: Tensor = self._held[0](matrix)
         return answer.clone()  # some methods return their own state
 
+    def _nash(self, rows: Tensor) -> Tensor:
+        """The weights (T,) of NashMTL in two cases where TorchJD has none: one task, and rows (T, D) that are all zero.
+
+        The bargaining solution for one task is 1; the update is then cut to the largest norm that is allowed.
+        """
+        largest = float(self._kwargs.get("max_norm", _parameters("NashMTL")["max_norm"].default))
+        norm = float(torch.linalg.vector_norm(rows.sum(0)))
+        return torch.full((len(rows),), min(1.0, largest / norm) if norm > largest > 0 else 1.0, device="cpu").to(rows)
+
     def _memory(self) -> dict[str, Any]:
+        """What the method remembers, as tensors and plain numbers, which load without pickle."""
         modules = dict(self._held[0].named_modules())
         memory = {place: getattr(modules[place[0]], place[1]) for place in self._remembers}
         if all(value is None for value in memory.values()):
             return {}
-        return {f"{path}.{name}": value for (path, name), value in memory.items()}
+        return {f"{path}.{name}": _plain(value) for (path, name), value in memory.items()}
 
     def _recall(self, memory: dict[str, Any]) -> None:
         modules = dict(self._held[0].named_modules())
         for path, name in self._remembers:
             value, here = memory[f"{path}.{name}"], getattr(modules[path], name)
-            if isinstance(value, Tensor) and isinstance(here, Tensor):
+            if isinstance(value, Tensor) and name not in modules[path]._buffers:
+                value = value.numpy()
+            elif isinstance(value, Tensor) and isinstance(here, Tensor):
                 value = value.to(here.device)
             setattr(modules[path], name, value)
 
     def _rehearse(self, num_tasks: int) -> list[tuple[str, str]]:
         """Call the method once, so that a wrong argument fails here; returns the attributes that hold its memory."""
         before = {path: dict(vars(module)) for path, module in self._held[0].named_modules()}
-        rows = torch.eye(num_tasks, dtype=torch.float64) + 0.1
+        rows = torch.eye(num_tasks, dtype=torch.float64, device="cpu") + 0.1
         try:
             self._answer(TaskGradients(rows), 0)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -206,6 +236,13 @@ class TorchJD(RandomBalancer):
             remembers += [(path, name) for name in (*module._buffers, *changed)]
         self._held = self._make()
         return remembers
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy array as a tensor, and a NumPy number as one of Python's; any other value unchanged."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
 
 def _library() -> ModuleType:
@@ -252,7 +289,7 @@ def _vector(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().double().cpu()
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return torch.tensor(value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
     return value
 
 

@@ -77,8 +77,8 @@ class ParameterLayout:
         return slice(None) if layer is None else self.slice_of(layer)
 
     def empty(self, *rows: int) -> Tensor:
-        """An uninitialised tensor (*rows, D) on the parameters' device, of the widest of their dtypes."""
-        dtype = reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters))
+        """An uninitialised tensor (*rows, D) on the parameters' device, in float32 or the widest of their dtypes."""
+        dtype = single_or_wider(reduce(torch.promote_types, (parameter.dtype for parameter in self.parameters)))
         return torch.empty(*rows, self.size, dtype=dtype, device=self.parameters[0].device)
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -104,6 +104,11 @@ class ParameterLayout:
     def accumulate_grad(self, vector: Tensor) -> None:
         """Add `vector` (D,) to the parameters' `.grad`; see `accumulate`."""
         accumulate(self.gradients(vector, [True] * len(self.parameters)))
+
+
+def single_or_wider(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which gradients of this dtype are worked with: half precision is too coarse for sums of products."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def accumulate(gradients: Sequence[tuple[Tensor, Tensor]]) -> None:

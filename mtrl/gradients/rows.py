@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from mtrl.gradients.layout import ParameterLayout
+from mtrl.gradients.layout import ParameterLayout, single_or_wider
 from mtrl.gradients.processes import Ranks
 
 Losses = Tensor | Sequence[Tensor]
@@ -22,7 +22,7 @@ LooksAt = Literal["nothing", "rows", "gramian"]
 # The lower one is its smallest normal number divided by its precision: smaller sums may have lost digits.
 RANGES = {
     dtype: (limits.tiny / limits.eps, limits.max)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for dtype in (torch.float32, torch.float64)
     for limits in (torch.finfo(dtype),)
 }
 
@@ -52,7 +52,7 @@ class TaskGradients:
     A task that is missing from a batch has no row: T is then the number of the tasks that are present.
 
     Args:
-        jacobian: (T, D); row `i` is the gradient of loss `i`.
+        jacobian: (T, D); row `i` is the gradient of loss `i`. Rows of half precision are held in float32.
         layer: the slice of the last shared layer, on which norm-balancing methods measure. Default: the whole row.
         mask: for each of all tasks, whether it has a row. Default: every task has one.
         losses: the losses (T,) themselves, detached.
@@ -70,7 +70,7 @@ class TaskGradients:
         ranks: Ranks | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        self._jacobian = jacobian
+        self._jacobian = jacobian.to(single_or_wider(jacobian.dtype))
         self._layer = layer
         self.mask = None if mask is None or all(mask) else tuple(mask)
         self.losses = losses
@@ -190,6 +190,7 @@ class TaskGradients:
 
 def products_of_rows(rows: Tensor) -> tuple[Tensor, list[float]]:
     """`R R^T` (T, T), in float64, for `rows` R (T, n), and its diagonal as plain numbers."""
+    rows = rows.to(single_or_wider(rows.dtype))
     products = rows @ rows.T
     squares = products.diagonal().tolist()
     if in_range(squares, rows.dtype):

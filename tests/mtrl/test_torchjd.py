@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtrl import checkpoint
 from mtrl.balancers import TorchJD, make_balancer, torchjd_names
+from mtrl.balancers.torchjd import DEFAULTS
 from mtrl.gradients import TaskGradients
 
 T, D = 4, 30
@@ -165,7 +166,7 @@ def test_vectors_may_be_sequences_in_any_precision() -> None:
         ("", 3, {}, "unknown TorchJD aggregator ''; aggregators are"),
         ("Weighting", 3, {}, "unknown TorchJD aggregator 'Weighting'"),
         ("Aggregator", 3, {}, "unknown TorchJD aggregator 'Aggregator'"),
-        ("CAGrad", 3, {}, "balancer 'torchjd:CAGrad' needs the argument 'c'$"),
+        ("Constant", 3, {}, "balancer 'torchjd:Constant' needs the argument 'weights'$"),
         ("CAGrad", 3, {"x": 1}, "balancer 'torchjd:CAGrad' has no argument 'x'; it has c, norm_eps, seed, scale$"),
         ("UPGrad", 3, {"aggregator": "MGDA"}, "balancer 'torchjd:UPGrad' has no argument 'aggregator'; it has"),
         ("CAGrad", 3, {"c": -1.0}, "torchjd:CAGrad: c must be non-negative"),
@@ -206,3 +207,12 @@ def test_an_update_that_is_not_finite_is_an_error() -> None:
     balancer._held = (torch.nn.Threshold(1e30, float("nan")),)
     with pytest.raises(FloatingPointError, match="torchjd:AlignedMTL gave an update that is not finite"):
         run(balancer, range(1))
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_arguments_that_torchjd_asks_for_have_defaults(name: str) -> None:
+    rows, losses = torch.randn(5, 7, dtype=torch.float64), torch.ones(5)
+    by_default = make_balancer(f"torchjd:{name}", 5).combine(rows, losses)
+    spelt_out = make_balancer(f"torchjd:{name}", 5, **DEFAULTS[name]).combine(rows, losses)
+    assert torch.equal(by_default, spelt_out)
+    assert bool(by_default.any())
