@@ -17,9 +17,9 @@ class TorchJDConfig(TrainConfig):
     """The class in TorchJD: UPGrad, CAGrad, MGDA, NashMTL, IMTLG, AlignedMTL, ConFIG, FairGrad, ..."""
 
     aggregator_args: tuple[str, ...] = ()
-    """Arguments of the aggregator as name=value, for example `c=0.4` for CAGrad. Where TorchJD asks for one, the default
-    is that of the method's paper or authors: c=0.5 for CAGrad, alpha=2 for FairGrad, gamma=0.001 for MoDoWeighting; and
-    n_byzantine=1 for Krum and trim_number=1 for TrimmedMean."""
+    """Arguments of the aggregator as name=value, for example `c=0.4` for CAGrad. Where TorchJD asks for one, the
+    default is that of the method's paper or authors: c=0.5 for CAGrad, alpha=2 for FairGrad, gamma=0.001 for
+    MoDoWeighting; and n_byzantine=1 for Krum and trim_number=1 for TrimmedMean."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -338,7 +338,6 @@ def test_settings_of_a_method_reach_what_it_runs(tmp_path):
         ("pcgrad", "--conflict-interval 0", "conflict_interval is 0; it must be at least 1"),
         ("torchjd", "--aggregator UPGard", "unknown TorchJD aggregator 'UPGard'; aggregators are"),
         ("torchjd", "--aggregator Constant", "needs the argument 'weights'"),
-        ("torchjd", "--aggregator Constant", "needs the argument 'weights'"),
         ("torchjd", "--aggregator CAGrad --aggregator-args c", "aggregator argument 'c' is not of the form name=value"),
         ("torchjd", "--aggregator-args =3", "aggregator argument '=3' is not of the form name=value"),
         ("torchjd", "--aggregator-args c=1", "has no argument 'c'; it has"),
