@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from mtrl.gradients.graph import Edge, check_functions, graph_leaves, numbers_at, operation, origins, shared_joins
+from mtrl.gradients.graph import Edge, check_functions, graph_leaves, leaf_of, operation, shape_at, shared_joins
+from mtrl.gradients.origins import Origins
 
 MaskedLosses = Tensor | Mapping[str, Tensor | None] | Iterable[Tensor | None]
 """One loss per task: a tensor (T,), an iterable of scalars, or a mapping from the tasks' names to scalars. None stands
@@ -64,14 +65,19 @@ class Roots:
         self.losses: list[Tensor] = []
         self.seeds: list[dict[Edge, Tensor]] = []
         starts: list[list[Edge]] = []
+        origins = Origins()
+        self._numbers: dict[int, list[int]] = {}  # for a leaf, by id, the numbers of it that losses take
         for task, loss in enumerate(scalars):
             if loss is None:
                 continue
             _check(loss, self.name(task))
             self.losses.append(loss)
-            edge = get_gradient_edge(loss)
-            places = [edge for edge, _ in origins((edge.node, edge.output_nr))]
-            starts.append(list(dict.fromkeys(places)))
+            end = get_gradient_edge(loss)
+            places = origins.of((end.node, end.output_nr))
+            starts.append(list(dict.fromkeys(edge for edge, _ in places)))
+            for (node, _), number in places:
+                if (leaf := leaf_of(node)) is not None:
+                    self._numbers.setdefault(id(leaf), []).append(number)
             self.seeds.append(_seeds(loss, starts[-1]))
         self._starts = starts
         check_functions(self.nodes)
@@ -96,6 +102,7 @@ class Roots:
         Raises:
             ValueError: there are none.
         """
+        behind = {id(leaf) for leaf in graph_leaves(*(node for node in self.nodes if leaf_of(node) is None))}
         counts: dict[int, int] = {}
         leaves: dict[int, Tensor] = {}
         for reached in self.leaves:
@@ -103,12 +110,19 @@ class Roots:
                 if isinstance(leaf, nn.Parameter):
                     leaves[id(leaf)] = leaf
                     counts[id(leaf)] = counts.get(id(leaf), 0) + 1
-        shared = [leaf for key, leaf in leaves.items() if counts[key] >= min(2, len(self.losses))]
+        several = [leaf for key, leaf in leaves.items() if counts[key] >= min(2, len(self.losses))]
+        # Of a vector such as one log-variance per task, each loss takes a number of its own.
+        shared = [leaf for leaf in several if id(leaf) in behind or self._is_used_twice(leaf)]
         if not shared:
             plain = any(not isinstance(leaf, nn.Parameter) for reached in self.leaves for leaf in reached)
             hint = "; tensors that are no nn.Parameter count where they are given as `parameters`" if plain else ""
             raise ValueError(f"the losses share no parameter: there is nothing to balance{hint}")
         return shared
+
+    def _is_used_twice(self, leaf: Tensor) -> bool:
+        """Whether several losses, or the only one, take the same number of a leaf."""
+        numbers = self._numbers[id(leaf)]
+        return len(self.losses) == 1 or len(set(numbers)) < len(numbers)
 
     @cached_property
     def doubtful(self) -> dict[int, Tensor]:
@@ -123,7 +137,7 @@ class Roots:
     def _joins(self) -> list[Any]:
         """The nodes behind which parameters are doubtful."""
         joins = shared_joins([[node for node, _ in edges] for edges in self._starts])
-        mixed = [edge for edges in self._starts for edge in edges if numbers_at(edge) > 1]
+        mixed = [edge for edges in self._starts for edge in edges if shape_at(edge).numel() > 1]
         return list(dict.fromkeys([*joins, *(edge[0] for edge in mixed if mixed.count(edge) > 1)]))
 
     def check_shared(self, is_zero: Mapping[int, Sequence[bool]]) -> None:

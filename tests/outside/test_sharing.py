@@ -54,6 +54,10 @@ SEEN_THROUGH: dict[str, tuple[Callable[[list[Tensor]], Any], float]] = {
     "stack.view(1, 3)[0]": (lambda losses: torch.stack(losses).view(1, TASKS)[0], 1),
     "stack * weights": (lambda losses: torch.stack(losses) * torch.full((TASKS,), 0.5, dtype=torch.float64), 0.5),
     "losses / 4": (lambda losses: [loss / 4 for loss in losses], 0.25),
+    "index by a tensor": (lambda losses: torch.stack(losses)[torch.arange(TASKS)], 1),
+    "index_select": (lambda losses: torch.stack(losses).index_select(0, torch.arange(TASKS)), 1),
+    "flip twice": (lambda losses: torch.stack(losses).flip(0).flip(0), 1),
+    "where": (lambda losses: torch.where(torch.ones(TASKS, dtype=torch.bool), torch.stack(losses), 0.0), 1),
     "nan_to_num": (lambda losses: torch.stack(losses).nan_to_num(), 1),
 }
 
@@ -72,10 +76,6 @@ RIGHT_OR_ASKED: dict[str, Callable[[list[Tensor]], Any]] = {
     "in-place add": lambda losses: in_place([loss / 2 for loss in losses]).add_(torch.stack(losses) / 2),
     "stack @ eye": lambda losses: torch.stack(losses) @ torch.eye(TASKS, dtype=torch.float64),
     "stack of stacks": lambda losses: torch.stack([torch.stack(losses), torch.stack(losses)]).mean(0),
-    "index_select": lambda losses: torch.stack(losses).index_select(0, torch.arange(TASKS)),
-    "gather": lambda losses: torch.stack(losses)[torch.arange(TASKS)],
-    "flip twice": lambda losses: torch.stack(losses).flip(0).flip(0),
-    "where": lambda losses: torch.where(torch.ones(TASKS, dtype=torch.bool), torch.stack(losses), 0.0),
     "einsum": lambda losses: torch.einsum("t,t->t", torch.stack(losses), torch.ones(TASKS, dtype=torch.float64)),
 }
 
@@ -147,6 +147,37 @@ def test_gradnorm_finds_the_same_weights_for_a_list_and_for_a_stack_over_micro_b
             model.zero_grad()
         found.append(balancer.weights)
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("form", ["list", "vector"])
+@pytest.mark.parametrize("name", ["gradnorm", "pcgrad", "rgb"])
+@every_engine
+def test_a_vector_with_a_number_for_each_task_is_not_shared(form: str, name: str, low_memory: bool) -> None:
+    """As Kendall's log-variances in one tensor: every loss reaches the tensor, and takes a number of its own."""
+
+    class Uncertain(Heads):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_variances = nn.Parameter(torch.zeros(TASKS, dtype=torch.float64))
+
+    def losses(model: Uncertain, step: int) -> list[Tensor]:
+        s, found = model.log_variances, torch.stack(losses_of_heads(model, step))
+        if form == "vector":
+            return [found * (-s).exp() + s]
+        return [loss * (-of_task).exp() + of_task for loss, of_task in zip(found, s, strict=True)]
+
+    check(
+        Uncertain(),
+        losses,
+        shared_of_heads,
+        name,
+        low_memory,
+        given=False,
+        through=lambda found: found[0] if form == "vector" else found,
+        plain=lambda model, step: [
+            loss for part in losses(model, step) for loss in (part.unbind() if part.ndim else [part])
+        ],
+    )
 
 
 class Columns(nn.Module):
