@@ -527,21 +527,18 @@ def test_help_loads_none_of_the_heavy_packages():
 
 
 @pytest.mark.slow
-def test_140_runs_take_less_than_20_seconds_and_1_gb(tmp_path):
+def test_140_runs_take_less_than_1_gb(tmp_path):
     methods = [*("gradnorm", "pcgrad", "rgb", "aim", "shared_dqn", "brc"), "gradnorm_pcgrad"]
     for name in (*methods, *(f"{name}_blind" for name in methods)):
         for seed in range(10):
             make_run(tmp_path / "runs", name, seed, lines=240)
     code = (
         "import resource, sys; from experiments.analyze_results import main; main(sys.argv[1:]);"
-        "used = resource.getrusage(resource.RUSAGE_SELF);"
-        "print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
     )
     words = ["--results-dir", str(tmp_path / "runs"), "--output-dir", str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, env=environment
     )
-    seconds, kilobytes = map(float, done.stderr.split())  # of its own: other processes may be at work
-    assert seconds < 20
-    assert kilobytes < 1e6
+    assert float(done.stderr) < 1e6  # kilobytes
