@@ -111,7 +111,7 @@ def test_the_library_imports_what_its_requirements_say() -> None:
     for path in FILES:
         if not name_of(path).startswith("mtrl"):
             continue
-        more = {"gymnasium", "stable_baselines3"} if name_of(path).startswith("mtrl.rl") else set()
+        more = {"gymnasium", "stable_baselines3", "psutil"} if name_of(path).startswith("mtrl.rl") else set()
         for node in ast.walk(tree_of(path)):
             for module in imported(node, path):
                 top = module.partition(".")[0]

@@ -172,7 +172,7 @@ def test_its_base_needs_three_packages(wheel: Path) -> None:
     base = {words.partition(">")[0] for words in requirements if "extra ==" not in words}
     assert base == {"torch", "numpy", "safetensors"}
     rl = {words.partition(">")[0] for words in requirements if words.endswith('extra == "rl"')}
-    assert rl == {"gymnasium", "stable-baselines3"}
+    assert rl == {"gymnasium", "stable-baselines3", "psutil"}
 
 
 def test_only_the_library_is_importable_once_installed(installed: tuple[Path, Path], tmp_path: Path) -> None:

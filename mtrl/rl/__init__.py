@@ -7,6 +7,9 @@ from mtrl.lazy import import_on_use
 if TYPE_CHECKING:
     from mtrl.rl.algorithm import MultiTaskAlgorithm as MultiTaskAlgorithm
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
+    from mtrl.rl.evaluation import TaskEvalCallback as TaskEvalCallback
+    from mtrl.rl.evaluation import TaskReturns as TaskReturns
+    from mtrl.rl.evaluation import evaluate_tasks as evaluate_tasks
     from mtrl.rl.networks import SharedQNetwork as SharedQNetwork
     from mtrl.rl.nonfinite import NonFiniteError as NonFiniteError
     from mtrl.rl.policies import MultiTaskQPolicy as MultiTaskQPolicy
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "mtrl.rl.algorithm": ("MultiTaskAlgorithm",),
     "mtrl.rl.dqn": ("MultiTaskDQN",),
+    "mtrl.rl.evaluation": ("TaskEvalCallback", "TaskReturns", "evaluate_tasks"),
     "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
     "mtrl.rl.policies": ("MultiTaskQPolicy",),

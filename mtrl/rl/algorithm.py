@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import HumanOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import safe_mean
@@ -22,13 +23,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_names
 from mtrl.recorder import named
+from mtrl.rl.columns import check_columns, check_kind, one_hot_size, task_names, with_monitor
+from mtrl.rl.evaluation import check_callback
 from mtrl.rl.n_step import NStepReturns, Step
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
 from mtrl.rl.update import Update
-from mtrl.rl.vec_env import TaskOneHot
 
 
 class MultiTaskAlgorithm(SavedAlgorithm):
@@ -68,6 +70,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         **sb3: Any,
     ) -> None:
         check_names("setting", settings, self._option_names())
+        check_kind(env)
         self.settings = self.settings_type(**settings)
         of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
         shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
@@ -86,8 +89,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         self.task_names: tuple[str, ...] = ()
         self.one_hot_size = 0
         if self.env is not None:
+            check_columns(self.env)
             self.task_names = task_names(self.env)
-            self.one_hot_size = one_hot_size(self.env)
+            self.one_hot_size = one_hot_size(self.env, self.task_names)
 
     @classmethod
     def _option_names(cls) -> list[str]:
@@ -101,7 +105,22 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         """`"aware"` if observations end with the task's one-hot, else `"blind"`."""
         return "aware" if self.one_hot_size else "blind"
 
+    @property
+    def q_net(self) -> Any:
+        """The online network."""
+        return self.policy.q_net
+
+    @property
+    def q_net_target(self) -> Any:
+        """The target network."""
+        return self.policy.q_net_target
+
     # ----------------------------------------------------------------- set-up
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        return with_monitor(wrapped) if monitor_wrapper else wrapped
 
     def _setup_model(self) -> None:
         self._check_sizes()
@@ -111,7 +130,10 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         exploration, replay, held_out = (int(x) for x in np.random.SeedSequence(self.seed).generate_state(3, np.uint64))
         self.exploration_generator = np.random.default_rng(exploration)
         self._held_out_generator = np.random.default_rng(held_out)
-        self.policy = cast(type[MultiTaskQPolicy], self.policy_class)(
+        policy_class = cast(type[MultiTaskQPolicy], self.policy_class)
+        if (known := policy_class.network_arguments()) is not None:
+            check_names("policy_kwargs", self.policy_kwargs, known)
+        self.policy = policy_class(
             cast(spaces.Box, self.observation_space),
             cast(spaces.Discrete, self.action_space),
             self.lr_schedule,
@@ -129,6 +151,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         self._episode_stats = [deque[tuple[float, int]](maxlen=self._stats_window_size) for _ in self.task_names]
         self._loss_sum = torch.zeros(len(self.task_names), device=self.device)
         self._loss_count = 0
+        self._updates_begin = self.learning_starts
         self.update = self.make_update()
 
     def make_update(self) -> Update:
@@ -137,7 +160,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
 
     def _check_sizes(self) -> None:
         if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
-            raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}")
+            hint = "wrap every environment in gymnasium.wrappers.FlattenObservation"
+            raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}; {hint}")
         capacity = self.buffer_size // len(self.task_names)
         if self.batch_size > capacity:
             raise ValueError(
@@ -164,7 +188,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         Raises:
             ValueError: `env` has other tasks or spaces.
         """
+        check_kind(env)
         wrapped = self._wrap_env(env, self.verbose)
+        check_columns(wrapped)
         names = task_names(wrapped)
         if names != self.task_names:
             raise ValueError(
@@ -181,6 +207,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         torch.set_flush_denormal(True)
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)
+        check_callback(prepared[1], self.balancer_name is not None)
+        if len(self.replay_buffer) == 0:  # a model that goes on without its replay collects as much as a new one
+            self._updates_begin = self.num_timesteps + self.learning_starts
         if self._last_obs is not before:  # the environments have been reset
             self._n_step_returns.clear()
             self.update.forget_unfinished()
@@ -264,6 +293,11 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             record(key, count)
         self._loss_sum.zero_()
         self._loss_count = 0
+        # The table on the screen raises an error if it cuts two names to the same text.
+        longest = max(map(len, self.logger.name_to_value), default=0) + 8
+        for output in self.logger.output_formats:
+            if isinstance(output, HumanOutputFormat):
+                output.max_length = max(output.max_length, longest)
         super().dump_logs()
 
     # ----------------------------------------------------------------- training state
@@ -329,34 +363,3 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     def exploration_generator_state(self) -> dict[str, Any]:
         """The place of the generator that explores in its sequence."""
         return dict(self.exploration_generator.bit_generator.state)
-
-
-def task_names(env: VecEnv) -> tuple[str, ...]:
-    """The tasks of the columns.
-
-    Raises:
-        ValueError: the columns do not come task after task, or are not equally many for each task.
-    """
-    try:
-        columns = [getattr(task, "name", str(task)) for task in env.get_attr("task")]
-    except AttributeError:
-        columns = ["task"] * env.num_envs
-    names = tuple(dict.fromkeys(columns))
-    each = len(columns) // len(names)
-    if columns != [name for name in names for _ in range(each)]:
-        raise ValueError(f"columns must be equally many per task and task after task, not {', '.join(columns)}")
-    return names
-
-
-def one_hot_size(env: VecEnv) -> int:
-    """The number of tasks that the one-hot at the end of the observations distinguishes; 0 if there is no one-hot.
-
-    Raises:
-        ValueError: some columns have a one-hot and others have none.
-    """
-    wrapped = env.env_is_wrapped(TaskOneHot)
-    if not any(wrapped):
-        return 0
-    if not all(wrapped):
-        raise ValueError("either all columns or none must be wrapped in TaskOneHot")
-    return {len(one_hot) for one_hot in env.get_attr("one_hot")}.pop()

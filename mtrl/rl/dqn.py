@@ -139,8 +139,8 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         """Make `gradient_steps` updates on `batch_size` transitions of each task."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        if len(self.replay_buffer) == 0:
-            return  # the first transition is not complete, or was held out
+        if len(self.replay_buffer) == 0 or self.num_timesteps <= self._updates_begin > self.learning_starts:
+            return  # the first transition is not complete, or was held out; or too few have been collected again
         if self.guidance_buffer is not None:
             if len(self.guidance_buffer) == 0:
                 return
@@ -192,7 +192,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
             actions = self.exploration.random((n_envs,))
         else:
             # `predict` has checks and conversions for every kind of input, which cost more than the network.
-            observations = torch.as_tensor(self._last_obs, device=self.device)
+            observations = torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
             with torch.inference_mode():
                 greedy = self.update.values(observations).argmax(1)
             actions = self.exploration.explore(greedy.numpy(force=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,15 @@ class MultiTaskQPolicy(BasePolicy):
         """Make the network. This is called twice: for the online network and for the target network."""
         return SharedQNetwork(observation_size, num_actions, num_tasks, embedding_dim, net_arch, layer_norm)
 
+    @classmethod
+    def network_arguments(cls) -> list[str] | None:
+        """The names that `policy_kwargs` may hold: the arguments of `make_network`. None if it takes any."""
+        of_agent = ("self", "observation_size", "num_actions", "num_tasks")
+        arguments = inspect.signature(cls.make_network).parameters.values()
+        if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            return None
+        return [argument.name for argument in arguments if argument.name not in of_agent]
+
     def forward(self, observation: Tensor, deterministic: bool = True) -> Tensor:
         """Greedy actions (N,) for observations (N, O)."""
         return self._predict(observation, deterministic)
@@ -63,7 +73,7 @@ class MultiTaskQPolicy(BasePolicy):
     def _predict(  # type: ignore[override] # no dictionaries
         self, observation: Tensor, deterministic: bool = True
     ) -> Tensor:
-        return torch.argmax(self.q_net(observation), dim=1)
+        return torch.argmax(self.q_net(observation.float()), dim=1)
 
     def set_training_mode(self, mode: bool) -> None:
         """Do nothing, because no layer of these networks behaves differently in training."""

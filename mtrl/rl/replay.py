@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,6 +37,9 @@ class TaskReplayBuffer:
 
     Raises:
         ValueError: `capacity` is below 1.
+
+    Warns:
+        UserWarning: the buffer takes more memory than is available when it is full.
     """
 
     def __init__(
@@ -49,6 +54,13 @@ class TaskReplayBuffer:
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
         self.full = False
+        needed = 4 * num_tasks * capacity * (2 * observation_size + 3)
+        if needed > (available := psutil.virtual_memory().available):
+            warnings.warn(
+                f"the replay of {num_tasks} x {capacity:,} transitions takes {needed / 1e9:.2f} GB when it is full, "
+                f"and {available / 1e9:.2f} GB of memory are available; lower buffer_size",
+                stacklevel=2,
+            )
         # The operating system gives memory to these zeros only when they are first written to.
         self._rows = np.zeros((num_tasks, capacity, 2 * observation_size + 3), np.float32)
         self._flat = torch.from_numpy(self._rows).view(num_tasks * capacity, -1)
@@ -57,6 +69,10 @@ class TaskReplayBuffer:
     def __len__(self) -> int:
         """Transitions stored per task."""
         return self.capacity if self.full else self.position
+
+    def size(self) -> int:
+        """Transitions stored per task, under the name that Stable-Baselines3 has for it."""
+        return len(self)
 
     def add(
         self,

@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import get_device
 from mtrl import checkpoint
 from mtrl.balancers import Balancer
 from mtrl.files import one_line
-from mtrl.limits import at_most, check_integer
+from mtrl.limits import at_most, check_integer, check_names
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.settings import ReplaySettings
 from mtrl.rl.update import Update
@@ -92,8 +92,10 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         arguments = {name: getattr(self, name) for name in ARGUMENTS} | {"balancer": self.balancer_name}
         assert isinstance(self.observation_space, spaces.Box)
         assert isinstance(self.action_space, spaces.Discrete)
+        is_standard = self.policy_class is self.policy_aliases["MlpPolicy"]
         return {
             "agent": type(self).__name__,
+            **({} if is_standard else {"policy_class": self.policy_class.__name__}),
             "settings": settings | arguments,
             "task_names": self.task_names,
             "one_hot_size": self.one_hot_size,
@@ -133,7 +135,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             path: the file; `.zip` may be left out.
             env: environment to go on learning in; its tasks and spaces must be the saved ones. Default None.
             device: where the networks go.
-            custom_objects: not supported, because nothing is unpickled. Stable-Baselines3 has this argument.
+            custom_objects: may hold a `policy_class`, for a model that was made with a policy class of the user's own.
+                Nothing else, because nothing is unpickled.
             print_system_info: ignored.
             force_reset: ignored: the first `learn` always resets the environment.
             **kwargs: settings to change, for example `learning_rate=1e-4`.
@@ -144,12 +147,14 @@ class SavedAlgorithm(OffPolicyAlgorithm):
                 file has weights is refused before it is made.
             ValueError: `env` does not fit the model.
         """
+        objects = dict(custom_objects or {})
+        check_names("custom object", objects, ["policy_class"])
         state = load_state(path)
         name, device = repr(str(path)), get_device(device)
         if (kind := state.get("agent", "something else")) != cls.__name__:
             raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
         try:
-            agent = cls._from_state(state, device, kwargs)
+            agent = cls._from_state(state, device, kwargs, objects.get("policy_class", "MlpPolicy"))
         except Exception as error:  # a stranger may have written anything
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise checkpoint.CheckpointError(f"cannot load agent {name}: {one_line(reason)}") from error
@@ -158,10 +163,15 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         return agent
 
     @classmethod
-    def _from_state(cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any]) -> Self:
+    def _from_state(
+        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
+    ) -> Self:
         """The agent whose `saved_state` was `state`, with `changes` in place of its settings of the same names."""
         check_parts(state, {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}, cls.progress)
-        agent = cls("MlpPolicy", None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
+        own = state.get("policy_class")
+        if own is not None and policy == "MlpPolicy":
+            raise ValueError(f"it has a policy of its own, {own}; give custom_objects={{'policy_class': {own}}}")
+        agent = cls(policy, None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
         agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
         agent.action_space = spaces.Discrete(state["num_actions"])
         agent.task_names = state["task_names"]
@@ -171,6 +181,29 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             agent._setup_model()
         agent.load_saved_state(state)
         return agent
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | Path | BufferedIOBase | Mapping[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take the networks, optimizer and balancer of a saved model, or of what `get_parameters` returned.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or no model.
+            ValueError: the parameters do not fit this model.
+        """
+        if not isinstance(load_path_or_dict, Mapping):
+            state = load_state(load_path_or_dict)
+            if missing := [part for part in ("policy", "optimizer", "balancer") if part not in state]:
+                raise checkpoint.CheckpointError(f"{str(load_path_or_dict)!r} has no {missing[0]}: it is no model")
+            load_path_or_dict = {
+                "policy": state["policy"],
+                "policy.optimizer": state["optimizer"],
+                "balancer": state["balancer"],
+            }
+        super().set_parameters(dict(load_path_or_dict), exact_match, device)
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
         """Write the replay to a file without pickle."""
@@ -235,4 +268,4 @@ def check_parts(state: Mapping[str, Any], settings: Iterable[str], progress: Map
 
 def _model_path(path: str | Path | BufferedIOBase) -> str | Path | BufferedIOBase:
     """`path` with `.zip`, as Stable-Baselines3 adds it to a name without an ending."""
-    return f"{path}.zip" if isinstance(path, str) and not Path(path).suffix else path
+    return f"{path}.zip" if isinstance(path, (str, Path)) and not Path(path).suffix else path

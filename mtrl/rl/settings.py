@@ -38,7 +38,7 @@ class ReplaySettings:
         ValueError: a setting has the wrong type or is out of its limits.
     """
 
-    learning_rate: Annotated[float, Limits(above=0)] | Schedule = 5e-4
+    learning_rate: Annotated[float, Limits(least=0)] | Schedule = 5e-4
     """Step size of Adam: a number, or a function of the remaining share of training."""
 
     learning_rate_decay: Share = 0.25

@@ -43,11 +43,13 @@ class TaskOneHot(gymnasium.ObservationWrapper[Observation, Action, Observation])
         num_tasks: the length of the one-hot.
 
     Raises:
-        ValueError: the observation space is not a one-dimensional Box.
+        ValueError: the observation space is not a one-dimensional Box, or `index` is out of range.
     """
 
     def __init__(self, env: gymnasium.Env[Observation, Action], index: int, num_tasks: int) -> None:
         super().__init__(env)
+        check_number("num_tasks", num_tasks, least=1, whole=True)
+        check_number("index", index, least=0, most=num_tasks - 1, whole=True)
         box = env.observation_space
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
             raise ValueError(f"a one-hot of the task needs observations in a one-dimensional Box, not in {box}")
@@ -243,8 +245,17 @@ class TaskVecEnv(DummyVecEnv):
 
     def _of_task(self, column: int) -> str:
         """The column's task, as part of a message."""
-        task = getattr(self.get_attr("task", column)[0], "name", None) if self.has_attr("task") else None
-        return "" if task is None else f" of task {task}"
+        name = name_of(self.get_attr("task", column)[0]) if self.has_attr("task") else None
+        return "" if name is None else f" of task {name}"
+
+
+def name_of(task: Any) -> str | None:
+    """The name of a task, which is its attribute `name` or, for plain data, what it is as text; None without one."""
+    name = getattr(task, "name", None)
+    if isinstance(name, str):
+        return name
+    is_plain = isinstance(task, str | int | float | np.generic) and not isinstance(task, bool)
+    return str(task) if is_plain else None
 
 
 def _generator_state(env: gymnasium.Env[Any, Any], seed: int | None = None) -> Mapping[str, Any]:

@@ -224,8 +224,7 @@ def test_defaults_are_those_of_agent_network_and_balancer(method):
     assert {name: config.agent_kwargs[name] for name in defaults} == defaults
 
     policy = kind.policy_aliases["MlpPolicy"]
-    network = agents.BroNet if config.agent == "BRC" else policy.make_network
-    parameters = inspect.signature(network).parameters
+    parameters = inspect.signature(policy.make_network).parameters
     for name, value in config.policy_kwargs.items():
         assert (tuple(value) if name == "net_arch" else value) == parameters[name].default, name
 

@@ -344,7 +344,7 @@ def test_policy_settings_reach_the_network():
         ({"batch_size": 2000}, "batch_size is 2000; it must be between 1 and the 1000 transitions"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"gamma": 1.5}, "gamma is 1.5; it must be between 0 and 1"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0; it must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; it must be at least 0"),
         ({"target_update_interval": 0}, "target_update_interval is 0"),
         ({"target_update_unit": "steps"}, "unknown target_update_unit 'steps'; choose from updates, episodes"),
         ({"td_loss": "l1"}, "unknown td_loss 'l1'; choose from huber, mse"),

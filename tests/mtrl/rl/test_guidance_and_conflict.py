@@ -147,7 +147,8 @@ def test_a_loaded_agent_learns_on_with_empty_replays(tmp_path):
     for seed in range(3):
         make(seed=seed).learn(200).save(tmp_path / "agent.zip")
         env = make_task_vec_env(envs_per_task=1, seed=seed)
-        agent = MultiTaskDQN.load(tmp_path / "agent.zip", env=env, device="cpu", guidance_share=0.6)
+        changed = {"guidance_share": 0.6, "learning_starts": 0}
+        agent = MultiTaskDQN.load(tmp_path / "agent.zip", env=env, device="cpu", **changed)
         before, updates = agent.balancer.tau.clone(), agent._n_updates
         agent.learn(60, reset_num_timesteps=False)
         assert len(agent.guidance_buffer) + len(agent.replay_buffer) == 20

@@ -58,7 +58,7 @@ def test_a_type_checker_flags_a_wrong_name_and_a_wrong_type(tmp_path):
         ({"n_step": True}, "n_step is True; it must be an integer, between 1 and 1000"),
         ({"gamma": "high"}, "gamma is 'high'; it must be a number, between 0 and 1"),
         ({"gamma": None}, "gamma is None; it must be a number, between 0 and 1"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0 and finite"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be at least 0 and finite"),
         ({"double_q": 1}, "double_q is 1; it must be True or False"),
         ({"td_loss": ["huber"]}, "unknown td_loss ['huber']; choose from huber, mse"),
         ({"exploration_diversity": float("inf")}, "exploration_diversity is inf; it must be at least 0 and finite"),

@@ -1,0 +1,117 @@
+"""What an agent asks of the columns of its environment, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
+
+from mtrl.rl.vec_env import TaskOneHot, name_of
+
+
+def check_kind(env: Any) -> None:
+    """Refuse kinds of environments that Stable-Baselines3 would take for something else.
+
+    Raises:
+        ValueError: `env` is one of Gymnasium's vector environments, or has observations that are dictionaries.
+    """
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise ValueError(
+            "a vector environment of Gymnasium (gymnasium.make_vec) is not supported; use mtrl.rl.make_task_vec_env, "
+            "or stable_baselines3.common.vec_env.DummyVecEnv"
+        )
+    if isinstance(getattr(env, "observation_space", None), spaces.Dict):
+        raise ValueError(
+            "observations that are dictionaries are not supported; wrap every environment in "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+
+
+def with_monitor(env: VecEnv) -> VecEnv:
+    """The environment, in a `VecMonitor` if no other monitor reports the episodes' returns."""
+    if all(env.env_is_wrapped(Monitor)) or is_vecenv_wrapped(env, VecMonitor):
+        return env
+    return VecMonitor(env)
+
+
+def check_columns(env: VecEnv) -> None:
+    """Check that one network fits all columns.
+
+    Raises:
+        ValueError: the columns' spaces differ, actions do not start at 0, or observations and rewards are normalised.
+    """
+    if unwrap_vec_normalize(env) is not None:
+        raise ValueError(
+            "VecNormalize is not supported: it would normalise the one-hot of the task, and the replay would hold "
+            "rewards of many scales; normalise in a wrapper of each environment"
+        )
+    for kind in ("observation_space", "action_space"):
+        found = env.get_attr(kind)
+        for column, space in enumerate(found):
+            if space != found[0]:
+                raise ValueError(
+                    f"all columns must have the same {kind}, but column {column} has {space} and column 0 has "
+                    f"{found[0]}"
+                )
+    actions = env.action_space
+    if isinstance(actions, spaces.Discrete) and actions.start != 0:
+        raise ValueError(f"actions are {actions}, but they must start at 0; use gymnasium.wrappers.TransformAction")
+
+
+def task_names(env: VecEnv) -> tuple[str, ...]:
+    """The tasks of the columns. If no column has an attribute `task`, there is one task, called `task`.
+
+    Raises:
+        ValueError: some columns have no task, a task has no name, or the columns do not come task after task, or are
+            not equally many for each task.
+    """
+    found = []
+    for column in range(env.num_envs):
+        try:
+            found += env.get_attr("task", column)
+        except AttributeError:
+            found.append(None)
+    if all(task is None for task in found):
+        return ("task",)
+    columns = []
+    for column, task in enumerate(found):
+        name = name_of(task)
+        if name is None:
+            what = "has no attribute `task`" if task is None else f"has a task without a name, {type(task).__name__}"
+            raise ValueError(f"column {column} {what}; give each environment a `task` that is a string or has a `name`")
+        columns.append(name)
+    names = tuple(dict.fromkeys(columns))
+    each = len(columns) // len(names)
+    if columns != [name for name in names for _ in range(each)]:
+        raise ValueError(f"columns must be equally many per task and task after task, not {', '.join(columns)}")
+    return names
+
+
+def one_hot_size(env: VecEnv, names: tuple[str, ...]) -> int:
+    """The number of tasks that the one-hot at the end of the observations distinguishes; 0 if there is no one-hot.
+
+    Raises:
+        ValueError: some columns have a one-hot and others have none, their sizes differ, or the columns of two tasks
+            have the same one-hot, or those of one task different ones.
+    """
+    wrapped = env.env_is_wrapped(TaskOneHot)
+    if not any(wrapped):
+        return 0
+    if not all(wrapped):
+        raise ValueError("either all columns or none must be wrapped in TaskOneHot")
+    one_hots = env.get_attr("one_hot")
+    if len(sizes := {len(one_hot) for one_hot in one_hots}) > 1:
+        raise ValueError(f"all columns must have a one-hot of the same size, not of {sorted(sizes)}")
+    each = len(one_hots) // len(names)
+    owner: dict[int, str] = {}
+    for column, one_hot in enumerate(one_hots):
+        place, name = int(np.argmax(one_hot)), names[column // each]
+        if owner.setdefault(place, name) != name:
+            raise ValueError(f"the tasks {owner[place]} and {name} have the same place in the one-hot, {place}")
+    if len(owner) != len(names):
+        raise ValueError("the columns of one task must have the same place in the one-hot")
+    return sizes.pop()
