@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout
 from mtrl.limits import check_parameters, perceptron_parameters
 from mtrl.rl.dqn import MultiTaskDQN
-from mtrl.rl.networks import SharedQNetwork
+from mtrl.rl.networks import SharedQNetwork, check_widths
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
 from mtrl.rl.update import SharedUpdate
@@ -52,6 +52,7 @@ class IndependentQNetworks(nn.Module):
         self.num_tasks = num_tasks
         self.layer_norm = layer_norm
         state = observation_size - num_tasks
+        check_widths(hidden_dims)
         check_parameters(num_tasks * perceptron_parameters(state, *hidden_dims, num_actions))
         networks = [SharedQNetwork(state, num_actions, hidden_dims=hidden_dims) for _ in range(num_tasks)]
         linear = [[layer for layer in network.layers if isinstance(layer, nn.Linear)] for network in networks]

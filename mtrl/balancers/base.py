@@ -85,6 +85,10 @@ class Balance:
         return gradients.combine(there, self.direction, self.direction_scale)
 
 
+NAMES = "task_names"
+"""The key in a state dict of the names of the tasks, in the order of what the method knows about each."""
+
+
 class Balancer(nn.Module):
     """Turns the gradients of T losses into one update direction.
 
@@ -127,7 +131,7 @@ class Balancer(nn.Module):
             check_number("num_tasks", num_tasks, least=1, whole=True)
         check_choice("scale", scale, get_args(Scale))
         self.num_tasks = num_tasks
-        self._names: tuple[str, ...] | None = None
+        self._names: tuple[str, ...] = ()
         self.scale: Scale = scale
 
     def reset(self) -> None:
@@ -262,14 +266,14 @@ class Balancer(nn.Module):
             engine: the engine that computes the gradients, in place of one that the other arguments describe.
 
         Returns:
-            The coefficients (T,) of the task gradients.
+            The coefficients (T,) of the task gradients, in the order of `losses`.
 
         Raises:
             ValueError: `mask` has another length than `losses`, or an engine is given together with an argument that
                 describes one; or as `forward` and `AutogradEngine.backward`. No `.grad` has changed then.
             NonFiniteGradientError: a row holds NaN or infinity. No `.grad` has changed then.
         """
-        losses = self._in_order(losses, mask)
+        names, losses = self._in_order(losses, mask)
         if engine is None:
             kind = LayerwiseEngine if low_memory else AutogradEngine
             engine = kind(self.shared_parameters(parameters), last_shared_layer, group=group)
@@ -282,10 +286,15 @@ class Balancer(nn.Module):
             answer: Balance = self(gradients)
             gradients.free_graph()
             accumulate([*private, *engine.layout.gradients(answer.update(gradients), engine.reached)])
-        return answer.coefficients
+            return answer.coefficients if names is None else answer.coefficients[[*map(self._names.index, names)]]
 
-    def _in_order(self, losses: MaskedLosses, mask: Sequence[bool] | Tensor | None) -> MaskedLosses:
-        """One loss per task, with None where `mask` is False; those of a dict in the order of the first call's dict."""
+    def _in_order(
+        self, losses: MaskedLosses, mask: Sequence[bool] | Tensor | None
+    ) -> tuple[tuple[str, ...] | None, MaskedLosses]:
+        """The names of a dict's tasks, and one loss per task: None where `mask` is False.
+
+        The losses of a dict come in the order of the first dict, which the state of the method goes by.
+        """
         names, scalars = by_task(losses)
         if self.num_tasks not in (None, len(scalars)):
             raise ValueError(f"this balancer was made for {self.num_tasks} tasks and got {len(scalars)}")
@@ -294,7 +303,7 @@ class Balancer(nn.Module):
         if mask is not None:
             scalars = [loss if there else None for loss, there in zip(scalars, mask, strict=True)]
         if names is None:
-            return scalars
+            return None, scalars
         of_task = dict(zip(names, scalars, strict=True))
         self._names = self._names or names
         if of_task.keys() != set(self._names):
@@ -302,7 +311,20 @@ class Balancer(nn.Module):
                 f"the losses are those of {', '.join(names)}, and in earlier calls those of {', '.join(self._names)}; "
                 "give None for a task without data"
             )
-        return {name: of_task[name] for name in self._names}
+        return names, {name: of_task[name] for name in self._names}
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._names:
+            destination[f"{prefix}{NAMES}"] = self._names
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        names = state_dict.pop(f"{prefix}{NAMES}", None)  # it is no parameter
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if names is not None:
+            if self._names and set(names) != set(self._names):
+                raise ValueError(f"the state is of the tasks {', '.join(names)}, not of {', '.join(self._names)}")
+            self._names = tuple(names)
 
     def shared_parameters(self, parameters: Parameters | None) -> Parameters | None:
         """The shared parameters that `backward` uses when it is given `parameters`; a method may replace them."""

@@ -234,7 +234,10 @@ class RGB(Balancer):
         if d is not None:
             if d.numel() != gradients.size:
                 sizes = f"{len(d)} numbers and the gradients have {gradients.size}"
-                raise ValueError(f"RGB's consensus has {sizes}: call reset() for another model")
+                raise ValueError(
+                    f"RGB's consensus has {sizes}: give the same `parameters` at every call, or call reset() for "
+                    "another model"
+                )
             if d.dtype != gradients.dtype:
                 d = self.consensus = d.to(gradients.dtype)
             c = [product * own for product, own in zip(gradients.dot(d).tolist(), inverse, strict=True)]

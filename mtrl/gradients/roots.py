@@ -26,6 +26,8 @@ def by_task(losses: MaskedLosses) -> tuple[tuple[str, ...] | None, list[Tensor |
     """
     if isinstance(losses, Mapping):
         names, scalars = tuple(str(name) for name in losses), list(losses.values())
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks have the same name as text: {', '.join(map(repr, losses))}")
     elif isinstance(losses, Tensor):
         if losses.ndim == 0:
             raise ValueError("the losses are one number, such as their sum; give one loss per task, in a list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,16 +15,16 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HumanOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_names
 from mtrl.recorder import named
-from mtrl.rl.columns import check_columns, check_kind, one_hot_size, task_names, with_monitor
+from mtrl.rl.columns import check_columns, check_kind, check_one_hots, check_places, one_hots, task_names, with_monitor
 from mtrl.rl.evaluation import check_callback
 from mtrl.rl.n_step import NStepReturns, Step
 from mtrl.rl.nonfinite import FiniteGuard
@@ -31,6 +32,9 @@ from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
 from mtrl.rl.update import Update
+
+CHANGEABLE = frozenset({"learning_rate", "learning_starts", "batch_size", "tau", "train_freq", "gradient_steps"})
+"""The settings that are attributes in Stable-Baselines3 and are read whenever they are used."""
 
 
 class MultiTaskAlgorithm(SavedAlgorithm):
@@ -59,6 +63,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     """
 
     policy: MultiTaskQPolicy
+    _fixed: frozenset[str] = frozenset()  # names of settings that can't be changed any more
 
     def __init__(
         self,
@@ -88,10 +93,11 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             self.balancer = balancer
         self.task_names: tuple[str, ...] = ()
         self.one_hot_size = 0
+        self.one_hot_places: tuple[int, ...] = ()
         if self.env is not None:
             check_columns(self.env)
             self.task_names = task_names(self.env)
-            self.one_hot_size = one_hot_size(self.env, self.task_names)
+            self.one_hot_size, self.one_hot_places = one_hots(self.env, self.task_names)
 
     @classmethod
     def _option_names(cls) -> list[str]:
@@ -114,6 +120,11 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     def q_net_target(self) -> Any:
         """The target network."""
         return self.policy.q_net_target
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since `learn` began, without the pauses of an interrupted run. The wall clock does not count."""
+        return time.monotonic_ns() - self._begun_ns
 
     # ----------------------------------------------------------------- set-up
 
@@ -152,7 +163,19 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         self._loss_sum = torch.zeros(len(self.task_names), device=self.device)
         self._loss_count = 0
         self._updates_begin = self.learning_starts
+        self._begun_ns = time.monotonic_ns()
         self.update = self.make_update()
+        self._fixed = frozenset(field.name for field in fields(self.settings)) - CHANGEABLE
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but none of the settings that have gone into the agent's parts.
+
+        Raises:
+            AttributeError: a change of the setting would have no effect.
+        """
+        if name in self._fixed:
+            raise AttributeError(f"{name} can't be changed any more; save the model and load it with {name}={value!r}")
+        super().__setattr__(name, value)
 
     def make_update(self) -> Update:
         """Make the update, when everything that it needs has been made."""
@@ -196,19 +219,25 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             raise ValueError(
                 f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
             )
+        check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        check_places(self, wrapped, names)
         self.n_envs = wrapped.num_envs
         super().set_env(wrapped, force_reset)
 
     # ----------------------------------------------------------------- collecting
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        # The optimizer's memory of weights that no longer change fades into subnormal numbers, on which a CPU is tens
-        # of times slower. Flushing them to zero makes no difference to the result.
-        torch.set_flush_denormal(True)
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)
         check_callback(prepared[1], self.balancer_name is not None)
-        if len(self.replay_buffer) == 0:  # a model that goes on without its replay collects as much as a new one
+        self._begun_ns = time.monotonic_ns()
+        assert self.env is not None
+        check_one_hots(self.env, cast(NDArray[Any], self._last_obs))
+        self.update.check_unchanged()
+        if any(isinstance(o, CSVOutputFormat) for o in self.logger.output_formats) and "," in "".join(self.task_names):
+            warnings.warn("the names of tasks hold commas, which progress.csv does not quote", stacklevel=2)
+        # A model that goes on without its replay collects as much as a new one; so does one whose steps begin anew.
+        if len(self.replay_buffer) == 0 or self.num_timesteps == 0:
             self._updates_begin = self.num_timesteps + self.learning_starts
         if self._last_obs is not before:  # the environments have been reset
             self._n_step_returns.clear()
@@ -279,8 +308,10 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         record = self.logger.record
         record("env_step", self.num_timesteps, exclude="tensorboard")
         record("train/updates", self._n_updates, exclude="tensorboard")
-        elapsed = (time.time_ns() - self.start_time) / 1e9
-        record("time/steps_per_s", (self.num_timesteps - self._num_timesteps_at_start) / max(elapsed, 1e-9))
+        elapsed = self.elapsed_ns
+        # Stable-Baselines3 reads the wall clock, which may be set back or forward while the agent learns.
+        self.start_time = time.time_ns() - elapsed
+        record("time/steps_per_s", (self.num_timesteps - self._num_timesteps_at_start) / max(elapsed / 1e9, 1e-9))
         for task, name in enumerate(self.task_names):
             if self._episode_stats[task]:
                 record(f"train/{name}/return", self.recent_returns[task])
@@ -324,7 +355,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             "loss_count": self._loss_count,
             "diagnostics": {**self.update.conflict, **self.update.diagnostics},
             "skipped": dict(self.guard.skipped),
-            "elapsed_ns": time.time_ns() - self.start_time,
+            "elapsed_ns": self.elapsed_ns,
         }
         if self.guidance_buffer is not None:
             state |= {
@@ -352,7 +383,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         self.update.conflict, self.update.diagnostics = dict(state["diagnostics"]), {}
         self.guard.skipped.clear()
         self.guard.skipped.update(state["skipped"])
-        self.start_time = time.time_ns() - state["elapsed_ns"]
+        self._begun_ns = time.monotonic_ns() - state["elapsed_ns"]
         self.update.set_training_state(state)
         if self.guidance_buffer is not None:
             self.guidance_buffer.load_state_dict(state["guidance"])

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
 from mtrl.rl.vec_env import TaskOneHot, name_of
+
+
+class OneHots(NamedTuple):
+    """What the end of the observations says about the task."""
+
+    size: int
+    """The number of tasks that are told apart; 0 if observations do not hold the task."""
+
+    places: tuple[int, ...]
+    """The place of each task of the environment in the one-hot, in the order of the tasks."""
 
 
 def check_kind(env: Any) -> None:
@@ -75,6 +86,10 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
             found += env.get_attr("task", column)
         except AttributeError:
             found.append(None)
+        except (EOFError, ConnectionError):  # a process of a SubprocVecEnv has ended with an error
+            raise ValueError(
+                f"the task of column {column} can't be sent from its process: let its attribute `task` be a string"
+            ) from None
     if all(task is None for task in found):
         return ("task",)
     columns = []
@@ -83,6 +98,8 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
         if name is None:
             what = "has no attribute `task`" if task is None else f"has a task without a name, {type(task).__name__}"
             raise ValueError(f"column {column} {what}; give each environment a `task` that is a string or has a `name`")
+        if not name.isprintable():
+            raise ValueError(f"the task of column {column} is called {name!r}; a name must be printable")
         columns.append(name)
     names = tuple(dict.fromkeys(columns))
     each = len(columns) // len(names)
@@ -91,8 +108,8 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
     return names
 
 
-def one_hot_size(env: VecEnv, names: tuple[str, ...]) -> int:
-    """The number of tasks that the one-hot at the end of the observations distinguishes; 0 if there is no one-hot.
+def one_hots(env: VecEnv, names: tuple[str, ...]) -> OneHots:
+    """The one-hots of the tasks at the end of the observations; of size 0 if there are none.
 
     Raises:
         ValueError: some columns have a one-hot and others have none, their sizes differ, or the columns of two tasks
@@ -100,18 +117,49 @@ def one_hot_size(env: VecEnv, names: tuple[str, ...]) -> int:
     """
     wrapped = env.env_is_wrapped(TaskOneHot)
     if not any(wrapped):
-        return 0
+        return OneHots(0, ())
     if not all(wrapped):
         raise ValueError("either all columns or none must be wrapped in TaskOneHot")
-    one_hots = env.get_attr("one_hot")
-    if len(sizes := {len(one_hot) for one_hot in one_hots}) > 1:
+    of_columns = env.get_attr("one_hot")
+    if len(sizes := {len(one_hot) for one_hot in of_columns}) > 1:
         raise ValueError(f"all columns must have a one-hot of the same size, not of {sorted(sizes)}")
-    each = len(one_hots) // len(names)
+    each = len(of_columns) // len(names)
     owner: dict[int, str] = {}
-    for column, one_hot in enumerate(one_hots):
+    for column, one_hot in enumerate(of_columns):
         place, name = int(np.argmax(one_hot)), names[column // each]
         if owner.setdefault(place, name) != name:
             raise ValueError(f"the tasks {owner[place]} and {name} have the same place in the one-hot, {place}")
     if len(owner) != len(names):
         raise ValueError("the columns of one task must have the same place in the one-hot")
-    return sizes.pop()
+    return OneHots(sizes.pop(), tuple(owner))
+
+
+def check_places(model: Any, env: VecEnv, names: tuple[str, ...]) -> None:
+    """Check that the model has learned the tasks with the one-hots that the environment has for them.
+
+    Raises:
+        ValueError: it has learned a task of this name with another one-hot.
+    """
+    learned = dict(zip(getattr(model, "task_names", ()), getattr(model, "one_hot_places", ()), strict=False))
+    for name, place in zip(names, one_hots(env, names).places, strict=False):
+        if learned.get(name, place) != place:
+            raise ValueError(
+                f"the model has learned task {name} at place {learned[name]} of the one-hot, and the environment has "
+                f"it at place {place}; give make_task_vec_env the same one_hot_tasks"
+            )
+
+
+def check_one_hots(env: VecEnv, observations: NDArray[Any]) -> None:
+    """Check that observations (N, O) end with the one-hots of their columns, if these are wrapped in `TaskOneHot`.
+
+    Raises:
+        ValueError: they end with something else, because another wrapper has changed them since.
+    """
+    if not any(env.env_is_wrapped(TaskOneHot)):
+        return
+    for column, one_hot in enumerate(env.get_attr("one_hot")):
+        if not np.array_equal(observations[column, -len(one_hot) :], one_hot):
+            raise ValueError(
+                f"the observations of column {column} do not end with the one-hot of its task: let TaskOneHot be the "
+                "last wrapper that changes observations"
+            )

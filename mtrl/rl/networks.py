@@ -80,6 +80,21 @@ register_rule(TaskEmbedding, _TaskEmbeddingRule())
 register_step(TaskEmbedding, _TaskEmbeddingStep)
 
 
+def check_widths(hidden_dims: Sequence[int]) -> None:
+    """Check the widths of the hidden layers.
+
+    Raises:
+        ValueError: they are no list of integers, or there are none or more than 100, or one is out of its limits.
+    """
+    limits = f"between 1 and {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
+    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Sequence):
+        raise ValueError(f"hidden_dims is {hidden_dims!r}; it must be a list of {limits}")
+    count = len(hidden_dims)
+    if not (1 <= count <= MOST_LAYERS and all(type(w) is int and 1 <= w <= WIDEST_LAYER for w in hidden_dims)):
+        shown = f"{tuple(hidden_dims)}" if count <= MOST_LAYERS else f"{count} widths"
+        raise ValueError(f"hidden_dims is {shown}; it must be {limits}")
+
+
 class SharedQNetwork(nn.Module):
     """Action values of all tasks: a multi-layer perceptron with ReLU, with a task embedding in the aware variant.
 
@@ -109,11 +124,7 @@ class SharedQNetwork(nn.Module):
         layer_norm: bool = True,
     ) -> None:
         super().__init__()
-        count = len(hidden_dims)
-        if not (1 <= count <= MOST_LAYERS and all(1 <= hidden <= WIDEST_LAYER for hidden in hidden_dims)):
-            shown = f"{tuple(hidden_dims)}" if count <= MOST_LAYERS else f"{count} widths"
-            limits = f"between 1 and {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
-            raise ValueError(f"hidden_dims is {shown}; it must be {limits}")
+        check_widths(hidden_dims)
         width = observation_size
         if num_tasks:
             check_integer("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING)

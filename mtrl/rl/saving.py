@@ -56,6 +56,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     settings: ReplaySettings
     task_names: tuple[str, ...]
+    one_hot_places: tuple[int, ...]
     one_hot_size: int
     balancer: Balancer
     balancer_name: str | None
@@ -99,6 +100,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             "settings": settings | arguments,
             "task_names": self.task_names,
             "one_hot_size": self.one_hot_size,
+            "one_hot_places": self.one_hot_places,
             "observation_low": self.observation_space.low,
             "observation_high": self.observation_space.high,
             "num_actions": int(self.action_space.n),
@@ -139,11 +141,14 @@ class SavedAlgorithm(OffPolicyAlgorithm):
                 Nothing else, because nothing is unpickled.
             print_system_info: ignored.
             force_reset: ignored: the first `learn` always resets the environment.
-            **kwargs: settings to change, for example `learning_rate=1e-4`.
+            **kwargs: settings to change, such as `learning_rate=1e-4`, and further arguments of the constructor. The
+                model keeps its balancer and network. A `tensorboard_log` is not saved, because it is a folder of the
+                machine that the model was made on: give it here again.
 
         Raises:
             CheckpointError: the file is missing, damaged or no model of this class, or its parts do not fit together,
-                or a setting in it is unknown or out of its limits. A network that would have more parameters than the
+                or a setting in it is unknown or out of its limits, or `kwargs` would change its balancer or network. A
+                network that would have more parameters than the
                 file has weights is refused before it is made.
             ValueError: `env` does not fit the model.
         """
@@ -168,14 +173,20 @@ class SavedAlgorithm(OffPolicyAlgorithm):
     ) -> Self:
         """The agent whose `saved_state` was `state`, with `changes` in place of its settings of the same names."""
         check_parts(state, {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}, cls.progress)
+        for name in ("balancer", "balancer_kwargs", "policy_kwargs"):
+            if name in changes and changes[name] != state["settings"].get(name):
+                raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
         if own is not None and policy == "MlpPolicy":
             raise ValueError(f"it has a policy of its own, {own}; give custom_objects={{'policy_class': {own}}}")
         agent = cls(policy, None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
-        agent.observation_space = spaces.Box(state["observation_low"], state["observation_high"])
+        low, high = state["observation_low"], state["observation_high"]
+        agent.observation_space = spaces.Box(low, high, dtype=low.dtype)
         agent.action_space = spaces.Discrete(state["num_actions"])
         agent.task_names = state["task_names"]
         agent.one_hot_size = state["one_hot_size"]
+        in_order = tuple(range(len(agent.task_names))) if agent.one_hot_size else ()
+        agent.one_hot_places = state.get("one_hot_places", in_order)
         agent.n_envs = len(agent.task_names)
         with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # half is the target network's
             agent._setup_model()
@@ -192,10 +203,11 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
         Raises:
             CheckpointError: the file is missing, damaged or no model.
-            ValueError: the parameters do not fit this model.
+            ValueError: the parameters do not fit this model, or are those of a model with other tasks.
         """
         if not isinstance(load_path_or_dict, Mapping):
             state = load_state(load_path_or_dict)
+            self._check_tasks(state, "model")
             if missing := [part for part in ("policy", "optimizer", "balancer") if part not in state]:
                 raise checkpoint.CheckpointError(f"{str(load_path_or_dict)!r} has no {missing[0]}: it is no model")
             load_path_or_dict = {
@@ -207,7 +219,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
         """Write the replay to a file without pickle."""
-        state = {"replay": self.replay_buffer.state_dict()}
+        state = {"replay": self.replay_buffer.state_dict(), "task_names": self.task_names}
         if self.guidance_buffer is not None:
             state["guidance"] = self.guidance_buffer.state_dict()
         checkpoint.save(path, state)
@@ -217,15 +229,22 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
         Raises:
             CheckpointError: the file is missing, damaged, or holds no replay.
-            ValueError: the replay has another shape or is malformed. Nothing has changed then.
+            ValueError: the replay has another shape or other tasks, or is malformed. Nothing has changed then.
         """
         state = checkpoint.load(path)
         if "replay" not in state:
             raise checkpoint.CheckpointError(f"{str(path)!r} holds no replay")
+        self._check_tasks(state, "replay")
         self.replay_buffer.check_state(state["replay"])
         if self.guidance_buffer is not None and "guidance" in state:
             self.guidance_buffer.load_state_dict(state["guidance"])
         self.replay_buffer.load_state_dict(state["replay"])
+
+    def _check_tasks(self, state: Mapping[str, Any], what: str) -> None:
+        """Refuse a file that says that it is of other tasks."""
+        names = state.get("task_names", self.task_names)
+        if names != self.task_names:
+            raise ValueError(f"the tasks of the {what} are {one_line(names)}, not {', '.join(self.task_names)}")
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "balancer"], []
@@ -258,7 +277,9 @@ def check_parts(state: Mapping[str, Any], settings: Iterable[str], progress: Map
     for name, kind in progress.items():
         if type(value := state["progress"][name]) is not kind:
             raise ValueError(f"{name} is a {type(value).__name__}")
-    names = state["task_names"]
+    names, places = state["task_names"], state.get("one_hot_places", ())
+    if type(places) is not tuple or not all(type(place) is int for place in places):
+        raise ValueError("one_hot_places is no tuple of integers")
     if not all(isinstance(task, str) for task in names) or len(set(names)) < len(names):
         raise ValueError("its tasks are not distinct names")
     check_integer("number of tasks", len(names), 1, MOST_TASKS)

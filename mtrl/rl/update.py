@@ -51,6 +51,13 @@ class Update:
     def forget_unfinished(self) -> None:
         """Drop what was gathered about episodes that will not be finished, because the environments were reset."""
 
+    def check_unchanged(self) -> None:
+        """Make sure that the network is as it was when this update was made.
+
+        Raises:
+            ValueError: what has changed would be ignored.
+        """
+
     def saved_state(self) -> dict[str, Any]:
         """What a saved model holds of this update."""
         return {}
@@ -93,6 +100,7 @@ class SharedUpdate(Update):
         held_out: Callable[[], TaskBatch] | None = None,
     ) -> None:
         super().__init__()
+        self._policy = policy
         self.network, self.target_network = policy.q_net, policy.q_net_target
         self.balancer = balancer
         self.settings = settings
@@ -113,6 +121,25 @@ class SharedUpdate(Update):
             self.chain = ChainEngine(self.network.layers, self.num_tasks, self.network.last_shared_layer)
             self.values = self.chain.chain.forward
             self.target_values = Chain(self.target_network.layers).forward
+
+    def check_unchanged(self) -> None:
+        """See `Update.check_unchanged`. All weights must still lie in one vector, unfrozen and without hooks."""
+        memory, number = self.weights.untyped_storage().data_ptr(), 0
+        for name, weight in self._policy.q_net.named_parameters():
+            number += weight.numel()
+            if not weight.requires_grad:
+                raise ValueError(f"q_net.{name} is frozen; this agent trains all of its network")
+            if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+                raise ValueError(f"q_net.{name} has a hook, which this agent would not call")
+            if weight.untyped_storage().data_ptr() != memory:
+                raise ValueError(
+                    f"q_net.{name} is not the parameter that the agent was made with; copy values into it with "
+                    "q_net.load_state_dict, or give a policy class with a make_network of its own"
+                )
+        if number != self.weights.numel():
+            raise ValueError("q_net has lost parameters since the agent was made")
+        if self._policy.optimizer is not self.optimizer:
+            raise ValueError("policy.optimizer has been replaced; this agent steps with an optimizer of its own")
 
     # ----------------------------------------------------------------- the update, from targets to the step
 

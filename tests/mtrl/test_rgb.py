@@ -301,7 +301,9 @@ def test_the_first_call_says_how_many_tasks_there_are(tmp_path: Any) -> None:
         balancer.combine(rows(3, seed), torch.ones(3))
     with pytest.raises(ValueError, match=r"^this balancer was made for 3 tasks and got 4$"):
         balancer.combine(rows(4, 0), torch.ones(4))
-    with pytest.raises(ValueError, match=r"^RGB's consensus has 40 numbers and the gradients have 7: call reset\(\)"):
+    with pytest.raises(
+        ValueError, match=r"^RGB's consensus has 40 numbers and the gradients have 7: give the same `parameters`"
+    ):
         balancer.combine(rows(3, 0, size=7), torch.ones(3))
     checkpoint.save(tmp_path / "state.zip", balancer.state_dict())
     used = RGB()

@@ -5,6 +5,7 @@ A dict works, and its names are the tasks' names. What can't be balanced is refu
 
 import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,34 @@ def test_the_tasks_of_a_dict_are_in_its_own_order() -> None:
         expected = of_list.backward(losses, model.encoder.parameters(), retain_graph=True)
         actual = of_dict.backward(dict(zip(TASK_NAMES[::-1], losses, strict=True)), model.encoder.parameters())
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "rgb", "aim"])
+def test_a_dict_may_change_its_order_within_a_process_and_from_one_to_the_next(name: str, tmp_path: Path) -> None:
+    model, steady, changing = Heads(), eager(name), eager(name)
+    for step in range(4):
+        losses = as_dict(losses_of_heads(model, step))
+        mixed = {task: losses[task] for task in random.Random(step).sample(TASK_NAMES, TASKS)}
+        mask = [task != "normals" or step != 2 for task in mixed]
+        there = [task != "normals" or step != 2 for task in losses]
+        expected = steady.backward(losses, model.encoder.parameters(), mask=there, retain_graph=True)
+        found = changing.backward(mixed, model.encoder.parameters(), mask=mask)
+        of_task = dict(zip(mixed, found.tolist(), strict=True))
+        assert of_task == pytest.approx(dict(zip(losses, expected.tolist(), strict=True)))
+        torch.save(changing.state_dict(), tmp_path / "state.pt")
+        changing = eager(name)
+        changing.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_state_of_other_tasks_is_refused_and_so_are_names_that_are_one_as_text() -> None:
+    model, used, other = Heads(), eager("gradnorm"), eager("gradnorm")
+    used.backward(as_dict(losses_of_heads(model, 0)))
+    other.backward(dict(zip("abc", losses_of_heads(model, 0), strict=True)))
+    with pytest.raises(ValueError, match=r"^the state is of the tasks depth, normals, edges, not of a, b, c$"):
+        other.load_state_dict(used.state_dict())
+    losses = losses_of_heads(model, 0)
+    with pytest.raises(ValueError, match=r"^two tasks have the same name as text: 1, '1', 2$"):
+        eager("equal").backward({1: losses[0], "1": losses[1], 2: losses[2]})
 
 
 @every_engine

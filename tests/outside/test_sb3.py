@@ -14,8 +14,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN
-from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from mtrl import GradNorm
 from mtrl.rl import (
@@ -284,17 +285,18 @@ def test_the_error_of_an_environment_names_a_task_that_is_a_string() -> None:
 def test_every_task_is_evaluated() -> None:
     env = tasks("a", "b", "c")
     model = agent(env)
-    found = evaluate_tasks(model, env, episodes=5)
+    found = evaluate_tasks(model, env, n_eval_episodes=5)
     assert {name: of.returns for name, of in found.items()} == dict.fromkeys("abc", (10.0,) * 5)
-    with pytest.raises(ValueError, match=r"^episodes is 0"):
-        evaluate_tasks(model, env, episodes=0)
+    with pytest.raises(ValueError, match=r"^n_eval_episodes is 0"):
+        evaluate_tasks(model, env, n_eval_episodes=0)
 
 
 def test_the_callback_evaluates_every_task_and_keeps_the_best_model(tmp_path: Path) -> None:
-    callback = TaskEvalCallback(tasks("a", "b"), eval_freq=10, episodes=1, best_model_save_path=tmp_path / "best")
+    best = tmp_path / "best"
+    callback = TaskEvalCallback(tasks("a", "b"), eval_freq=10, n_eval_episodes=1, best_model_save_path=best)
     agent(tasks("a", "b")).learn(80, callback=callback)
     assert {name: of.mean for name, of in callback.results.items()} == {"a": 10.0, "b": 10.0}
-    assert callback.best_mean == 10
+    assert callback.best_mean_reward == callback.last_mean_reward == 10
     assert MultiTaskDQN.load(tmp_path / "best" / "best_model.zip").num_timesteps == 40  # the first of equal ones
 
 
@@ -341,3 +343,151 @@ def test_unknown_policy_arguments_are_answered_with_the_known_ones() -> None:
         agent(columns(Toy), policy_kwargs={"activation_fn": torch.nn.ReLU})
     with pytest.raises(ValueError, match=r"^unknown policy_kwargs 'net_ach'; did you mean 'net_arch'\?$"):
         agent(columns(Toy), policy_kwargs={"net_ach": [8]})
+
+
+def test_a_second_training_of_a_loaded_model_learns(tmp_path: Path) -> None:
+    agent(columns(Toy)).learn(200).save(tmp_path / "m.zip")
+    model = MultiTaskDQN.load(tmp_path / "m.zip", env=columns(Toy)).learn(80, reset_num_timesteps=False)
+    updates = model._n_updates
+    model.learn(80)  # the steps count from 0 again
+    assert model._n_updates > updates + 50
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_a_saved_model_takes_the_environment_that_it_was_made_with(dtype: Any, tmp_path: Path) -> None:
+    env = columns(lambda: Toy(dtype))
+    agent(env).save(tmp_path / "m.zip")
+    assert MultiTaskDQN.load(tmp_path / "m.zip", env=env).learn(80)._n_updates > 0
+
+
+def freeze(model: MultiTaskDQN) -> None:
+    model.q_net.layers[0].requires_grad_(False)
+
+
+def hook(model: MultiTaskDQN) -> None:
+    model.q_net.layers[0].weight.register_hook(lambda gradient: 2 * gradient)
+
+
+def give_new_values(model: MultiTaskDQN) -> None:
+    model.q_net.layers[0].weight.data = torch.zeros(8, 3)
+
+
+def replace_the_head(model: MultiTaskDQN) -> None:
+    model.q_net.layers[-1] = torch.nn.Linear(8, 2)
+
+
+def replace_the_optimizer(model: MultiTaskDQN) -> None:
+    model.policy.optimizer = torch.optim.SGD(model.q_net.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("change", [freeze, hook, give_new_values, replace_the_head, replace_the_optimizer])
+def test_changes_of_the_network_that_would_be_ignored_are_refused(change: Any) -> None:
+    model = agent(columns(Toy)).learn(80)
+    change(model)
+    with pytest.raises(ValueError, match=r"^(q_net\.layers\.\d\.weight|policy\.optimizer) "):
+        model.learn(80)
+
+
+def test_settings_are_read_when_they_change_or_cannot_be_changed() -> None:
+    model = agent(columns(Toy)).learn(80)
+    for name in ("gamma", "max_grad_norm", "n_step", "buffer_size", "exploration_fraction"):
+        with pytest.raises(AttributeError, match=rf"^{name} can't be changed any more; save the model and load it"):
+            setattr(model, name, 0.5)
+    model.tau = 1.0
+    model.learn(80)
+    for ours, target in zip(model.q_net.parameters(), model.q_net_target.parameters(), strict=True):
+        assert torch.equal(ours, target)
+
+
+def test_an_environment_that_is_refused_changes_nothing() -> None:
+    model = agent(tasks("a", "b"))
+    with pytest.raises(ValueError, match=r"the environment's tasks are a, c"):
+        model.set_env(make_task_vec_env([Task("a", Toy), Task("c", Toy)], envs_per_task=5))
+    with pytest.raises(ValueError, match=r"Action spaces do not match"):
+        model.set_env(make_task_vec_env([Task(n, partial(Toy, actions=3)) for n in "ab"], envs_per_task=5))
+    assert model.n_envs == 4
+    model.learn(80)
+
+
+def test_files_of_other_tasks_are_refused(tmp_path: Path) -> None:
+    first, second = agent(tasks("a", "b")).learn(80), agent(tasks("b", "a"))
+    first.save_replay_buffer(tmp_path / "replay.zip")
+    first.save(tmp_path / "m.zip")
+    with pytest.raises(ValueError, match=r"^the tasks of the replay are \('a', 'b'\), not b, a$"):
+        second.load_replay_buffer(tmp_path / "replay.zip")
+    with pytest.raises(ValueError, match=r"^the tasks of the model are "):
+        second.set_parameters(tmp_path / "m.zip")
+
+
+def aware(*names: str, world: tuple[str, ...] = ()) -> Any:
+    one_hot_tasks = [Task(name, Toy) for name in world] or None
+    return make_task_vec_env([Task(n, Toy) for n in names], variant="aware", one_hot_tasks=one_hot_tasks, seed=0)
+
+
+def test_a_task_is_evaluated_with_the_one_hot_that_it_was_learned_with(tmp_path: Path) -> None:
+    agent(aware("a", "b")).save(tmp_path / "m.zip")
+    model = MultiTaskDQN.load(tmp_path / "m.zip")
+    assert set(evaluate_tasks(model, aware("b", world=("a", "b")), 1)) == {"b"}
+    with pytest.raises(ValueError, match=r"^the model has learned task b at place 1 of the one-hot"):
+        evaluate_tasks(model, aware("b", "a"), 1)
+    with pytest.raises(ValueError, match=r"^the model has learned task a at place 0 of the one-hot"):
+        model.set_env(aware("a", "b", world=("b", "a")))
+
+
+def test_a_one_hot_that_is_no_longer_at_the_end_is_refused() -> None:
+    def limited(task: str) -> Any:
+        return gymnasium.wrappers.TimeLimit(Toy(task=task), 10)
+
+    env = columns(
+        lambda: gymnasium.wrappers.TimeAwareObservation(TaskOneHot(limited("a"), 0, 2)),
+        lambda: gymnasium.wrappers.TimeAwareObservation(TaskOneHot(limited("b"), 1, 2)),
+    )
+    with pytest.raises(ValueError, match=r"column 0 do not end with the one-hot .* let TaskOneHot be the last wrapper"):
+        agent(env).learn(80)
+
+
+def test_callbacks_of_sb3_work_with_the_evaluation_of_every_task(tmp_path: Path) -> None:
+    stop = StopTrainingOnRewardThreshold(9.0)
+    callback = TaskEvalCallback(Toy(task="a"), callback_on_new_best=stop, n_eval_episodes=1, eval_freq=20)
+    model = agent(columns(partial(Toy, task="a"))).learn(80, callback=callback)
+    assert model.num_timesteps == 20
+    with pytest.raises(ValueError, match=r"has a task without a name"):
+        TaskEvalCallback(columns(partial(Toy, task=object())))
+
+
+def test_a_task_that_cannot_leave_its_process_is_asked_to_be_a_string() -> None:
+    def with_lambda() -> Any:
+        return Toy(task=Task("a", lambda render_mode: Toy()))
+
+    env = SubprocVecEnv([with_lambda])
+    with pytest.raises(ValueError, match=r"^the task of column 0 can't be sent from its process"):
+        agent(env)
+
+
+@pytest.mark.parametrize("net_arch", [64, {"pi": [8], "vf": [8]}, ["8"], [8.0]])
+def test_a_wrong_net_arch_is_one_line(net_arch: Any) -> None:
+    with pytest.raises(ValueError, match=r"^hidden_dims is .*between 1 and 100 widths"):
+        agent(columns(Toy), policy_kwargs={"net_arch": net_arch})
+
+
+def test_a_loaded_model_keeps_its_balancer(tmp_path: Path) -> None:
+    agent(tasks("a", "b"), balancer="gradnorm").save(tmp_path / "m.zip")
+    with pytest.raises(ValueError, match=r"balancer can't be changed when a model is loaded; make a new agent"):
+        MultiTaskDQN.load(tmp_path / "m.zip", balancer="pcgrad")
+    assert MultiTaskDQN.load(tmp_path / "m.zip", balancer="gradnorm").balancer_name == "gradnorm"
+
+
+def test_subnormal_numbers_are_what_they_were_after_learning() -> None:
+    smallest = np.nextafter(0.0, 1.0) * np.ones(1)
+    agent(columns(Toy)).learn(80)
+    assert (smallest * np.ones(1) > 0).all()
+
+
+def test_names_that_break_a_file_of_sb3_are_refused_or_warned_about(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^the task of column 0 is called 'a\\nb'; a name must be printable$"):
+        agent(columns(partial(Toy, task="a\nb")))
+    model = agent(columns(partial(Toy, task="a, b")))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    with pytest.warns(UserWarning, match=r"progress\.csv does not quote"):
+        model.learn(80)
+    model.logger.close()
