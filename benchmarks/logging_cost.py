@@ -37,7 +37,7 @@ from benchmarks.training import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
 from experiments.program.command import run
-from experiments.program.run_folder import METRICS_FILE
+from experiments.program.run_files import METRICS_FILE
 from experiments.program.weights_and_biases import WandbMode
 from experiments.training.checkpoints import MetricsFile
 from experiments.training.runner import describe

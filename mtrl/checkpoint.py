@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from mtrl.files import one_line, replacing
+from mtrl.files import IrregularFileError, one_line, open_regular, replacing
 
 __all__ = ["CheckpointError", "load", "save"]
 
@@ -106,24 +105,19 @@ def load(path: str | Path | BinaryIO | io.BufferedIOBase, *, max_bytes: int = 16
     name = repr(os.fspath(path) if isinstance(path, (str, os.PathLike)) else getattr(path, "name", "stream"))
     try:
         if isinstance(path, (str, os.PathLike)):
-            with open(path, "rb", opener=_open_at_once) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise _DefectError("it is not a regular file")
+            with open_regular(path, follow_link=True) as file:
                 return _parse(_read(file, max_bytes))
         return _parse(_read(path, max_bytes))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"no checkpoint at {name}") from None
+    except IrregularFileError as error:
+        raise CheckpointError(f"cannot load checkpoint {name}: {error.strerror}") from None
     except IsADirectoryError:
         raise CheckpointError(f"cannot load checkpoint {name}: it is a folder") from None
     except ValueError as error:  # a wrong path; an error within the file is a _DefectError
         raise CheckpointError(f"no checkpoint at {name}: {error}") from None
     except _DefectError as defect:
         raise CheckpointError(f"cannot load checkpoint {name}: {one_line(defect)}") from defect
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """An opener for `open` that does not wait for the writer of a named pipe. On Windows there is no such waiting."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:

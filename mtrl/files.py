@@ -1,17 +1,20 @@
-"""Files that are replaced in one step, lines of numbers in JSON, and messages of one line.
+"""Files that are replaced in one step, regular files of strangers, lines of numbers in JSON, and messages of one line.
 
 This module needs nothing but Python.
 """
 
+import errno
 import json
+import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
-__all__ = ["is_number", "one_line", "parse_numbers", "replacing"]
+__all__ = ["IrregularFileError", "is_number", "one_line", "open_regular", "parse_numbers", "replacing"]
 
 
 def one_line(text: object, longest: int = 500) -> str:
@@ -24,6 +27,46 @@ def one_line(text: object, longest: int = 500) -> str:
     words = " ".join(str(text).split())
     message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
     return message if not longest or len(message) <= longest else f"{message[:longest]} ..."
+
+
+class IrregularFileError(OSError):
+    """A path leads to a symbolic link, a named pipe, a device or a socket instead of a regular file."""
+
+
+def open_regular(path: str | Path, mode: str = "rb", *, follow_link: bool = False, **kwargs: Any) -> Any:
+    """`open`, for regular files only: it neither waits for the writer of a named pipe nor reads a device.
+
+    Args:
+        path: the file.
+        mode: as for `open`.
+        follow_link: whether `path` may be a symbolic link, as a path that a user has typed may be. Default False: in a
+            folder that a stranger has made, a link may lead to any file of the user's.
+        **kwargs: as for `open`.
+
+    Raises:
+        IrregularFileError: the file is not a regular one.
+        OSError: the file cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:  # Windows has neither flag, and no such files
+        flags |= getattr(os, "O_NONBLOCK", 0) | (0 if follow_link else getattr(os, "O_NOFOLLOW", 0))
+        try:
+            descriptor = os.open(name, flags, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP and not follow_link:
+                raise IrregularFileError(errno.ELOOP, "it is a symbolic link", name) from None
+            if error.errno == errno.ENXIO:  # a named pipe or a socket that nobody reads
+                raise IrregularFileError(errno.ENXIO, "it is not a regular file", name) from None
+            raise
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind):
+            os.close(descriptor)
+            if stat.S_ISDIR(kind):
+                raise IsADirectoryError(errno.EISDIR, "it is a folder", name)
+            raise IrregularFileError(errno.EINVAL, "it is not a regular file", name)
+        return descriptor
+
+    return open(path, mode, opener=opener, **kwargs)
 
 
 @contextmanager
@@ -64,15 +107,23 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
 def parse_numbers(line: str | bytes) -> dict[str, float]:
     """One line of a `metrics.jsonl` or of a recording: a JSON object of numbers. They may be NaN or infinite.
 
+    An integer that does not fit into 64 bits is read as infinite.
+
     Raises:
         ValueError: the line is no JSON, or no object of numbers.
     """
     try:
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = json.loads(line, parse_int=float)  # Python refuses integers of more than 4,300 digits
     except RecursionError:
         raise ValueError("the line is nested too deeply") from None
-    if not isinstance(content, dict) or not all(map(is_number, content.values())):
+    if not isinstance(content, dict) or not all(isinstance(value, int | float) for value in content.values()):
         raise ValueError("the line is not an object of numbers")
+    if not all(map(is_number, content.values())):
+        infinite = {True: math.inf, False: -math.inf}
+        return {key: value if is_number(value) else infinite[value > 0] for key, value in content.items()}
     return content
 
 

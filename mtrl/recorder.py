@@ -24,11 +24,14 @@ from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer
 from mtrl.conflict import conflict_metrics
-from mtrl.files import parse_numbers
+from mtrl.files import open_regular, parse_numbers
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_number
 
 STEP = "env_step"
+LONGEST_LINE = 2**22
+"""The most bytes of a line that is read as one."""
+
 SYMMETRIC = ("cosine", "magnitude_similarity")
 """The diagnostics (T, T) that have the same number for the pair (a, b) as for (b, a), which is recorded once."""
 
@@ -108,7 +111,7 @@ class Recorder:
             self._names(balancer.num_tasks)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")  # noqa: SIM115 - `close` closes it
+        self._file = open_regular(path, "a+b", follow_link=True)
         try:
             self._file.seek(0)
             length, last = _end(self._file, path, step)
@@ -180,7 +183,7 @@ def read_recording(path: str | Path) -> list[dict[str, float]]:
         RecordingError: the file is neither.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, follow_link=True) as file:
         return [line for line, _ in _lines(file, Path(path))]
 
 
@@ -197,7 +200,7 @@ def _end(file: BinaryIO, path: Path, step: int | None) -> tuple[int, int]:
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[dict[str, float], int]]:
     """Yield each line and its length in bytes."""
-    for number, text in enumerate(file, 1):
+    for number, text in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
         if not text.endswith(b"\n") and (number > 1 or b'{"env_step": '.startswith(text[:13])):
             return
         try:

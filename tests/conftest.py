@@ -1,6 +1,8 @@
 """Settings for every test session."""
 
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,40 @@ torch.set_num_threads(1)  # one process per core: two threads are slower at thes
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def subnormal_numbers():
-    """Each test begins as a process does: training in an earlier one has turned subnormal numbers off."""
-    torch.set_flush_denormal(False)
+BROWSER_OPTIONS = (
+    *("--no-sandbox", "--headless", "--disable-gpu", "--disable-quic"),
+    *("--disable-background-networking", "--no-first-run"),
+)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no browser is installed: chromium, chromium-browser or google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; `complaints` and `requests` gather what it says and asks for."""
+    contexts = []
+
+    def visit(path, width=1400, height=1000, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        tab, complaints, requests = context.new_page(), [], []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(path.as_uri())
+        return SimpleNamespace(tab=tab, complaints=complaints, requests=requests)
+
+    yield visit
+    for context in contexts:
+        context.close()

@@ -9,9 +9,10 @@ from experiments.analysis import plots
 from experiments.analysis.comparison import analyse
 from experiments.analysis.config import CompareWeightsConfig
 from experiments.analysis.replicates import as_methods
-from experiments.analysis.runs import STEP, Run, load_runs, weight_key
+from experiments.analysis.runs import Run, load_runs, weight_key
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.outputs import check_file, check_folder
+from experiments.program.run_files import STEP
 from experiments.program.stopping import disk_errors
 from experiments.program.weights_and_biases import check_wandb, start_run, wandb_session
 from mtrl.files import one_line
@@ -80,9 +81,13 @@ def log_weights(config: CompareWeightsConfig, runs: Mapping[str, Sequence[Run]])
 
 def weight_lines(run: Run) -> list[dict[str, float]]:
     """The lines of metrics.jsonl that have task weights, cut down to these and the environment step."""
-    keys = [weight_key(task) for task in run.tasks]
-    lines = [line for line in run.metrics if STEP in line and any(key in line for key in keys)]
-    return [{key: line[key] for key in (STEP, *keys) if key in line} for line in lines]
+    rows, steps = run.columns.get(STEP, ((), ()))
+    lines: dict[int, dict[str, float]] = {int(row): {STEP: int(step)} for row, step in zip(rows, steps, strict=True)}
+    for key in map(weight_key, run.tasks):
+        for row, value in zip(*run.columns.get(key, ((), ())), strict=True):
+            if row in lines:
+                lines[row][key] = float(value)
+    return [line for _, line in sorted(lines.items()) if len(line) > 1]
 
 
 def _choose(config: CompareWeightsConfig, runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:

@@ -50,6 +50,14 @@ def task_look(index: int) -> Look:
     return Look(TASK_COLOURS[index % len(TASK_COLOURS)], DASHES[index // len(TASK_COLOURS) % len(DASHES)])
 
 
+def short(text: str, longest: int = 36) -> str:
+    """A text cut in its middle to a length that has room in a figure; both its ends stay."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 1]}…{text[-end:]}"
+
+
 def variants(analysis: Analysis) -> dict[str, list[Method]]:
     """The methods of the aware variant and those of the blind variant; a variant without methods is left out."""
     found = {

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from experiments.analysis.intervals import Estimate
 
-__all__ = ["cell", "count", "number", "table"]
+__all__ = ["cell", "count", "number", "plain", "table"]
+
+# What would make Markdown of a name: code, emphasis, HTML, an entity, a link, a mention, strikethrough, an address.
+_MARKUP = re.compile(
+    r"[\\`*]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<=\])[(\[:]|(?<=\w)@(?=\w)|~(?=~)|(?<=:)/(?=/)|(?<=www)\.|(?<!\w)_|_(?!\w)"
+)
+
+
+def plain(text: str) -> str:
+    """Text that somebody else has chosen, for Markdown to show as it is."""
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

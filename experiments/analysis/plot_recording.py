@@ -7,19 +7,17 @@ from experiments.analysis.plots import recording as figures
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
-from mtrl.recorder import read_recording
 
 
 def plot(config: PlotRecordingConfig) -> None:
     """Write losses.png, weights.png, cosines.png and diagnostics.png, as far as the recording has data for them.
 
     Raises:
-        RecordingError: the file is no recording.
+        BrokenRunError: the file is no recording or cannot be read.
         UsageError: there is nothing to draw, or an output is in the way, and nothing is written then; or the disk is
             full.
-        OSError: the file cannot be read.
     """
-    recording = figures.Recording(config.recording, read_recording(config.recording))
+    recording = figures.Recording.read(config.recording)
     if not recording.tasks:
         raise UsageError(f"'{config.recording}' holds no task's loss or weight yet; there is nothing to draw")
     folder = config.recording.parent if config.output_dir is None else config.output_dir

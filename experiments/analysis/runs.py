@@ -1,8 +1,7 @@
-"""Finished runs on disk: where their files are, and reading them back."""
+"""Finished runs on disk: where they are, and what their files hold."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,24 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.arrays import Array
-from experiments.program.run_folder import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE
-from mtrl.files import is_number, parse_numbers
+from experiments.program.run_files import (
+    METRICS_FILE,
+    STEP,
+    BrokenRunError,
+    Columns,
+    read_columns,
+    read_config,
+    read_evaluation,
+)
 
-STEP = "env_step"  # the axis of every curve: environment steps, over all tasks
 SECONDS = "time/time_elapsed"  # since training began, without the pauses of an interrupted run
 BLIND = "_blind"  # the end of the name of a run of the blind variant
 BASELINE = "shared_dqn"  # the method with equal weights, which other methods are compared with
 REFERENCE = "independent_dqn"  # the method without sharing, whose returns are the 1 of normalised scores
-LARGEST = 1e15  # no run has larger numbers
 
 
 def weight_key(task: str) -> str:
     """The key in metrics.jsonl of the coefficient of a task's gradient."""
     return f"balancer/{task}/weight"
-
-
-class BrokenRunError(ValueError):
-    """A folder looks like a run and cannot be read as one; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, because the contents are large
@@ -44,6 +44,11 @@ class Run:
     evaluation: dict[str, Any] = field(repr=False)
 
     @property
+    def is_in_place(self) -> bool:
+        """Whether the folder is named after the run."""
+        return (self.folder.parent.name, self.folder.name) == (self.name, f"seed_{self.seed}")
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks that the run was evaluated on."""
         return list(self.evaluation["tasks"])
@@ -54,39 +59,14 @@ class Run:
         settings: dict[str, Any] = self.config["settings"]
         return settings
 
-    @property
-    def metrics(self) -> list[dict[str, float]]:
-        """The lines of metrics.jsonl, read again at each access.
-
-        Raises:
-            BrokenRunError: the file cannot be read, or a line is not an object of numbers.
-        """
-        path = self.folder / METRICS_FILE
-        try:
-            return [parse_numbers(line) for line in path.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise BrokenRunError(f"{path}: {error}") from None
-
     @cached_property
-    def columns(self) -> dict[str, tuple[NDArray[np.int64], Array]]:
-        """For each key of metrics.jsonl, the numbers of the lines that have this key, and the values in these lines.
-
-        Columns take a tenth of the memory of the lines. Values that are NaN, infinite or above 1e15 are left out.
+    def columns(self) -> Columns:
+        """The columns of metrics.jsonl.
 
         Raises:
-            BrokenRunError: the file cannot be read, or its environment steps go backwards.
+            BrokenRunError: the file is not what a run writes.
         """
-        columns: dict[str, tuple[list[int], list[float]]] = {}
-        for number, line in enumerate(self.metrics):
-            for key, value in line.items():
-                if abs(value) < LARGEST:
-                    rows, values = columns.setdefault(key, ([], []))
-                    rows.append(number)
-                    values.append(value)
-        arrays = {key: (np.array(rows), np.array(values, float)) for key, (rows, values) in columns.items()}
-        if STEP in arrays and (np.diff(arrays[STEP][1], prepend=0) < 0).any():
-            raise BrokenRunError(f"{self.folder / METRICS_FILE}: its environment steps go backwards")
-        return arrays
+        return read_columns(self.folder / METRICS_FILE)
 
     def curve(self, key: str, against: str = STEP) -> tuple[Array, Array]:
         """Abscissae and values of one metric, from the lines that have both: (P,) each, with P = 0 if no line has."""
@@ -103,41 +83,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         BrokenRunError: a file is missing or is not what this project writes.
     """
-    config, evaluation = (_read_json(folder, name) for name in (CONFIG_FILE, EVALUATION_FILE))
-    try:
-        run = Run(folder, str(config["run"]), int(config["settings"]["seed"]), config, evaluation)
-        _check_evaluation(evaluation)
-        if not run.name or not all(name.isprintable() for name in (run.name, *run.tasks)):
-            raise ValueError("a name can't be printed")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise BrokenRunError(f"{folder}: not a run of this project ({type(error).__name__}: {error})") from None
-    return run
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    path = folder / name
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BrokenRunError(f"{folder}: not finished ({name} is missing)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BrokenRunError(f"{path}: {error}") from None
-
-
-def _check_evaluation(evaluation: dict[str, Any]) -> None:
-    """Let the contents of an evaluation.json pass if all its numbers are there and are possible.
-
-    Raises:
-        ValueError: a number is not possible. Missing or ill-typed entries raise whatever their use raises.
-    """
-    results = evaluation["tasks"].values()
-    rates = [result["success_rate"] for result in results]
-    means = [each["mean"] for each in (evaluation, evaluation["worst_task"], *results)]
-    returns = [value for result in results for value in result.get("returns", ())]
-    if not results or not all(is_number(number) and abs(number) < LARGEST for number in (*rates, *means, *returns)):
-        raise ValueError("the evaluation needs tasks, and numbers for each")
-    if not all(0 <= rate <= 1 for rate in rates):
-        raise ValueError("a success rate is not between 0 and 1")
+    config = read_config(folder)
+    evaluation = read_evaluation(folder, config)
+    tasks = config["settings"].get("tasks")
+    if tasks is not None and set(tasks) != set(evaluation["tasks"]):
+        raise BrokenRunError(f"{folder}: its evaluation is of other tasks than its settings")
+    return Run(folder, config["run"], config["settings"]["seed"], config, evaluation)
 
 
 def find_runs(results_dir: Path) -> Iterator[Run | BrokenRunError]:
@@ -154,11 +105,12 @@ def load_runs(results_dir: Path) -> tuple[dict[str, list[Run]], list[BrokenRunEr
     """Finished runs by name, with their metrics read and seeds in order, and an error for each folder of no use.
 
     Runs of one name are replicates. So each seed counts once, and all runs of a name must have the tasks of the first
-    one: a copy of a run, or a run on other tasks, is an error too.
+    one: a copy of a run, or a run on other tasks, is an error too. A folder that says in its config.json what its own
+    name says comes before any other folder, so that none can take the place of a run by claiming its name and seed.
     """
     runs: dict[str, list[Run]] = {}
     errors: list[BrokenRunError] = []
-    for found in find_runs(results_dir):
+    for found in sorted(find_runs(results_dir), key=lambda found: isinstance(found, Run) and not found.is_in_place):
         try:
             if isinstance(found, BrokenRunError):
                 raise found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
 from experiments.analysis.intervals import Estimate, Summary
-from experiments.analysis.markdown import cell, count, number, table
+from experiments.analysis.markdown import cell, count, number, plain, table
 
 CSV_COLUMNS = (
     *("method", "variant", "quantity", "task", "statistic", "unit"),
@@ -18,7 +18,7 @@ CSV_COLUMNS = (
 
 def returns_table(analysis: Analysis) -> str:
     """A row per method: mean return on each task, over tasks and on the worst task, and the share of successes."""
-    header = ["method", "seeds", *analysis.tasks, "mean", "worst task", "success"]
+    header = ["method", "seeds", *map(plain, analysis.tasks), "mean", "worst task", "success"]
     rows = []
     for result in analysis.results:
         success = cell(result.success.overall, "{:.0%}")
@@ -34,7 +34,7 @@ def verdicts(analysis: Analysis) -> list[str]:
             "One seed of every method: there are no intervals and no tests, and no two methods can be told apart."
         )
     elif analysis.one_seed:
-        who = ", ".join(analysis.one_seed)
+        who = ", ".join(map(plain, analysis.one_seed))
         sentences.append(
             f"One seed only of {who}: without intervals and tests, nothing can be said about which method is better."
         )
@@ -52,13 +52,13 @@ def _verdict(analysis: Analysis, baseline: str) -> list[str]:
         assert result.comparison is not None
         better = result.comparison.difference.value > 0
         kind = "not told apart" if not told_apart(result) else "better" if better else "worse"
-        found[kind].append(result.method.name)
+        found[kind].append(plain(result.method.name))
     text = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
     smallest = [result.detectable for result in tested if result.detectable is not None]
     low, high = round(min(smallest)), round(max(smallest))
     points = f"{low} points" if low == high else f"{low} to {high} points, depending on the method,"
     return [
-        f"Against {baseline}, mean over tasks: {text}. With these seeds a true difference has to be {points} "
+        f"Against {plain(baseline)}, mean over tasks: {text}. With these seeds a true difference has to be {points} "
         "to be found with probability 0.8; smaller differences may exist all the same."
     ]
 
@@ -66,7 +66,7 @@ def _verdict(analysis: Analysis, baseline: str) -> list[str]:
 def markdown(analysis: Analysis) -> str:
     """The contents of table.md."""
     parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
-    parts += [f"**Careful:** {warning}" for warning in analysis.warnings]
+    parts += [f"**Careful:** {plain(warning)}" for warning in analysis.warnings]
     parts += ["## Returns", RETURNS, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
@@ -137,7 +137,7 @@ def _summary_table(
 ) -> str:
     """A row per method: a cell for each task, for all tasks together and for the worst task; dashes if unknown."""
     rows = [[*_who(result), *_summary_cells(result, of(result), analysis.tasks, form)] for result in analysis.results]
-    return table(["method", "seeds", *analysis.tasks, overall, "worst task"], rows)
+    return table(["method", "seeds", *map(plain, analysis.tasks), overall, "worst task"], rows)
 
 
 def _comparison_table(analysis: Analysis) -> str:
@@ -146,10 +146,11 @@ def _comparison_table(analysis: Analysis) -> str:
     for result in analysis.results:
         if result.baseline is None:
             continue
+        names = (plain(result.method.name), plain(result.baseline))
         improvement = cell(result.improvement, "{:.2f}")
         comparison = result.comparison
         if comparison is None:
-            rows.append([result.method.name, result.baseline, "none", improvement, "-", "-", "-", "-", "cannot tell"])
+            rows.append([*names, "none", improvement, "-", "-", "-", "-", "cannot tell"])
             continue
         verdict = "one seed: cannot tell"
         if comparison.p is not None:
@@ -160,7 +161,7 @@ def _comparison_table(analysis: Analysis) -> str:
         ]
         rows.append(
             [
-                *(result.method.name, result.baseline, _seeds(comparison.seeds), improvement),
+                *(*names, _seeds(comparison.seeds), improvement),
                 *(cell(comparison.difference, "{:+.1f}"), *numbers, number(result.detectable, "{:.0f}"), verdict),
             ]
         )
@@ -193,7 +194,7 @@ def _size_table(analysis: Analysis) -> str:
 
 
 def _who(result: Result) -> tuple[str, str]:
-    return result.method.name, _seeds(result.method.seeds)
+    return plain(result.method.name), _seeds(result.method.seeds)
 
 
 def _summary_cells(result: Result, summary: Summary | None, tasks: Sequence[str], form: str = "{:.1f}") -> list[str]:
@@ -231,6 +232,8 @@ def to_csv(analysis: Analysis) -> str:
         value: the number; `inf` for steps to a return that was never reached.
         low, high, interval: the 95 % interval and how it was made (see `intervals.py`); empty without an interval.
         baseline: the method that was compared with.
+
+    A name that a spreadsheet would take for a formula has a `'` before it.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -238,11 +241,16 @@ def to_csv(analysis: Analysis) -> str:
     for result in analysis.results:
         variant = "blind" if result.method.blind else "aware"
         for row in _csv_rows(result):
-            writer.writerow([result.method.name, variant, *row])
+            writer.writerow(map(_inert, (result.method.name, variant, *row)))
     return text.getvalue()
 
 
 Row = tuple[str | int | float, ...]
+
+
+def _inert(value: str | float) -> str | float:
+    """A cell of a CSV file that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _csv_rows(result: Result) -> Iterator[Row]:

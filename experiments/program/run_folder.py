@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 import mtrl
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_folder
+from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from mtrl.files import one_line, replacing
 
@@ -40,9 +41,6 @@ Existing = Literal["continue", "restart", "replace"]
 - `replace` throws an unfinished or finished run away and begins anew.
 """
 
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.jsonl"
-EVALUATION_FILE = "evaluation.json"
 MODEL_FILE = "model.zip"
 # These three exist only while a run is in training.
 CHECKPOINT_FILE = "checkpoint.zip"
@@ -229,7 +227,7 @@ class RunFolder:
 
         From now on signals act as they do outside the block: there is nothing left to stop.
         """
-        write_json(self.path / EVALUATION_FILE, evaluation)
+        write_json(self.path / EVALUATION_FILE, {**evaluation, **settings_record(self.description, self._free)})
         for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.signals.let_go()

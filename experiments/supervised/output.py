@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from experiments.program.versions import versions
 from experiments.supervised.settings import Settings
+from mtrl.files import open_regular
 
 
 def describe(settings: Settings) -> dict[str, Any]:
@@ -45,6 +47,9 @@ def log_to(path: Path | None, level: str) -> Iterator[logging.Logger]:
 
 
 class _LogFile(logging.FileHandler):
+    def _open(self) -> TextIOWrapper:
+        return cast(TextIOWrapper, open_regular(self.baseFilename, self.mode, encoding=self.encoding))
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Raise the error, which `logging` itself would print and ignore."""
         raise  # noqa: PLE0704 - logging calls this method inside an `except` block

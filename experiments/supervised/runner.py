@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.program.progress import progress
-from experiments.program.run_folder import METRICS_FILE, RunFolder
+from experiments.program.run_files import METRICS_FILE
+from experiments.program.run_folder import RunFolder
 from experiments.program.stopping import StoppedError
 from experiments.supervised import figures
 from experiments.supervised.config import TrainConfig
@@ -20,6 +21,7 @@ from experiments.supervised.loading import load_settings
 from experiments.supervised.output import describe, log_to
 from experiments.supervised.settings import Settings
 from experiments.supervised.training import Epoch, Learner
+from mtrl.files import open_regular
 
 BEST_FILE = "best.zip"
 LAST_FILE = "last.zip"
@@ -79,7 +81,7 @@ def _learn(learner: Learner, run: RunFolder, settings: Settings, title: str, qui
     best = float("-inf")
     with (
         log_to(log_path, settings.logging.level) as log,
-        open(folder / METRICS_FILE, "w", encoding="utf-8") as metrics,
+        open_regular(folder / METRICS_FILE, "w", encoding="utf-8") as metrics,
         progress(quiet) as bar,
     ):
         log.info("%s: %d epochs on %s", title, settings.training.epochs, learner.device)

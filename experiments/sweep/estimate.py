@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from experiments.program.run_folder import EVALUATION_FILE
+from experiments.program.run_files import EVALUATION_FILE
 from experiments.sweep.grid import PlannedRun
 from experiments.sweep.progress import duration, read_progress
 from experiments.training.config import TrainConfig

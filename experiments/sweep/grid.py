@@ -13,7 +13,8 @@ import tyro
 
 from experiments.methods import METHODS
 from experiments.program.flags import UsageError, parse
-from experiments.program.run_folder import CONFIG_FILE, differences, is_begun, is_finished
+from experiments.program.run_files import BrokenRunError, read_config
+from experiments.program.run_folder import differences, is_begun, is_finished
 from experiments.training.config import TrainConfig, Variant
 
 # Flags of a run that a sweep does not pass on, and why.
@@ -144,13 +145,12 @@ def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not (run.is_finished or run.is_begun):
             continue
         try:
-            before = json.loads((run.folder / CONFIG_FILE).read_text())["settings"]
-            now = json.loads(json.dumps(run.config.settings))  # as the file would hold them
-            known = {name: value for name, value in now.items() if name in before}
-            changed = differences({name: before[name] for name in known}, known, run.config.free_settings)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            before = read_config(run.folder)["settings"]
+        except BrokenRunError as error:
             raise UsageError(f"'{run.folder}' holds a run that can't be read ({error}); move it away") from None
-        if changed:
+        now = json.loads(json.dumps(run.config.settings))  # as the file would hold them
+        known = {name: value for name, value in now.items() if name in before}
+        if changed := differences({name: before[name] for name in known}, known, run.config.free_settings):
             raise UsageError(
                 f"'{run.folder}' holds a run with other settings: {', '.join(changed)}; "
                 "repeat its settings, or give another --results-dir"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from experiments.program.run_folder import EVALUATION_FILE, METRICS_FILE
-from mtrl.files import parse_numbers
+from experiments.program.run_files import METRICS_FILE, STEP, BrokenRunError, read_evaluation, read_tail
 
-TAIL_BYTES = 1 << 15  # several lines of metrics.jsonl
+SPEEDS = (1e-3, 1e9)
+"""The lowest and the highest number of environment steps per second that any run makes."""
 
 
 @dataclass(frozen=True)
@@ -34,35 +32,17 @@ class Progress:
 def read_progress(folder: Path) -> Progress:
     """The progress of the run in `folder`. Files that cannot be read count as not there yet."""
     steps, steps_per_s, mean_return = 0, None, None
-    for line in reversed(_tail(folder / METRICS_FILE)):
-        steps = steps or int(line.get("env_step", 0))
-        steps_per_s = steps_per_s or line.get("time/steps_per_s")
+    for line in reversed(read_tail(folder / METRICS_FILE)):
+        steps = steps or int(line.get(STEP, 0))
+        speed = line.get("time/steps_per_s", 0)
+        if steps_per_s is None and SPEEDS[0] <= speed <= SPEEDS[1]:
+            steps_per_s = speed
         returns = [value for key, value in line.items() if key.startswith("train/") and key.endswith("/return")]
         if mean_return is None and returns:
             mean_return = fmean(returns)
-    with suppress(OSError, ValueError, LookupError, TypeError):  # the run is not finished
-        mean_return = float(json.loads((folder / EVALUATION_FILE).read_text())["mean"])
+    with suppress(BrokenRunError):  # the run is not finished
+        mean_return = read_evaluation(folder)["mean"]
     return Progress(steps, steps_per_s, mean_return)
-
-
-def _tail(path: Path) -> list[dict[str, float]]:
-    """The last whole lines of a JSONL file."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read().splitlines(keepends=True)
-    except OSError:
-        return []
-    if size > TAIL_BYTES:
-        del lines[0]  # the beginning of the first line is cut off
-    whole = []
-    for line in lines:
-        try:
-            whole.append(parse_numbers(line))
-        except ValueError:  # the last line may be half written
-            continue
-    return whole
 
 
 def duration(seconds: float) -> str:

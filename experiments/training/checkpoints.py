@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from stable_baselines3.common.logger import JSONOutputFormat
 from agents import MultiTaskDQN
 from envs import TaskVecEnv
 from experiments.program.run_folder import RunFolder
+from mtrl.files import open_regular
 
 KIND = "training"
 
@@ -40,7 +40,7 @@ class MetricsFile(JSONOutputFormat):
     """metrics.jsonl, to which a continued run appends."""
 
     def __init__(self, path: Path) -> None:
-        self.file = open(path, "a")  # noqa: SIM115 - `close` closes it; Stable-Baselines3's would empty the file
+        self.file = open_regular(path, "a")  # Stable-Baselines3's would empty the file
 
     def sync(self) -> int:
         """Put all lines on the disk, and return the length of the file in bytes."""
@@ -120,7 +120,7 @@ class Checkpoints(BaseCallback):
         # training, the last step is not complete, and nothing is saved.
         if self.run.is_due(0) and self.agent.num_timesteps >= self.locals["total_timesteps"]:
             self.save()
-        self._trained = (time.time_ns() - self.agent.start_time) / 1e9
+        self._trained = self.agent.elapsed_ns / 1e9
 
     def save(self) -> None:
         """Write a checkpoint of the last whole step, if a rollout has begun and the user wants checkpoints.

@@ -12,7 +12,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import MultiTaskDQN, NonFiniteError
 from envs import BASE_ID, ColumnError, get_tasks
 from experiments.program.flags import UsageError
-from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
+from experiments.program.run_files import METRICS_FILE
+from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
 from experiments.program.versions import versions
 from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb

@@ -13,7 +13,8 @@ from envs import BASE_ID, get_tasks
 from experiments.analysis.plots import recording as plots
 from experiments.program.flags import UsageError
 from experiments.program.progress import progress
-from experiments.program.run_folder import METRICS_FILE, MODEL_FILE, RunFolder
+from experiments.program.run_files import METRICS_FILE
+from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError, StopSignals
 from experiments.program.versions import versions
 from experiments.world_model import figures
@@ -24,7 +25,6 @@ from experiments.world_model.recording import HELD_OUT_EVERY, Video, VideoSettin
 from experiments.world_model.training import Trainer, find_balancer
 from mtrl import NonFiniteGradientError, Recorder
 from mtrl.losses import TASKS, loss_metrics
-from mtrl.recorder import read_recording
 
 RECORDINGS = "recordings"
 STEPS_PER_SECOND = 50  # of the environments
@@ -129,7 +129,7 @@ def _evaluate(config: WorldModelConfig, trainer: Trainer, windows: Windows, seco
     trainer.save(folder / MODEL_FILE)
     evaluation = {"steps": trainer.steps, **evaluate(trainer.model, windows, names), "cpu_seconds": seconds}
     seen = look(trainer.model, windows)
-    metrics = plots.Recording(folder / METRICS_FILE, read_recording(folder / METRICS_FILE))
+    metrics = plots.Recording.read(folder / METRICS_FILE)
     for name in plots.FIGURES:
         plots.draw(name, metrics, folder / f"{name}.png")
     figures.frames_figure(windows, seen, names, folder / "frames.png")

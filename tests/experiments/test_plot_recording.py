@@ -55,7 +55,7 @@ def test_a_recording_becomes_four_pictures_beside_it(tmp_path: Path, capsys: pyt
 def test_figures_show_what_was_recorded(tmp_path: Path) -> None:
     path = record(tmp_path / "metrics.jsonl", AIM(num_tasks=3, guidance="none"))
     lines = read_recording(path)
-    recording = Recording(path, lines)
+    recording = Recording.read(path)
     assert recording.tasks == ["task0", "task1", "task2"]
     assert recording.step_label == "updates"
 
@@ -91,7 +91,7 @@ def test_figures_show_what_was_recorded(tmp_path: Path) -> None:
 
 def test_the_pairs_of_many_tasks_are_drawn_with_their_mean(tmp_path: Path) -> None:
     path = record(tmp_path / "metrics.jsonl", EqualWeights(), num_tasks=8, steps=3)
-    figure = figures.cosines(Recording(path, read_recording(path)))
+    figure = figures.cosines(Recording.read(path))
     assert figure is not None
     lines = figure.axes[0].lines[1:]
     assert len(lines) == 28 + 1
@@ -100,8 +100,10 @@ def test_the_pairs_of_many_tasks_are_drawn_with_their_mean(tmp_path: Path) -> No
     assert lines[-1].get_label() == "mean of 28"
 
 
-def test_steps_of_a_training_run_are_those_of_its_environments() -> None:
-    recording = Recording(Path("metrics.jsonl"), [{"env_step": 1296, "train/updates": 0, "train/a/loss": 1.0}])
+def test_steps_of_a_training_run_are_those_of_its_environments(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"env_step": 1296, "train/updates": 0, "train/a/loss": 1.0}\n')
+    recording = Recording.read(path)
     assert recording.step_label == "environment steps (all tasks)"
 
 
@@ -117,7 +119,8 @@ def test_a_figure_without_data_is_not_left_from_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hello\n", "no recording: line 1"),
+        ("hello\n", "line 1: "),
+        ('{"env_step": 1}\n{"a": 2}\n', "line 2 has no env_step: this is no recording"),
         ("", "nothing to draw"),
         ('{"env_step": 1, "time/fps": 3}\n', "nothing to draw"),
         (None, "No such file or directory"),

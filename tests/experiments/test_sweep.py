@@ -170,7 +170,12 @@ def test_progress_is_read_from_the_end_of_the_metrics(tmp_path):
     metrics(tmp_path / "run", first, *many, {"env_step": 20_000, "eval/A/return": 3.0}, rest='{"env_step": 20')
     progress = read_progress(tmp_path / "run")
     assert (progress.steps, progress.steps_per_s, progress.mean_return) == (20_000, 5.0, 2.0)
-    (tmp_path / "run" / "evaluation.json").write_text('{"mean": 7.5}')
+    odd = {"env_step": 20_010, "time/steps_per_s": 1e-320, "train/A/return": float("nan")}
+    metrics(tmp_path / "odd", first, odd, {"env_step": float("inf")})
+    progress = read_progress(tmp_path / "odd")
+    assert (progress.steps, progress.steps_per_s, progress.mean_return) == (20_010, 5.0, 2.0)
+    evaluation = {"tasks": {"A": {"mean": 7.5, "success_rate": 0}}, "mean": 7.5, "worst_task": {"mean": 7.5}}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation))
     assert read_progress(tmp_path / "run").mean_return == 7.5
 
 

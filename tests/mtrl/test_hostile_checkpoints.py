@@ -373,7 +373,7 @@ def test_nothing_is_unpickled_where_something_is_loaded(
     load(tmp_path / "state.zip")
     (run,) = find_runs(tmp_path)
     assert not isinstance(run, Exception)
-    assert run.metrics == [{"env_step": 1}]
+    assert [(key, values.tolist()) for key, (_, values) in run.columns.items()] == [("env_step", [1.0])]
     with pytest.raises(AssertionError, match="unpickled"):  # the traps are set
         pickle.loads(b"")
 

@@ -21,6 +21,7 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
+from experiments.analysis.looks import short
 from experiments.analysis.plots.style import (
     draw_curve,
     draw_matrix,
@@ -107,7 +108,7 @@ def _curves_per_method(data: CurveFigure) -> Figure:
 def _rows(data: RowFigure) -> Figure:
     """Panels side by side with a row per method."""
     figure, panels = _side_by_side(data, 2.6 + 2.3 * len(data.panels), 1.5 + 0.38 * len(data.rows))
-    panels[0].set_yticks(range(len(data.rows)), data.rows)
+    panels[0].set_yticks(range(len(data.rows)), map(short, data.rows))
     panels[0].set_ylim(len(data.rows) - 0.4, -0.6)
     for axes, panel in zip(panels, data.panels, strict=True):
         axes.grid(axis="y", color="0.93", linewidth=0.8)
@@ -120,7 +121,7 @@ def _rows(data: RowFigure) -> Figure:
             axes.set_xlim(data.x.limits)
         if data.last is not None:
             _end_in_never(axes, data.last)
-        axes.set_title(panel.title)
+        axes.set_title(short(panel.title))
         axes.set_xlabel(data.x.label)
     if data.both_variants:
         legend_beside(panels[-1], variant_markers())
@@ -151,7 +152,7 @@ def _sizes(data: SizeFigure) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_title(panel.title)
+        axes.set_title(short(panel.title))
         axes.set_xlabel("parameters")
         axes.grid(axis="y", color="0.93", linewidth=0.8)
     panels[0].set_ylabel(data.y.label)
@@ -167,7 +168,7 @@ def _matrices(data: MatrixFigure) -> Figure:
     for axes, panel in zip(panels, data.panels, strict=True):
         assert panel.matrix is not None
         draw_matrix(axes, panel.matrix, panel.tasks, data.limit)
-        axes.set_title(panel.title)
+        axes.set_title(short(panel.title))
     only_outer(panels, columns, data.x, data.y)
     shrink = 0.6 if len(panels) <= columns else 0.4
     figure.colorbar(panels[0].images[0], ax=panels, label=data.unit, shrink=shrink, panchor=False)
@@ -199,7 +200,7 @@ def _draw_lines(axes: Axes, data: CurveFigure, panel: Panel, bands: bool = True)
         axes.axhline(SOLVED, **across)
     if data.x.solved:
         axes.axvline(SOLVED, **across)
-    axes.set_title(panel.title)
+    axes.set_title(short(panel.title))
 
 
 def _label_x(axes: Axes, data: CurveFigure) -> None:
@@ -219,7 +220,7 @@ def _draw_point(axes: Axes, point: Point, upright: bool = False) -> None:
         line = (places, ends) if upright else (ends, places)
         axes.plot(*line, color=colour, linewidth=1.4, solid_capstyle="projecting" if upright else "butt")
     at = (place, value) if upright else (value, place)
-    axes.plot(*at, "o", label=point.label, **marker(point.key.blind, colour))
+    axes.plot(*at, "o", label=short(point.label), **marker(point.key.blind, colour))
     if point.reached:
         right = max(point.estimate.value, interval[1] if interval else 0)
         axes.annotate(point.reached, (right, point.place), (5, 0), textcoords="offset points", fontsize=6, va="center")

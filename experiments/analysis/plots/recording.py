@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from experiments.analysis.figures import STEPS_LABEL, colour_limit
+from experiments.analysis.looks import short
 from experiments.analysis.plots.style import (
     RC,
     draw_matrix,
@@ -25,8 +26,8 @@ from experiments.analysis.plots.style import (
     task_style,
 )
 from experiments.analysis.replicates import BINS, in_bins
-from experiments.analysis.runs import STEP
 from experiments.program.figures import save
+from experiments.program.run_files import MOST_TASKS, STEP, BrokenRunError, Columns, read_columns
 
 SPAN = 30  # ratio of the largest to the smallest value from which an axis is logarithmic
 MOST_LINES = 12  # largest number of lines that a legend can tell apart
@@ -37,22 +38,36 @@ Curve = tuple[Array, Array]  # steps and values
 
 @dataclass(frozen=True)
 class Recording:
-    """The lines of a recording, as curves."""
+    """A recording, as curves. Every line has a step."""
 
     path: Path
-    lines: Sequence[Mapping[str, float]]
+    columns: Columns
+
+    @classmethod
+    def read(cls, path: Path) -> Recording:
+        """The recording in `path`, which may be going on; a half-written last line is left out.
+
+        Raises:
+            BrokenRunError: the file is no recording, or has too many tasks for a figure.
+        """
+        columns = read_columns(path, follow_link=True, being_written=True)
+        with_step = columns[STEP][0] if STEP in columns else np.empty(0, int)
+        last = max((rows[-1] for rows, _ in columns.values()), default=-1)
+        if len(with_step) <= last:
+            missing = np.setdiff1d(np.arange(last + 1), with_step)[0] + 1
+            raise BrokenRunError(f"{path}: line {missing} has no {STEP}: this is no recording")
+        recording = cls(path, columns)
+        if (tasks := len(recording.tasks)) > MOST_TASKS:
+            raise BrokenRunError(f"'{path}' has {tasks:,} tasks; figures show at most {MOST_TASKS}")
+        return recording
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
         """For each key, the steps of the lines that have it, and its values there. Values not finite are left out."""
-        points: dict[str, list[tuple[float, float]]] = {}
-        for line in self.lines:
-            for key, value in line.items():
-                if np.isfinite(value):
-                    points.setdefault(key, []).append((line[STEP], value))
-        return {
-            key: (array[:, 0], array[:, 1]) for key, of_key in points.items() for array in [np.array(of_key, float)]
-        }
+        if STEP not in self.columns:
+            return {}  # there are no lines
+        steps = self.columns[STEP][1]
+        return {key: (steps[rows], values) for key, (rows, values) in self.columns.items()}
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -64,7 +79,7 @@ class Recording:
     @property
     def title(self) -> str:
         """The end of the title of every figure: the name of the file, and that it is one run alone."""
-        averaged = f", averages over 1/{BINS} of it" if len(self.lines) > BINS else ""
+        averaged = f", averages over 1/{BINS} of it" if len(self.columns[STEP][0]) > BINS else ""
         return f"{Path(*self.path.absolute().parts[-2:])} (one run{averaged})"
 
     @property
@@ -189,7 +204,8 @@ def _draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
     lines = {name: in_bins(curve) if len(curve[0]) > BINS else curve for name, curve in curves.items()}
     many = len(lines) > MOST_LINES
     for index, (name, (x, y)) in enumerate(lines.items()):
-        style = {"color": "0.8", "linewidth": 0.7} if many else {**task_style(index), "linewidth": 1.4, "label": name}
+        own = {**task_style(index), "linewidth": 1.4, "label": short(name)}
+        style = {"color": "0.8", "linewidth": 0.7} if many else own
         axes.plot(x, y, marker="." if len(x) == 1 else "", **style)
     if many:
         grid: Array = np.unique(np.concatenate([x for x, _ in lines.values()]))

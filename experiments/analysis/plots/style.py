@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.analysis.arrays import Array
-from experiments.analysis.looks import DIVERGING, Look, task_look
+from experiments.analysis.looks import DIVERGING, Look, short, task_look
 from experiments.analysis.replicates import Curve
 
 MOST_NUMBERS = 8  # largest number of tasks for which the cells of a heat map hold their numbers
@@ -49,7 +49,7 @@ def draw_curve(axes: Axes, curve: Curve | None, label: str, band: bool = True, *
     if curve is None:
         return
     alone = "o" if len(curve.x) == 1 else ""  # a line of one point would not be seen
-    axes.plot(curve.x, curve.mean, label=label, linewidth=1.5, marker=alone, **style)
+    axes.plot(curve.x, curve.mean, label=short(label), linewidth=1.5, marker=alone, **style)
     if band and curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
 
@@ -64,8 +64,9 @@ def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str], limit: float) -
         limit: the number that has the strongest colour.
     """
     axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(tasks)), tasks)
+    names = [short(task, 20) for task in tasks]
+    axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(tasks)), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if len(tasks) <= MOST_NUMBERS:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.colors import diverging
 from plotly.offline import get_plotlyjs
 
@@ -143,7 +143,7 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
     first = False
     for place, token in enumerate(tokens):
         if token.type == "table_open":
-            found.append(_raw(f'<div class="scroll" tabindex="0" role="region" aria-label="{title}: table">'))
+            found.append(_raw(f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}: table">'))
         elif token.type == "th_open":
             token.attrSet("scope", "col")
         elif token.type == "tr_open":
@@ -151,17 +151,22 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
         elif token.type == "td_open" and first:
             first, token.tag = False, "th"
             token.attrSet("scope", "row")
-            name = tokens[place + 1].content.replace("\\|", "|")
+            name = _plain(tokens[place + 1])
             if name in keys:
                 token.attrSet("data-key", keys[name])
             next(other for other in tokens[place:] if other.type == "td_close").tag = "th"
-        elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", token.content)):
+        elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", _plain(token))):
             value, interval, rest = cell.groups()
             token.children = [_text(value + " "), _raw("<small>"), _text(interval), _raw("</small>"), _text(rest)]
         found.append(token)
         if token.type == "table_close":
             found.append(_raw("</div>"))
     return found
+
+
+def _plain(inline: Token) -> str:
+    """What the reader of a cell sees."""
+    return "".join(child.content for child in inline.children or ())
 
 
 def _raw(html: str) -> Token:

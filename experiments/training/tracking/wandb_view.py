@@ -8,7 +8,8 @@ from typing import Any
 
 from stable_baselines3.common.logger import filter_excluded_keys
 
-from experiments.program.run_folder import EVALUATION_FILE, MODEL_FILE
+from experiments.program.run_files import EVALUATION_FILE
+from experiments.program.run_folder import MODEL_FILE
 from experiments.program.weights_and_biases import start_run, wandb_session
 from experiments.training.config import TrainConfig
 from experiments.training.tracking.view import EPISODE_COLUMNS, Episodes, View
