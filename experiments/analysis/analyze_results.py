@@ -9,9 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from envs import TASKS
 from experiments.analysis import plots, random_policy, report, tables
 from experiments.analysis.comparison import Analysis, analyse
@@ -23,6 +20,7 @@ from experiments.analysis.runs import BASELINE, BLIND, REFERENCE, Run, load_runs
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
+from experiments.program.terminal import console, progress
 from mtrl.files import one_line, replacing
 
 RANDOM_EPISODES = 100
@@ -125,5 +123,6 @@ def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:
 
 def _shown(items: Iterable[str], doing: str = "drawing") -> Iterator[str]:
     """The items one by one, with a progress bar on a terminal."""
-    console = Console(stderr=True)
-    yield from track(list(items), doing, console=console, transient=True, disable=not console.is_terminal)
+    there = console(stderr=True)
+    with progress(not there.is_terminal, doing, console=there, transient=True) as bar:
+        yield from bar.track(list(items))

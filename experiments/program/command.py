@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from experiments.program.flags import main_guard, parse
 from experiments.program.stopping import StoppedError
+from experiments.program.terminal import forgiving_output
 
 Config = TypeVar("Config")
 
@@ -45,15 +46,16 @@ def run(
     Raises:
         SystemExit: with status 2 after one line on stderr for what the user got wrong; see `main_guard`.
     """
-    config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
-    with main_guard(prog):
-        main = resolve(target) if isinstance(target, str) else target
-        try:
-            status = main(config, *arguments)
-        except StoppedError as stop:
-            print(f"{prog}: {stop}", file=sys.stderr)
-            return stop.status
-        return status if isinstance(status, int) else 0
+    with forgiving_output():
+        config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
+        with main_guard(prog):
+            main = resolve(target) if isinstance(target, str) else target
+            try:
+                status = main(config, *arguments)
+            except StoppedError as stop:
+                print(f"{prog}: {stop}", file=sys.stderr)
+                return stop.status
+            return status if isinstance(status, int) else 0
 
 
 def resolve(address: str) -> Any:

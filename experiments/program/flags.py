@@ -205,7 +205,7 @@ def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
         if not stop.code:
             raise
         raise UsageError(_flatten(box.getvalue())) from None
-    sys.stderr.write(box.getvalue())  # warnings
+    print(box.getvalue(), end="", file=sys.stderr)  # warnings
     return config
 
 

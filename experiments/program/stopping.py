@@ -43,15 +43,19 @@ def disk_errors(folder: Path, kind: type[UsageError | StoppedError]) -> Iterator
 
 
 class StopSignal(BaseException):
-    """SIGINT or SIGTERM arrived. This is no `Exception`, so that code that handles errors lets it pass."""
+    """SIGINT, SIGTERM or SIGHUP arrived. This is no `Exception`, so that code that handles errors lets it pass."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number
 
 
+HANG_UP = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has no such signal
+SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANG_UP)))
+
+
 class StopSignals:
-    """Notes the first SIGINT or SIGTERM inside a `with` block. A second signal acts as it does without the block.
+    """Notes the first SIGINT, SIGTERM or SIGHUP inside a `with` block. A second one acts as it does without the block.
 
     Python delivers signals to the main thread only, so the block changes nothing in any other thread.
     """
@@ -63,8 +67,9 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN or number != HANG_UP:  # as under nohup
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

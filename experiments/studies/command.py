@@ -45,7 +45,7 @@ class StudyConfig:
     """Replace the files in the output folder."""
 
     quiet: bool = False
-    """Show no progress bar, and do not print the report."""
+    """Show no progress bar and no report, only one line at the end that says where the results are."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, least=1, most=1_000_000, whole=True)
@@ -121,7 +121,8 @@ def study_command(address: str, config_type: type[Config], argv: Sequence[str] |
             return 1
         report.write(config.output_dir)
         if not config.quiet:
-            print(f"\n{report.markdown}\nresults in {config.output_dir}")
+            print(f"\n{report.markdown}")
+        print(f"results in {config.output_dir}")
         return 0
 
     return run(main, config_type, argv, prog=prog)

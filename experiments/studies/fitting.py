@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiments.program.progress import progress
+from experiments.program.terminal import progress
 from experiments.supervised.data import Samples
 from mtrl import Balance, Balancer, LookaheadGuidance, make_balancer
 from mtrl.gradients import TaskGradients

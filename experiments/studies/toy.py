@@ -54,7 +54,7 @@ class ToyConfig:
     """Replace what is there."""
 
     quiet: bool = False
-    """No progress and no report in the terminal."""
+    """Show no progress bar and no report, only one line at the end that says where the results are."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "hold"):

@@ -11,9 +11,9 @@ from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.significance import Comparison
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.outputs import check_file
-from experiments.program.progress import progress
 from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
+from experiments.program.terminal import progress
 from experiments.supervised import figures
 from experiments.supervised.config import CompareConfig
 from experiments.supervised.data import load_data
@@ -74,8 +74,8 @@ def compare_balancers(config: CompareConfig) -> Results:
         figures.comparison(results, folder / FIGURE_FILE)
         write_json(folder / RESULTS_FILE, {**describe(settings), **results.as_json()})
     if not config.quiet:
-        print(text)
-        print(f"\n{TABLE_FILE}, {FIGURE_FILE} and {RESULTS_FILE} are in {folder}")
+        print(f"{text}\n")
+    print(f"{TABLE_FILE}, {FIGURE_FILE} and {RESULTS_FILE} are in {folder}")
     return results
 
 

@@ -50,7 +50,7 @@ class RunConfig:
     unfinished run anew, as there are no checkpoints. `replace` replaces them, finished or not."""
 
     quiet: bool = False
-    """Show no progress bar and print no table."""
+    """Show no progress bar and no table, only one line at the end that says where the results are."""
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from experiments.program.progress import progress
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import RunFolder
 from experiments.program.stopping import StoppedError
+from experiments.program.terminal import console, progress, show_table
 from experiments.supervised import figures
 from experiments.supervised.config import TrainConfig
 from experiments.supervised.loading import load_settings
@@ -62,9 +61,8 @@ def train_model(config: TrainConfig) -> dict[str, Any]:
         evaluation = _evaluation(epochs)
         run.finish(evaluation)
     if not config.quiet:
-        console = Console()
-        console.print(_table(epochs, f"{title}: {settings.data.num_val} validation samples"))
-        console.print(f"results in {folder}")
+        show_table(_table(epochs, f"{title}: {settings.data.num_val} validation samples"), console())
+    print(f"results in {folder}")
     return evaluation
 
 

@@ -28,7 +28,15 @@ def end_with(parent: int) -> None:
 
 
 def main(words: Sequence[str]) -> None:
-    """Run the module as the main program of this process."""
+    """Run the module as the main program of this process.
+
+    Raises:
+        SystemExit: with status 2, if the first word is not the process that started this one.
+    """
+    if len(words) < 2 or words[0] != str(os.getppid()):
+        use = "python -m experiments.sweep --help says how to train many runs"
+        print(f"experiments.sweep.child: a sweep starts this program for each of its runs; {use}", file=sys.stderr)
+        raise SystemExit(2)
     parent, module, *flags = words
     threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *flags]

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from rich.console import Console
-
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.outputs import check_folder
 from experiments.program.stopping import StopSignal, StopSignals
+from experiments.program.terminal import console
 from experiments.program.weights_and_biases import check_wandb
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray
 from experiments.sweep.config import SweepConfig
@@ -78,7 +77,7 @@ def _run(config: SweepConfig, runs: Sequence[PlannedRun]) -> int:
     if all(job.state is State.SKIPPED for job in jobs):
         print(f"all {len(jobs)} runs are finished")
         return 0
-    view = SweepView(jobs, Console(file=sys.stdout))
+    view = SweepView(jobs, console())
     try:
         with cluster(config.address) as there, StopSignals() as signals, view:
             config.results_dir.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ class RunSettings:
     """Seconds after which a run ends because an environment does not answer; 0 waits for ever."""
 
     quiet: bool = field(default=False, metadata=RESUMABLE)
-    """Show no live display."""
+    """Show no live display and no table, only one line at the end that says where the results are."""
 
     tensorboard: bool = field(default=True, metadata=RESUMABLE)
     """Write TensorBoard event files to `tensorboard/` in the run's folder."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import MultiTaskDQN
+from experiments.program.terminal import console
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
@@ -20,7 +21,8 @@ PLAIN_SECONDS = 30.0
 class TrainingDisplay(BaseCallback):
     """Shows the progress, the steps per second, the time left, and the return and the weight of each task.
 
-    On a terminal the view is live; elsewhere a plain line is printed every 30 seconds, so that logs stay readable.
+    On a terminal of at least 60 columns the view is live; elsewhere a plain line is printed every 30 seconds, so that
+    logs stay readable.
 
     Args:
         title: the name of the run.
@@ -31,9 +33,9 @@ class TrainingDisplay(BaseCallback):
         super().__init__()
         self._title = title
         self._total_steps = total_steps
-        self._console = Console()
+        self._console = console()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
@@ -75,7 +77,8 @@ class TrainingDisplay(BaseCallback):
             rows = "  ".join(f"{task} {value:.0f}" for task, value, _ in self._rows() if not math.isnan(value))
             left = (self._total_steps - self.num_timesteps) / max(steps_per_s, 1e-9)
             steps = f"{self.num_timesteps:,} of {self._total_steps:,} steps"
-            self._console.print(f"{self._title}: {steps}, {steps_per_s:,.0f}/s, {left:.0f} s left  returns: {rows}")
+            line = f"{self._title}: {steps}, {steps_per_s:,.0f}/s, {left:.0f} s left  returns: {rows}"
+            self._console.print(line, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table("task", "return", "weight")

@@ -10,14 +10,13 @@ from typing import cast
 
 import torch
 from gymnasium.envs.box2d.lunar_lander import FPS
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents import MultiTaskDQN, load_agent
 from envs import get_tasks
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.run_folder import MODEL_FILE
+from experiments.program.terminal import console, progress, show_table
 from experiments.training import window
 from experiments.training.config import EvaluateConfig, run_dir, run_name
 from experiments.training.descents import draw_descents
@@ -50,18 +49,18 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     if config.render:
         window.check_display()
 
-    console = Console()
     results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
     evaluation = Evaluation(results)
     name = run_name(config.run_method(method), config.variant)
-    console.print(evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task"))
+    table = evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task")
+    show_table(table, console())
     if config.video_dir is not None:
-        console.print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
+        print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
     if config.picture is not None:
         descents = {task: frames for task, result in results.items() if (frames := _descent(agent, task, result))}
         if descents:
             draw_descents(descents, config.picture)
-        console.print(f"picture in {config.picture}" if descents else "no successful episode to picture")
+        print(f"picture in {config.picture}" if descents else "no successful episode to picture")
     return evaluation
 
 
@@ -171,9 +170,8 @@ def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
 
     Gives a function to be called with every moment.
     """
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    there = console(stderr=True)
+    with progress(not there.is_terminal, console=there, transient=True) as bar:
         row = bar.add_task("", total=episodes)
 
         def show(moment: Moment) -> None:

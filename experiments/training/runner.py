@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 
@@ -15,6 +14,7 @@ from experiments.program.flags import UsageError
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
+from experiments.program.terminal import console, show_table
 from experiments.program.versions import versions
 from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
 from experiments.training.callbacks import CurveEvaluation, StopAfterEpisodes
@@ -64,10 +64,9 @@ def train(config: TrainConfig) -> Evaluation:
         run.finish(evaluation.as_json())
         views.finish(evaluation.as_json(), episodes)
     if not config.quiet:
-        console = Console()
         title = f"{config.run_name}, seed {config.seed}: {config.final_episodes} greedy episodes"
-        console.print(evaluation.table(title))
-        console.print(f"results in {config.run_dir}; {checkpoints.cost}")
+        show_table(evaluation.table(title), console())
+    print(f"results in {config.run_dir}; {checkpoints.cost}")
     return evaluation
 
 

@@ -103,7 +103,7 @@ class WorldModelConfig:
     """A trial run of less than a minute, with at most 20 updates on 360 frames."""
 
     quiet: bool = False
-    """Show no progress bar and print no table."""
+    """Show no progress bar and no table, only one line at the end that says where the results are."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from envs import BASE_ID, get_tasks
 from experiments.analysis.plots import recording as plots
 from experiments.program.flags import UsageError
-from experiments.program.progress import progress
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError, StopSignals
+from experiments.program.terminal import console, progress, show_table
 from experiments.program.versions import versions
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import FREE_SETTINGS, KIND, Checkpoints
@@ -73,9 +72,9 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
         evaluation = _evaluate(config, trainer, windows, checkpoints.seconds)
         run.finish(evaluation)
     if not config.quiet:
-        console = Console()
-        console.print(_table(evaluation, f"{config.run_name}, seed {config.seed}: squared errors on held-out video"))
-        console.print(f"results in {config.run_dir}")
+        title = f"{config.run_name}, seed {config.seed}: squared errors on held-out video"
+        show_table(_table(evaluation, title), console())
+    print(f"results in {config.run_dir}")
     return evaluation
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -240,9 +239,7 @@ def test_a_bar_on_a_terminal_and_ctrl_c_leaves_the_films_of_before(results: Path
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}) as show:
         os.close(theirs)
         shown = b""
-        until = time.monotonic() + 60
         while not re.search(rb"filming.*[1-9]\d*/999", shown):
-            assert time.monotonic() < until
             shown += os.read(ours, 10_000)
         show.send_signal(signal.SIGINT)
         try:

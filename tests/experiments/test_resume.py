@@ -98,11 +98,10 @@ class Child:
 
     def wait_for(self, name):
         """Until the file is in the run's folder."""
-        for _ in range(3000):
-            if (self.folder / name).exists():
-                return
+        while not (self.folder / name).exists():
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            assert ended is None or (self.folder / name).exists(), f"no {name}: {self.log.read_text()}"
             time.sleep(0.005)
-        raise AssertionError(f"no {name}: {self.log.read_text()}")
 
 
 def cpu_seconds(pid):

@@ -21,7 +21,7 @@ from experiments.analysis.markdown import table
 from experiments.analysis.plots.style import RC, grid_of_panels
 from experiments.program.figures import save
 from experiments.program.flags import UsageError
-from experiments.program.progress import progress
+from experiments.program.terminal import progress
 from experiments.program.versions import versions
 from experiments.studies.command import refuse_existing
 from experiments.studies.toy import ToyConfig
@@ -138,7 +138,8 @@ def study(config: ToyConfig) -> int:
     text = report(paths, config, toy, front)
     write(config, text, paths, toy, front)
     if not config.quiet:
-        print(f"\n{text}\nresults in {config.output_dir}")
+        print(f"\n{text}")
+    print(f"results in {config.output_dir}")
     return 0
 
 

@@ -12,10 +12,8 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs 
 
 
 def test_a_slow_block_is_ended() -> None:
-    begun = time.monotonic()
     with pytest.raises(WatchdogError, match=r"^no answer within 0\.05 s$"), Watchdog(0.05):
-        time.sleep(30)
-    assert time.monotonic() - begun < 10
+        time.sleep(1e6)
 
 
 def test_a_loop_without_end_is_ended() -> None:
