@@ -36,6 +36,9 @@ FORMAT = "mtrl-checkpoint"
 VERSION = 1
 STATE, TENSORS = "state.json", "tensors.safetensors"
 LARGEST_STATE = 32 * 2**20  # bytes of JSON; once they are read, they take about thirty times as much memory
+LARGEST_HEADER = 2**23  # bytes of the list of tensors, enough for about 100,000 of them; in memory it is much larger
+LARGEST_KEY = 2**53  # of a dictionary's integers, if it has many; larger ones can be chosen to have the same hash
+MANY_KEYS = 10_000
 LARGEST_DIRECTORY = 2**16  # bytes of the zip file's list of members; a checkpoint has two members
 INTEGERS = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 REALS = ("float16", "float32", "float64")
@@ -69,8 +72,8 @@ def save(
     Raises:
         TypeError: `state` holds a value of another type; the message names its place, as in
             `cannot save state['policy']['fn']: function`. Nothing is written.
-        ValueError: `state` without its tensors and arrays is too large: put large data in tensors or arrays. Nothing is
-            written.
+        ValueError: `state` without its tensors and arrays is too large: put large data in tensors or arrays; or it has
+            more than about 100,000 tensors. Nothing is written.
         OSError: the file cannot be written. The old file is untouched.
     """
     if not isinstance(state, Mapping):
@@ -81,6 +84,8 @@ def save(
     if len(text) > LARGEST_STATE:
         raise ValueError(f"cannot save state: without tensors it takes {len(text)} bytes of at most {LARGEST_STATE}")
     members = {STATE: text, TENSORS: _serialize(tensors)}
+    if (length := _header_length(members[TENSORS])) > LARGEST_HEADER:
+        raise ValueError(f"cannot save state: the list of its tensors takes {length} bytes of at most {LARGEST_HEADER}")
     if isinstance(path, (str, os.PathLike)):
         with replacing(Path(path), None if previous is None else Path(previous)) as file:
             _write(file, members)
@@ -161,6 +166,11 @@ def _serialize(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return safetensors.numpy.save({name: tensor.numpy() for name, tensor in tensors.items()})
 
 
+def _header_length(content: bytes) -> int:
+    """The length of the list of tensors with which a member of tensors begins."""
+    return int.from_bytes(content[:8], "little")
+
+
 def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """The inverse of `_encode`. It removes each tensor that it uses from `tensors`."""
     if isinstance(node, list):
@@ -169,6 +179,8 @@ def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return node
     match list(node.items()):
         case [("dict", list(pairs))]:
+            if len(pairs) > MANY_KEYS and any(isinstance(key, int) and abs(key) > LARGEST_KEY for key, _ in pairs):
+                raise _DefectError(f"{STATE} has more than {MANY_KEYS:,} keys and an integer beyond 2 ** 53 among them")
             return {key: _decode(item, tensors) for key, item in pairs}
         case [("tuple", list(items))]:
             return tuple(_decode(item, tensors) for item in items)
@@ -246,6 +258,9 @@ def _parse(members: Mapping[str, bytes]) -> dict[str, Any]:
         raise _DefectError(f"{STATE} does not say that it is of format {FORMAT!r}")
     if document.get("version") != VERSION:
         raise _DefectError(f"its format version is {document.get('version')!r}; this release reads version {VERSION}")
+    length = _header_length(members[TENSORS])
+    if LARGEST_HEADER < length <= len(members[TENSORS]):
+        raise _DefectError(f"the list of its tensors has {length} bytes, above the limit of {LARGEST_HEADER}")
     try:
         tensors = safetensors.torch.load(members[TENSORS])
     except Exception as error:  # safetensors raises a different type for each kind of malformed content

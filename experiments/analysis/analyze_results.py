@@ -18,6 +18,7 @@ from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.replicates import Method, as_methods
 from experiments.analysis.runs import BASELINE, BLIND, REFERENCE, Run, load_runs
 from experiments.program.flags import UsageError
+from experiments.program.locking import locked
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
 from experiments.program.terminal import console, progress
@@ -55,13 +56,14 @@ def analyze(config: AnalyzeConfig) -> None:
     methods = as_methods(runs)
     chosen = [methods[name] for name in dict.fromkeys(methods if ALL in config.method else config.method)]
     analysis = analyse(chosen, methods, config.baseline, _random_returns(methods))
-    written = write(analysis, config.output_dir)
-    path = config.output_dir / report.REPORT_FILE
-    if config.html:
-        report.write(analysis, path, command=command(config), skipped=skipped, video_dir=config.video_dir)
-        written.append(path)
-    else:
-        path.unlink(missing_ok=True)  # it would show an earlier analysis
+    with locked(config.output_dir, otherwise="wait for it, or give another --output-dir"):
+        written = write(analysis, config.output_dir)
+        path = config.output_dir / report.REPORT_FILE
+        if config.html:
+            report.write(analysis, path, command=command(config), skipped=skipped, video_dir=config.video_dir)
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)  # it would show an earlier analysis
     print(tables.returns_table(analysis))
     for sentence in (*analysis.warnings, *tables.verdicts(analysis)):
         print(f"\n{sentence}")
@@ -123,6 +125,6 @@ def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:
 
 def _shown(items: Iterable[str], doing: str = "drawing") -> Iterator[str]:
     """The items one by one, with a progress bar on a terminal."""
-    there = console(stderr=True)
+    there = console(sys.stderr)
     with progress(not there.is_terminal, doing, console=there, transient=True) as bar:
         yield from bar.track(list(items))

@@ -1,4 +1,4 @@
-"""Comparing methods: every number of the tables and figures is computed here."""
+"""Comparing methods: gathers every number of the tables and figures from `intervals`, `significance` and `measures`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The folder of one run: its files, who may write to it, whether it goes on, and what Ctrl-C leaves in it.
 
-Every program that trains uses `RunFolder`. A folder with `evaluation.json` holds a finished run; this file is written
-last. A folder with `checkpoint.zip` or `checkpoint.previous.zip` holds an unfinished run that can be continued.
+Every program that trains one run uses `RunFolder`. A folder with `evaluation.json` holds a finished run; this file is
+written last. A folder with `checkpoint.zip` or `checkpoint.previous.zip` holds an unfinished run that can be continued.
 
-On SIGINT (Ctrl-C) or SIGTERM the training writes a checkpoint, if it keeps checkpoints, and raises `StopSignal`. The
-folder then keeps its settings, metrics and checkpoints, its lock is released, and the program ends with one line that
-says how to continue the run.
+On SIGINT (Ctrl-C), SIGTERM or SIGHUP the training writes a checkpoint, if it keeps checkpoints, and raises
+`StopSignal`. The folder then keeps its settings, metrics and checkpoints, its lock is released, and the program ends
+with one line that says how to continue the run.
 
 This module loads PyTorch only when a checkpoint is read or written, because `--help` and the analysis need none.
 """
@@ -18,16 +18,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from filelock import FileLock, Timeout
-
 import mtrl
 from experiments.program.flags import UsageError
+from experiments.program.locking import identity, locked
 from experiments.program.outputs import check_folder
 from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
@@ -42,10 +41,9 @@ Existing = Literal["continue", "restart", "replace"]
 """
 
 MODEL_FILE = "model.zip"
-# These three exist only while a run is in training.
+# These two exist only while a run is in training.
 CHECKPOINT_FILE = "checkpoint.zip"
 PREVIOUS_FILE = "checkpoint.previous.zip"
-LOCK_FILE = ".lock"
 
 ANEW = "give --existing restart to start anew"
 LARGEST_SHARE = 0.03
@@ -123,6 +121,7 @@ class RunFolder:
         self._unit = unit
         self._last_end = time.monotonic()
         self._last_duration = 0.0
+        self._identity: tuple[int, int] | None = None
         self._refuse_finished()
 
     def __enter__(self) -> Self:
@@ -136,7 +135,9 @@ class RunFolder:
             with disk_errors(self.path, UsageError):
                 check_folder(self.path)
                 self.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(self.path))
+            another = ("another process is training in", "wait for it, or give another --seed")
+            stack.enter_context(locked(self.path, *another))
+            self._identity = identity(self.path)
             stack.enter_context(self._stopping())
             stack.enter_context(self.signals)
             self._refuse_finished()  # another process may have finished the run since the first look
@@ -166,12 +167,25 @@ class RunFolder:
         if self.saved is None:
             names += [METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE, *records]
         with disk_errors(self.path, UsageError):
-            for path in (*(self.path / name for name in names), *self.path.glob(".*.tmp")):
+            for path in (*map(self.file, names), *self.path.glob(".*.tmp")):
                 if path.name in records and path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-            write_json(self.path / CONFIG_FILE, self.description)
+            write_json(self.file(CONFIG_FILE), self.description)
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder, to be written now.
+
+        A process that moves a folder away, or puts another one in its place, would otherwise have this run write where
+        it holds no lock.
+
+        Raises:
+            StoppedError: the folder is no longer where this run began.
+        """
+        if identity(self.path) != self._identity:
+            raise StoppedError(f"'{self.path}' has been moved or replaced since the run began; nothing more is written")
+        return self.path / name
 
     @contextmanager
     def restoring(self) -> Iterator[dict[str, Any]]:
@@ -184,11 +198,11 @@ class RunFolder:
         path = self.saved.path
         try:
             yield self.saved.state
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # a stranger may have written anything
             problem = one_line(f"{type(error).__name__}: {error}", longest=0)
             raise UsageError(f"cannot continue from '{path}': {problem}; {ANEW}") from error
         if path.name == PREVIOUS_FILE:  # otherwise the next checkpoint would replace the good one by the damaged one
-            os.replace(path, self.path / CHECKPOINT_FILE)
+            os.replace(path, self.file(CHECKPOINT_FILE))
         self.saved = None  # the replay in its state is large
         self._last_end = time.monotonic()
 
@@ -216,7 +230,7 @@ class RunFolder:
             return
         begun = time.monotonic()
         state = {"kind": self._kind, "description": self.description, **make_state()}
-        mtrl.checkpoint.save(self.path / CHECKPOINT_FILE, state, previous=self.path / PREVIOUS_FILE)
+        mtrl.checkpoint.save(self.file(CHECKPOINT_FILE), state, previous=self.path / PREVIOUS_FILE)
         self._last_end = time.monotonic()
         self._last_duration = self._last_end - begun
         self.seconds += self._last_duration
@@ -227,7 +241,7 @@ class RunFolder:
 
         From now on signals act as they do outside the block: there is nothing left to stop.
         """
-        write_json(self.path / EVALUATION_FILE, {**evaluation, **settings_record(self.description, self._free)})
+        write_json(self.file(EVALUATION_FILE), {**evaluation, **settings_record(self.description, self._free)})
         for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.signals.let_go()
@@ -328,14 +342,6 @@ def is_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
 
 
-def wait_for_lock(folder: Path, seconds: float) -> None:
-    """Wait until no other process trains in the folder, at most so many seconds."""
-    path = folder / LOCK_FILE
-    if path.exists():
-        with suppress(Timeout), FileLock(path, timeout=seconds):
-            pass
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
     """What has changed between two sets of settings, each in words, such as `gamma was 0.99 and is 0.5`.
 
@@ -361,26 +367,3 @@ def _binding(description: Mapping[str, Any]) -> dict[str, Any]:
     """What a run must keep to be continued, under one level of names."""
     method = {"method": description["method"]} if "method" in description else {}
     return {**method, **description["settings"], **description.get("versions", {})}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder`. The lock ends with the process, whatever ends the process.
-
-    Raises:
-        UsageError: another process holds the lock, or the folder cannot be written to.
-    """
-    path = folder / LOCK_FILE
-    lock = FileLock(path, timeout=0)
-    with disk_errors(folder, UsageError):
-        try:
-            lock.acquire()
-        except Timeout:
-            another = f"another process is training in '{folder}'; wait for it, or give another --seed"
-            raise UsageError(another) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps an open file; the release removes it there
-            path.unlink()
-        lock.release()

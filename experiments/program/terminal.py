@@ -17,16 +17,18 @@ NARROWEST = 60
 """The columns of a terminal below which live displays and tables become plain lines."""
 
 
-def console(stderr: bool = False) -> Console:
+def console(file: TextIO | None = None) -> Console:
     """A console that shows every text as it is: nothing in a name is markup.
 
     `is_terminal` of the console says whether live displays have room. It is False where the output goes to a file or to
     a terminal of fewer than 60 columns.
+
+    Args:
+        file: the stream to write to. Default: the standard output of the moment.
     """
-    found = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if found.is_terminal and found.width < NARROWEST:
-        found = Console(stderr=stderr, markup=False, emoji=False, highlight=False, force_terminal=False)
-    return found
+    plain: dict[str, Any] = {"file": file, "markup": False, "emoji": False, "highlight": False}
+    found = Console(**plain)
+    return Console(**plain, force_terminal=False) if found.is_terminal and found.width < NARROWEST else found
 
 
 def progress(quiet: bool, description: str = "{task.description}", **options: Any) -> Progress:

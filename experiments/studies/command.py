@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.program.command import resolve, run
 from experiments.program.flags import UsageError, parse_seeds
-from experiments.program.stopping import disk_errors
+from experiments.program.locking import LOCK_FILE, locked
+from experiments.program.stopping import StoppedError, disk_errors
 from mtrl.limits import check_number
 
 QUICK_SEEDS = 2
@@ -119,7 +120,8 @@ def study_command(address: str, config_type: type[Config], argv: Sequence[str] |
         except FloatingPointError as error:
             print(f"{prog}: {error}; a lower --learning-rate may help", file=sys.stderr)
             return 1
-        report.write(config.output_dir)
+        with writing(config.output_dir, config.overwrite):
+            report.write(config.output_dir)
         if not config.quiet:
             print(f"\n{report.markdown}")
         print(f"results in {config.output_dir}")
@@ -137,7 +139,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     in_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if in_way is not None:
         raise UsageError(f"'{in_way}' is a file; results need a folder")
-    if not overwrite and folder.exists() and any(folder.iterdir()):
+    if not overwrite and folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         raise UsageError(f"'{folder}' is not empty; replace it with --overwrite or give another --output-dir")
     # The only sure test is to create the folder. It is removed again, because a study that fails must leave nothing.
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -146,3 +148,18 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     for path in new:
         with suppress(OSError):  # another program may have written to the folder in the meantime
             path.rmdir()
+
+
+@contextmanager
+def writing(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Inside this context, the results of a study are written, and no other process writes into the folder.
+
+    Raises:
+        UsageError: another process writes there, or has filled the folder while the study went on.
+        StoppedError: the disk is full, or the folder can no longer be written to.
+    """
+    with disk_errors(folder, StoppedError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            refuse_existing(folder, overwrite)
+            yield

@@ -10,6 +10,7 @@ import torch
 from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.significance import Comparison
 from experiments.program.flags import UsageError, parse_seeds
+from experiments.program.locking import locked
 from experiments.program.outputs import check_file
 from experiments.program.run_folder import write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
@@ -52,31 +53,38 @@ def compare_balancers(config: CompareConfig) -> Results:
         find_balancer(settings, name)
     find_device(config.device)
     folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
-    if (folder / RESULTS_FILE).exists() and config.existing != "replace":
-        another = "give --existing replace to replace it, or another --output-dir"
-        raise UsageError(f"'{folder}' holds a comparison; {another}")
+    _refuse_existing(config, folder)
     for name in (TABLE_FILE, FIGURE_FILE, RESULTS_FILE):
         check_file(folder / name)
     load_data(settings, seeds[0])  # this checks that the data can be loaded
     with disk_errors(folder, UsageError):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with StopSignals() as signals:
-            results = run(settings, list(dict.fromkeys(config.balancers)), seeds, config.device, config.quiet, signals)
-    except StopSignal as stop:
-        raise StoppedError(f"stopped by {stop}; nothing was written", stop.status) from None
-    except FloatingPointError as error:
-        raise StoppedError(f"{error}; a lower learning_rate may help") from error
-    text = markdown(results, settings)
-    with disk_errors(folder, StoppedError):
-        with replacing(folder / TABLE_FILE) as file:
-            file.write(f"{text}\n".encode())
-        figures.comparison(results, folder / FIGURE_FILE)
-        write_json(folder / RESULTS_FILE, {**describe(settings), **results.as_json()})
+    with locked(folder, otherwise="wait for it, or give another --output-dir"):
+        _refuse_existing(config, folder)  # another process may have finished since the first look
+        try:
+            with StopSignals() as signals:
+                balancers = list(dict.fromkeys(config.balancers))
+                results = run(settings, balancers, seeds, config.device, config.quiet, signals)
+        except StopSignal as stop:
+            raise StoppedError(f"stopped by {stop}; nothing was written", stop.status) from None
+        except FloatingPointError as error:
+            raise StoppedError(f"{error}; a lower learning_rate may help") from error
+        text = markdown(results, settings)
+        with disk_errors(folder, StoppedError):
+            with replacing(folder / TABLE_FILE) as file:
+                file.write(f"{text}\n".encode())
+            figures.comparison(results, folder / FIGURE_FILE)
+            write_json(folder / RESULTS_FILE, {**describe(settings), **results.as_json()})
     if not config.quiet:
         print(f"{text}\n")
     print(f"{TABLE_FILE}, {FIGURE_FILE} and {RESULTS_FILE} are in {folder}")
     return results
+
+
+def _refuse_existing(config: CompareConfig, folder: Path) -> None:
+    if (folder / RESULTS_FILE).exists() and config.existing != "replace":
+        another = "give --existing replace to replace it, or another --output-dir"
+        raise UsageError(f"'{folder}' holds a comparison; {another}")
 
 
 def run(

@@ -57,7 +57,7 @@ def train_model(config: TrainConfig) -> dict[str, Any]:
             epochs = _learn(learner, run, settings, title, config.quiet)
         except FloatingPointError as error:
             raise StoppedError(f"{error}; a lower learning_rate may help") from error
-        figures.curves(epochs, settings.model.tasks, title, folder / CURVES_FILE)
+        figures.curves(epochs, settings.model.tasks, title, run.file(CURVES_FILE))
         evaluation = _evaluation(epochs)
         run.finish(evaluation)
     if not config.quiet:
@@ -79,7 +79,7 @@ def _learn(learner: Learner, run: RunFolder, settings: Settings, title: str, qui
     best = float("-inf")
     with (
         log_to(log_path, settings.logging.level) as log,
-        open_regular(folder / METRICS_FILE, "w", encoding="utf-8") as metrics,
+        open_regular(run.file(METRICS_FILE), "w", encoding="utf-8") as metrics,
         progress(quiet) as bar,
     ):
         log.info("%s: %d epochs on %s", title, settings.training.epochs, learner.device)
@@ -98,11 +98,11 @@ def _learn(learner: Learner, run: RunFolder, settings: Settings, title: str, qui
             log.info("epoch %d: loss %.4f, %s", epoch.number, sum(epoch.train_loss.values()), scores)
             if epoch.mean_score > best:
                 best = epoch.mean_score
-                learner.save(folder / BEST_FILE)
+                learner.save(run.file(BEST_FILE))
                 log.debug("epoch %d: the best so far, saved to %s", epoch.number, BEST_FILE)
             bar.advance(row)
             run.signals.answer()
-        learner.save(folder / LAST_FILE)
+        learner.save(run.file(LAST_FILE))
         log.info("finished; the last model is in %s, the best in %s", LAST_FILE, BEST_FILE)
     return epochs
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from experiments.sweep.grid import PlannedRun
+from experiments.program.flags import UsageError
+from experiments.sweep.grid import PlannedRun, refuse_other_settings
 from experiments.sweep.worker import Outcome
 
 REFUSED = 2
@@ -70,11 +71,16 @@ class Job:
             outcome: the outcome of the attempt.
             retries: how often a run that has died is tried again. A refused command is not tried again.
         """
-        if outcome.status == 0 or self.run.is_finished:  # the process may have died after the run was finished
-            self.state = State.FINISHED
-            return
-        self.deaths += 1
         self.problem = outcome.problem
+        if outcome.status == 0 or self.run.is_finished:  # the process may have died after the run was finished
+            try:
+                refuse_other_settings([self.run])  # another sweep may have begun the run
+            except UsageError as error:
+                self.problem = str(error)
+            else:
+                self.state = State.FINISHED
+                return
+        self.deaths += 1
         self.state = State.FAILED if outcome.status == REFUSED or self.deaths > retries else State.RETRYING
 
 

@@ -77,7 +77,7 @@ def _run(config: SweepConfig, runs: Sequence[PlannedRun]) -> int:
     if all(job.state is State.SKIPPED for job in jobs):
         print(f"all {len(jobs)} runs are finished")
         return 0
-    view = SweepView(jobs, console())
+    view = SweepView(jobs, console(sys.stdout))  # Ray has standard output redirected for a while
     try:
         with cluster(config.address) as there, StopSignals() as signals, view:
             config.results_dir.mkdir(parents=True, exist_ok=True)

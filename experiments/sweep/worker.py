@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import experiments
-from experiments.program.run_folder import wait_for_lock
+from experiments.program.locking import wait_for_lock
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 180.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -170,7 +171,7 @@ def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
 
     Gives a function to be called with every moment.
     """
-    there = console(stderr=True)
+    there = console(sys.stderr)
     with progress(not there.is_terminal, console=there, transient=True) as bar:
         row = bar.add_task("", total=episodes)
 

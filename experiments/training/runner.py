@@ -52,14 +52,14 @@ def train(config: TrainConfig) -> Evaluation:
         if run.saved is not None and not config.quiet:
             print(f"{config.run_name}, seed {config.seed}: continuing from '{run.saved.path}'")
         run.begin(records=(TENSORBOARD_FOLDER, WANDB_FOLDER))
-        metrics = MetricsFile(config.run_dir / METRICS_FILE)
+        metrics = MetricsFile(run.file(METRICS_FILE))
         views.open(config, description, None if run.saved is None else run.saved.state.get("steps"))
         episodes = Episodes(agent.task_names, config.envs_per_task)
         parts = [episodes, *_parts(config)]
         checkpoints = Checkpoints(run, env, metrics, parts, views.settle)
         _learn(config, agent, [metrics, views], checkpoints, parts)
         run.signals.answer_at_once()
-        agent.save(config.run_dir / MODEL_FILE)
+        agent.save(run.file(MODEL_FILE))
         evaluation = evaluate(agent, agent.task_names, config.final_episodes, FINAL_SEED)
         run.finish(evaluation.as_json())
         views.finish(evaluation.as_json(), episodes)

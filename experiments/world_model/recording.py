@@ -37,12 +37,14 @@ class VideoSettings:
     tasks: tuple[str, ...]
     frames: int  # number of frames over all tasks
     frame_skip: int  # environment steps from one frame to the next, all with the frame's action
+    shortest: int  # the least number of frames of an episode; shorter episodes are left out
     seed: int
 
     @property
     def file_name(self) -> str:
         """The name of the recording's file."""
-        return f"{'-'.join(self.tasks)}_{self.frames}x{self.frame_skip}_seed_{self.seed}.zip"
+        tasks = "-".join(self.tasks)
+        return f"{tasks}_{self.frames}x{self.frame_skip}_episodes_from_{self.shortest}_seed_{self.seed}.zip"
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,13 @@ class Video:
 
 
 def load_or_record(
-    folder: Path, settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None
+    folder: Path, settings: VideoSettings, progress: Callable[[int], None] = lambda frames: None
 ) -> Video:
     """Read the recording with these settings from `folder`, or record it if there is none.
 
     Args:
         folder: the folder of recordings.
         settings: the settings of the video.
-        shortest: the least number of frames of an episode; shorter episodes are left out.
         progress: a function that is called with the number of frames of each new episode. Default: one that does
             nothing.
 
@@ -139,7 +140,7 @@ def load_or_record(
     path = folder / settings.file_name
     if path.exists():
         return read(path, settings)
-    recording = record(settings, shortest, progress)
+    recording = record(settings, progress)
     state = {name: getattr(recording, name) for name in ("frames", "actions", "starts", "episode_tasks")}
     checkpoint.save(path, {"kind": KIND, "settings": asdict(settings), **state})
     return recording
@@ -161,7 +162,7 @@ def read(path: Path, settings: VideoSettings) -> Video:
         raise UsageError(f"cannot use recording '{path}': {problem}; delete it to record anew") from None
 
 
-def record(settings: VideoSettings, shortest: int, progress: Callable[[int], None] = lambda frames: None) -> Video:
+def record(settings: VideoSettings, progress: Callable[[int], None] = lambda frames: None) -> Video:
     """Record episodes of one task after the other, each for its share of the frames. See `load_or_record`."""
     frames: list[NDArray[np.uint8]] = []
     actions: list[int] = []
@@ -174,11 +175,11 @@ def record(settings: VideoSettings, shortest: int, progress: Callable[[int], Non
         last = settings.frames * (index + 1) // len(tasks)
         try:
             for number in range(settings.frames):  # the loop breaks long before its end
-                if last - len(frames) < shortest:
+                if last - len(frames) < settings.shortest:
                     break
                 carelessness = CARELESSNESS[number % len(CARELESSNESS)]
                 episode = list(fly(env, rng, settings.frame_skip, carelessness, min(LONGEST, last - len(frames))))
-                if len(episode) >= shortest:
+                if len(episode) >= settings.shortest:
                     starts.append(len(frames))
                     episode_tasks.append(index)
                     frames += [frame for frame, _ in episode]

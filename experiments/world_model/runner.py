@@ -65,11 +65,11 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
         run.begin(results=(*PICTURES, *FILMS, *(f"{name}.png" for name in plots.FIGURES)))
         checkpoints = Checkpoints(run, trainer)
         try:
-            _learn(config, trainer, windows, checkpoints)
+            _learn(config, trainer, windows, checkpoints, run)
         except NonFiniteGradientError as error:
             raise StoppedError(f"{error}; a lower --learning-rate may help") from error
         run.signals.answer_at_once()
-        evaluation = _evaluate(config, trainer, windows, checkpoints.seconds)
+        evaluation = _evaluate(config, trainer, windows, checkpoints.seconds, run)
         run.finish(evaluation)
     if not config.quiet:
         title = f"{config.run_name}, seed {config.seed}: squared errors on held-out video"
@@ -92,7 +92,7 @@ def describe(config: WorldModelConfig) -> dict[str, Any]:
 
 def _video(config: WorldModelConfig, signals: StopSignals) -> Video:
     """The video of the settings, which is recorded if it is not there yet."""
-    settings = VideoSettings(config.tasks, config.frames, config.frame_skip, config.recording_seed)
+    settings = VideoSettings(config.tasks, config.frames, config.frame_skip, config.window, config.recording_seed)
     with progress(config.quiet) as bar:
         row = bar.add_task("recording", total=config.frames, visible=False)
 
@@ -100,13 +100,14 @@ def _video(config: WorldModelConfig, signals: StopSignals) -> Video:
             bar.update(row, advance=frames, visible=True)
             signals.answer()
 
-        return load_or_record(config.results_dir / RECORDINGS, settings, config.window, advance)
+        return load_or_record(config.results_dir / RECORDINGS, settings, advance)
 
 
-def _learn(config: WorldModelConfig, trainer: Trainer, windows: Windows, checkpoints: Checkpoints) -> None:
+def _learn(
+    config: WorldModelConfig, trainer: Trainer, windows: Windows, checkpoints: Checkpoints, run: RunFolder
+) -> None:
     """Train to the end, and write metrics and checkpoints on the way."""
-    metrics = config.run_dir / METRICS_FILE
-    recorder = Recorder(metrics, trainer.balancer, TASKS, every=config.log_interval, step=trainer.steps)
+    recorder = Recorder(run.file(METRICS_FILE), trainer.balancer, TASKS, every=config.log_interval, step=trainer.steps)
     with recorder, progress(config.quiet) as bar:
         row = bar.add_task(f"{config.run_name}, seed {config.seed}", total=config.steps, completed=trainer.steps)
         while trainer.steps < config.steps:
@@ -122,22 +123,24 @@ def _learn(config: WorldModelConfig, trainer: Trainer, windows: Windows, checkpo
             checkpoints.save_if_due()
 
 
-def _evaluate(config: WorldModelConfig, trainer: Trainer, windows: Windows, seconds: float) -> dict[str, Any]:
+def _evaluate(
+    config: WorldModelConfig, trainer: Trainer, windows: Windows, seconds: float, run: RunFolder
+) -> dict[str, Any]:
     """Save the model, evaluate it, and draw the pictures and films."""
-    folder, names = config.run_dir, config.tasks
-    trainer.save(folder / MODEL_FILE)
+    names = config.tasks
+    trainer.save(run.file(MODEL_FILE))
     evaluation = {"steps": trainer.steps, **evaluate(trainer.model, windows, names), "cpu_seconds": seconds}
     seen = look(trainer.model, windows)
-    metrics = plots.Recording.read(folder / METRICS_FILE)
+    metrics = plots.Recording.read(run.file(METRICS_FILE))
     for name in plots.FIGURES:
-        plots.draw(name, metrics, folder / f"{name}.png")
-    figures.frames_figure(windows, seen, names, folder / "frames.png")
-    figures.roll_outs_figure(windows, seen, names, folder / "roll_outs.png")
-    figures.attention_figure(windows, seen, folder / "attention.png")
-    figures.errors_figure(metrics.curves, evaluation, folder / "errors.png")
+        plots.draw(name, metrics, run.file(f"{name}.png"))
+    figures.frames_figure(windows, seen, names, run.file("frames.png"))
+    figures.roll_outs_figure(windows, seen, names, run.file("roll_outs.png"))
+    figures.attention_figure(windows, seen, run.file("attention.png"))
+    figures.errors_figure(metrics.curves, evaluation, run.file("errors.png"))
     fps = max(1, round(STEPS_PER_SECOND / config.frame_skip / 2))  # at half its speed more can be seen
-    figures.reconstructions_film(windows, seen, names, fps, folder / "reconstructions.mp4")
-    figures.roll_outs_film(windows, seen, names, fps, folder / "roll_outs.mp4")
+    figures.reconstructions_film(windows, seen, names, fps, run.file("reconstructions.mp4"))
+    figures.roll_outs_film(windows, seen, names, fps, run.file("roll_outs.mp4"))
     return evaluation
 
 

@@ -1,4 +1,7 @@
-"""Epsilon-greedy exploration, with an epsilon of its own for each column of the vector environment."""
+"""Epsilon-greedy exploration, with an epsilon of its own for each column of the vector environment.
+
+Before `learning_starts` steps the agent plays at random, whatever epsilon is: see `MultiTaskDQN._sample_action`.
+"""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class SharedUpdate(Update):
         return self.engine.backward(losses)
 
     def targets(self, batch: TaskBatch) -> Tensor:
-        """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 after an end."""
+        """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 at a terminal."""
         values = self.target_values(batch.next_observations)  # (T * B, A)
         if self.settings.double_q:
             chosen = self.values(batch.next_observations).argmax(1, keepdim=True)

@@ -407,7 +407,7 @@ def test_a_subset_of_the_digits_tasks_will_do(tmp_path, capsys):
         "data: {source: digits}\nmodel: {input_dim: 64, tasks: [{name: size, num_classes: 2}]}\n"
     )
     assert train(["--config", "c.yaml", "--quick", "--quiet"]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "results in results/runs/supervised/digits_equal/seed_42\n"
     evaluation = json.loads(Path("results/runs/supervised/digits_equal/seed_42/evaluation.json").read_text())
     assert list(evaluation["tasks"]) == ["size"]
 

@@ -172,6 +172,7 @@ def test_analysis_skips_what_it_cannot_read_in_one_line_each(results, tmp_path, 
 
 def fails(main, arguments, capsys):
     """Exit status 2 and one line, which is returned."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     assert stop.value.code == 2

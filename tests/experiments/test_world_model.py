@@ -24,7 +24,8 @@ from experiments.world_model.training import Trainer, load_model
 from mtrl import checkpoint
 from mtrl.losses import TASKS, LossAggregator, expected_log_weights
 
-SETTINGS = VideoSettings(("Standard", "Windy"), frames=360, frame_skip=5, seed=3)
+SHORTEST = QUICK["context"] + QUICK["horizon"]
+SETTINGS = VideoSettings(("Standard", "Windy"), frames=360, frame_skip=5, shortest=SHORTEST, seed=3)
 FLAGS = ("--quick", "--tasks", "Standard", "Windy", "--recording-seed", "3", "--quiet")
 
 
@@ -32,7 +33,7 @@ FLAGS = ("--quick", "--tasks", "Standard", "Windy", "--recording-seed", "3", "--
 def results(tmp_path_factory):
     """A folder of results that holds the recording already."""
     folder = tmp_path_factory.mktemp("world_model")
-    load_or_record(folder / "recordings", SETTINGS, QUICK["context"] + QUICK["horizon"])
+    load_or_record(folder / "recordings", SETTINGS)
     return folder
 
 
@@ -69,10 +70,10 @@ def small_model(seed=0, **sizes):
 
 
 def test_video_is_the_game_and_its_seed_makes_it(video):
-    again = record(SETTINGS, QUICK["context"] + QUICK["horizon"])
+    again = record(SETTINGS)
     assert np.array_equal(video.frames, again.frames)
     assert np.array_equal(video.actions, again.actions)
-    other = record(replace(SETTINGS, frames=100, seed=4), 6)
+    other = record(replace(SETTINGS, frames=100, shortest=6, seed=4))
     assert not np.array_equal(other.frames[:50], video.frames[:50])
 
     assert video.frames.shape[1:] == (HEIGHT, WIDTH, 3)
@@ -123,6 +124,17 @@ def test_a_recording_of_other_settings_or_damaged_is_refused(results, tmp_path, 
         read(tmp_path / "short.zip", SETTINGS)
     with pytest.raises(UsageError, match="no held-out episode has 500 frames"):
         video.windows(500, held_out=True)
+
+
+def test_the_settings_of_a_recording_decide_it_in_whatever_order_runs_come(tmp_path):
+    settings = [replace(SETTINGS, frames=240, shortest=shortest) for shortest in (6, 40)]
+    for folder, order in ((tmp_path / "one", settings), (tmp_path / "other", settings[::-1])):
+        for each in order:
+            load_or_record(folder, each)
+    for each in settings:
+        one, other = (read(tmp_path / folder / each.file_name, each) for folder in ("one", "other"))
+        assert np.array_equal(one.frames, other.frames)
+        assert np.diff(np.append(one.starts, len(one.frames))).min() >= each.shortest
 
 
 # The model

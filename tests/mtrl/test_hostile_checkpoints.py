@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from agents import MultiTaskDQN, load_agent
@@ -441,3 +442,25 @@ def test_no_source_file_could_run_code_from_data() -> None:
                     found.add((name, dotted(node.func)))
                 found |= {(name, word.arg) for word in node.keywords if word.arg in ("allow_pickle", "shell")}
     assert found == ALLOWED
+
+
+def test_keys_that_collide_and_very_many_tensors_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the list of its tensors takes \d+ bytes of at most 8388608"):
+        save(tmp_path / "x.zip", {"many": [torch.empty(0)] * 150_000})
+    assert not (tmp_path / "x.zip").exists()
+    step = 2**61 - 1  # integers this far apart have the same hash
+    pairs = ",".join(f"[{step * number},0]" for number in range(1, 100_000))
+    state = f'{{"format":"mtrl-checkpoint","version":1,"state":{{"dict":[["k",{{"dict":[{pairs}]}}]]}}}}'
+    members = {"state.json": state, "tensors.safetensors": safetensors.torch.save({})}
+    assert refusal(zipped(tmp_path / "keys.zip", members)).endswith("keys and an integer beyond 2 ** 53 among them")
+    entry = '"{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    header = "{%s}" % ",".join(entry.format(number) for number in range(200_000))  # noqa: UP031 - braces
+    members["tensors.safetensors"] = len(header).to_bytes(8, "little") + header.encode()
+    assert "bytes, above the limit of 8388608" in refusal(zipped(tmp_path / "many.zip", members))
+
+
+def zipped(path: Path, members: dict[str, Any]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return path

@@ -23,7 +23,7 @@ from experiments.program.figures import save
 from experiments.program.flags import UsageError
 from experiments.program.terminal import progress
 from experiments.program.versions import versions
-from experiments.studies.command import refuse_existing
+from experiments.studies.command import refuse_existing, writing
 from experiments.studies.toy import ToyConfig
 from experiments.studies.toy_problem import LOWER_BOUND, STARTS, Array, Pair, ParetoSet, Toy
 from mtrl.balancers import Balancer, make_balancer, names
@@ -136,7 +136,8 @@ def study(config: ToyConfig) -> int:
                     return 1
                 bar.advance(row)
     text = report(paths, config, toy, front)
-    write(config, text, paths, toy, front)
+    with writing(config.output_dir, config.overwrite):
+        write(config, text, paths, toy, front)
     if not config.quiet:
         print(f"\n{text}")
     print(f"results in {config.output_dir}")
