@@ -10,6 +10,8 @@ import torch
 torch.set_num_threads(1)  # one process per core: two threads are slower at these sizes
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # `nohup` has them ignore the end of a terminal
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 BROWSER_OPTIONS = (
