@@ -216,13 +216,19 @@ def _alone(results: Sequence[Result], baseline: str) -> list[str]:
 
 
 def _warnings(methods: Sequence[Method]) -> list[str]:
-    """A sentence for each setting that differs although it should not."""
+    """A sentence for each method that has inexact runs, and for each setting that differs although it should not."""
     found = []
     for method in methods:
         keys = dict.fromkeys(key for run in method.runs for key in run.settings)
         differ = [key for key in keys if key not in INDIFFERENT and len(_groups(method.runs, _setting(key))) > 1]
         if differ:
             found.append(f"The seeds of {method.name} differ in {', '.join(differ)}.")
+        inexact = [str(run.seed) for run in method.runs if not run.evaluation.get("exact", True)]
+        if inexact:
+            found.append(
+                f"Runs of {method.name} (seed {', '.join(inexact)}) were continued on another kind of processor or "
+                "with other threads, so that nobody can repeat them bit for bit."
+            )
     for key in BUDGET:
         groups = _groups(methods, lambda method, key=key: _setting(key)(method.runs[0]))  # type: ignore[misc]
         if len(groups) > 1:

@@ -94,7 +94,8 @@ def read_evaluation(folder: Path, config: Mapping[str, Any] | None = None) -> di
 
     Returns:
         The contents of evaluation.json: `mean`, `worst_task` with its `mean`, and for each of the `tasks` its `mean`,
-        `success_rate` and, but for old runs, `returns`.
+        `success_rate` and, but for old runs, `returns`. `exact` is false for a run that was continued on another kind
+        of processor.
 
     Raises:
         BrokenRunError: the file is missing, too large, not what this project writes, or of another run.
@@ -103,6 +104,7 @@ def read_evaluation(folder: Path, config: Mapping[str, Any] | None = None) -> di
     with _defects_of(folder / EVALUATION_FILE):
         _number("mean", content.get("mean"))
         _number("worst_task.mean", _mapping("worst_task", content.get("worst_task")).get("mean"))
+        _flag("exact", content.get("exact", True))
         tasks = _mapping("tasks", content.get("tasks"))
         _names("tasks", list(tasks))
         for task, result in tasks.items():

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import mtrl
+from experiments.program.arithmetic import arithmetic, changes
 from experiments.program.flags import UsageError
 from experiments.program.locking import identity, locked
 from experiments.program.outputs import check_folder
@@ -91,6 +92,8 @@ class RunFolder:
         saved: the run to continue; None if the run is new. It is found when the block begins.
         steps: how far the run was at the last checkpoint; None before the first.
         seconds: how long writing the checkpoints of the run has taken.
+        exact: whether all of the run was computed alike. A run that was continued on another kind of processor, or with
+            other threads, ends with other last bits than one that was not interrupted.
         signals: may ask the run to stop.
 
     Raises:
@@ -113,6 +116,7 @@ class RunFolder:
         self.saved: SavedRun | None = None
         self.steps: int | None = None
         self.seconds = 0.0
+        self.exact = True
         self.signals = StopSignals()
         self._kind = kind
         self._existing = existing
@@ -201,6 +205,7 @@ class RunFolder:
         except Exception as error:  # a stranger may have written anything
             problem = one_line(f"{type(error).__name__}: {error}", longest=0)
             raise UsageError(f"cannot continue from '{path}': {problem}; {ANEW}") from error
+        self._compare_arithmetic(self.saved.state)
         if path.name == PREVIOUS_FILE:  # otherwise the next checkpoint would replace the good one by the damaged one
             os.replace(path, self.file(CHECKPOINT_FILE))
         self.saved = None  # the replay in its state is large
@@ -229,7 +234,8 @@ class RunFolder:
         if not self._interval:
             return
         begun = time.monotonic()
-        state = {"kind": self._kind, "description": self.description, **make_state()}
+        computed = {"arithmetic": arithmetic(), "exact": self.exact}
+        state = {"kind": self._kind, "description": self.description, **computed, **make_state()}
         mtrl.checkpoint.save(self.file(CHECKPOINT_FILE), state, previous=self.path / PREVIOUS_FILE)
         self._last_end = time.monotonic()
         self._last_duration = self._last_end - begun
@@ -241,7 +247,9 @@ class RunFolder:
 
         From now on signals act as they do outside the block: there is nothing left to stop.
         """
-        write_json(self.file(EVALUATION_FILE), {**evaluation, **settings_record(self.description, self._free)})
+        record = settings_record(self.description, self._free)
+        inexact = {} if self.exact else {"exact": False}
+        write_json(self.file(EVALUATION_FILE), {**evaluation, **inexact, **record})
         for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
             (self.path / name).unlink(missing_ok=True)
         self.signals.let_go()
@@ -274,6 +282,20 @@ class RunFolder:
             if not isinstance(stop.__cause__, OSError):
                 raise  # the message says already how to go on
             raise StoppedError(f"{stop}; {self.outlook}") from stop
+
+    def _compare_arithmetic(self, state: Mapping[str, Any]) -> None:
+        """Warn, and remember, if the checkpoint was computed otherwise than this process computes."""
+        before = state.get("arithmetic", {})
+        if not isinstance(before, Mapping) or not isinstance(state.get("exact", True), bool):
+            return
+        differ = changes(before, arithmetic()) if before else []
+        self.exact = state.get("exact", True) and not differ
+        if differ:
+            print(
+                f"warning: the run in '{self.path}' was begun otherwise ({'; '.join(differ)}); it goes on, and its "
+                "last bits will not be those of an uninterrupted run",
+                file=sys.stderr,
+            )
 
     def _refuse_finished(self) -> None:
         if is_finished(self.path) and self._existing != "replace":

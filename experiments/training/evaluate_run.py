@@ -47,10 +47,11 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     get_tasks(agent.task_names)  # a foreign model may name any task, and the names of tasks become names of files
     tasks = agent.task_names if config.task == "all" else (config.task,)
     _check_outputs(config, tasks)
-    if config.render:
-        window.check_display()
-
-    results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
+    with ExitStack() as stack:
+        if config.render:
+            window.check_display()
+            stack.enter_context(window.drawing())
+        results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
     evaluation = Evaluation(results)
     name = run_name(config.run_method(method), config.variant)
     table = evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task")

@@ -14,6 +14,7 @@ from PIL import Image, ImageGrab, features
 
 from agents import MultiTaskDQN
 from envs import make_task_vec_env
+from experiments.program.flags import UsageError
 from experiments.training import window
 
 LANDER = (128, 102, 230)
@@ -43,7 +44,8 @@ def display() -> Iterator[str]:
     if shutil.which("Xvfb") is None:
         pytest.skip("Xvfb is not installed")
     read, write = os.pipe()
-    words = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp"]
+    # Without -noreset the server starts anew whenever its last client leaves, and refuses others until it has.
+    words = ["Xvfb", "-displayfd", str(write), "-screen", "0", "800x600x24", "-nolisten", "tcp", "-noreset"]
     server = subprocess.Popen(words, pass_fds=[write], stderr=subprocess.DEVNULL)
     os.close(write)
     with open(read) as file:
@@ -81,6 +83,12 @@ def test_the_window_shows_the_lander_on_its_way_down(command: list[str], display
     assert len(seen) >= 2
     assert seen[-1][0] > seen[0][0]
     assert not np.asarray(screenshot(display)).any()  # the window is gone
+
+
+def test_a_display_that_is_lost_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
+    with pytest.raises(UsageError, match="lost the window .*--video-dir"), window.drawing():
+        pygame.display.init()
 
 
 def test_the_title_says_how_far_it_is_and_closing_the_window_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:

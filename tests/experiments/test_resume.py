@@ -25,6 +25,9 @@ import torch._dynamo  # noqa: F401 - what optimizers import when they are made; 
 import experiments.training.runner
 from envs import TaskVecEnv
 from envs.lunar_lander import TaskPhysics
+from experiments.analysis.comparison import analyse
+from experiments.analysis.replicates import Method
+from experiments.analysis.runs import load_runs
 from experiments.program import run_folder
 from experiments.training import checkpoints
 from experiments.training.evaluation import FINAL_SEED
@@ -356,6 +359,29 @@ def test_settings_that_change_no_result_may_differ(results, references):
     child = Child("shared_dqn", moved, "--checkpoint-interval", "5", "--step-timeout", "0")
     assert child.wait() == 0
     assert_same_run(child.folder, references("shared_dqn").folder)
+
+
+def test_a_run_continued_with_other_instructions_says_that_it_is_not_exact(results, references):
+    command = [sys.executable, "-m", "experiments.shared_dqn.train", *SMALL, *OFTEN, "--results-dir", str(results)]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert "ATEN_CPU_CAPABILITY was not set, now default" in warning
+    assert json.loads((results / "shared_dqn/seed_0/evaluation.json").read_text())["exact"] is False
+    assert "exact" not in json.loads((references("shared_dqn").folder / "evaluation.json").read_text())
+    (run,) = load_runs(results)[0]["shared_dqn"]
+    (sentence,) = analyse([Method("shared_dqn", (run,), tuple(run.tasks))]).warnings
+    assert sentence.startswith("Runs of shared_dqn (seed 0) were continued on another kind of processor")
+
+
+def test_once_inexact_a_run_stays_so(results):
+    path = results / "shared_dqn/seed_0/checkpoint.zip"
+    checkpoint.save(path, checkpoint.load(path) | {"exact": False})
+    child = Child("shared_dqn", results)
+    assert child.wait() == 0
+    assert child.message.startswith("results in ")  # the warning was given when it happened
+    assert json.loads((child.folder / "evaluation.json").read_text())["exact"] is False
 
 
 def test_a_run_of_an_earlier_version_that_named_its_settings_otherwise_continues(results, references):
