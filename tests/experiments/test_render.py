@@ -87,7 +87,7 @@ def test_the_window_shows_the_lander_on_its_way_down(command: list[str], display
 
 def test_a_display_that_is_lost_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
-    with pytest.raises(UsageError, match="lost the window .*--video-dir"), window.drawing():
+    with pytest.raises(UsageError, match=r"lost the window .*--video-dir"), window.drawing():
         pygame.display.init()
 
 
