@@ -257,8 +257,8 @@ class CategoricalUpdate(SharedUpdate):
         self.return_scale.forget_unfinished()
 
     def saved_state(self) -> dict[str, Any]:
-        """The largest return of each task."""
-        return {"largest_returns": self.return_scale.largest}
+        """The largest return of each task, beside what every update saves."""
+        return {**super().saved_state(), "largest_returns": self.return_scale.largest}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore the largest returns.
@@ -266,6 +266,7 @@ class CategoricalUpdate(SharedUpdate):
         Raises:
             ValueError: they are not one number per task.
         """
+        super().load_saved_state(state)
         largest, own = state["largest_returns"], self.return_scale.largest
         if not isinstance(largest, np.ndarray) or (largest.shape, largest.dtype) != (own.shape, own.dtype):
             raise ValueError(f"largest_returns must be {len(own)} numbers of {own.dtype}")

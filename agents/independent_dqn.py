@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout
 from mtrl.limits import check_parameters, perceptron_parameters
+from mtrl.memory import DirectionMemory
 from mtrl.rl.dqn import MultiTaskDQN
 from mtrl.rl.networks import SharedQNetwork, check_widths
 from mtrl.rl.policies import MultiTaskQPolicy
@@ -113,6 +114,13 @@ class IndependentUpdate(SharedUpdate):
                 if not all(bool(stack[task].isfinite().all()) for stack in gradients):
                     raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
         return direction, losses.detach()
+
+    def turn(self, memory: DirectionMemory, direction: Tensor) -> None:
+        """Turn the gradient of each network towards what its own past gradients had in common."""
+        stacks = ParameterLayout(self.network.parameters()).split(direction)  # each (T, ...)
+        rows = memory.turn_(torch.cat([stack.flatten(1) for stack in stacks], 1))
+        for stack, part in zip(stacks, torch.split(rows, [stack[0].numel() for stack in stacks], 1), strict=True):
+            stack.copy_(part.view_as(stack))
 
     def clip(self, direction: Tensor, max_norm: float) -> None:
         """Scale the gradient of each network by its own norm; by a common norm, a network would depend on the others.

@@ -79,9 +79,29 @@ METHODS: dict[str, Method] = {
             "one network per task, nothing shared: the baseline that sharing has to beat",
             "experiments.independent_dqn.config:IndependentDQNEvaluateConfig",
         ),
+        Method(
+            "memory",
+            "experiments.memory.config:MemoryConfig",
+            "the sum of gradients of equal length turns towards past sums: RGB without conflict handling",
+        ),
+        Method(
+            "normalised",
+            "experiments.normalised.config:NormalisedConfig",
+            "gradients of equal length are summed: a control",
+        ),
         Method("pcgrad", "experiments.pcgrad.config:PCGradConfig", "conflicting gradients are projected"),
+        Method(
+            "random",
+            "experiments.random.config:RandomConfig",
+            "gradients are weighted by random numbers at every update: a control",
+        ),
         Method("rgb", "experiments.rgb.config:RGBConfig", "gradients are rotated towards a remembered consensus"),
         Method("shared_dqn", "experiments.shared_dqn.config:SharedDQNConfig", "gradients are summed: the baseline"),
+        Method(
+            "static",
+            "experiments.static.config:StaticConfig",
+            "gradients are weighted by fixed numbers: the baseline to tune",
+        ),
         Method(
             "torchjd",
             "experiments.torchjd.config:TorchJDConfig",

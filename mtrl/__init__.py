@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from mtrl.balancers import EqualWeights as EqualWeights
     from mtrl.balancers import GradNorm as GradNorm
     from mtrl.balancers import GradNormPCGrad as GradNormPCGrad
+    from mtrl.balancers import MemoryBalancer as MemoryBalancer
+    from mtrl.balancers import NormalisedGradients as NormalisedGradients
     from mtrl.balancers import PCGrad as PCGrad
     from mtrl.balancers import RandomLossWeighting as RandomLossWeighting
+    from mtrl.balancers import StaticWeights as StaticWeights
     from mtrl.balancers import make_balancer as make_balancer
     from mtrl.balancers import register_balancer as register_balancer
     from mtrl.gradients import AutogradEngine as AutogradEngine
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from mtrl.gradients import TaskMajorEngine as TaskMajorEngine
     from mtrl.guidance import LookaheadGuidance as LookaheadGuidance
     from mtrl.losses import LossAggregator as LossAggregator
+    from mtrl.memory import DirectionMemory as DirectionMemory
     from mtrl.models import MultiTaskModel as MultiTaskModel
     from mtrl.models import SharedEncoder as SharedEncoder
     from mtrl.models import TaskHead as TaskHead
@@ -50,14 +54,18 @@ _HOMES = {
         "EqualWeights",
         "GradNorm",
         "GradNormPCGrad",
+        "MemoryBalancer",
+        "NormalisedGradients",
         "PCGrad",
         "RandomLossWeighting",
+        "StaticWeights",
         "make_balancer",
         "register_balancer",
     ),
     "mtrl.gradients": ("AutogradEngine", "NonFiniteGradientError", "TaskGradients", "TaskMajorEngine"),
     "mtrl.guidance": ("LookaheadGuidance",),
     "mtrl.losses": ("LossAggregator",),
+    "mtrl.memory": ("DirectionMemory",),
     "mtrl.models": (
         "MultiTaskModel",
         "SharedEncoder",

@@ -21,8 +21,12 @@ COLOURS = {
     "brc": "#33A0D8",
     "independent_dqn": "#888888",
     "torchjd_upgrad": "#AA4499",
+    "memory": "#332288",
+    "normalised": "#44AA99",
+    "static": "#661100",
+    "random": "#BBBBBB",
 }
-OTHER_COLOURS = ("#332288", "#44AA99", "#661100", "#6699CC")
+OTHER_COLOURS = ("#4477AA", "#228833", "#CCBB44", "#EE6677")
 DASHES = ("-", "--", "-.", ":")
 TASK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
 DIVERGING = "PuOr"  # a scale of colours around 0 that suits any kind of colour vision

@@ -19,7 +19,8 @@ class FlowConfig(VideoConfig):
     """
 
     balancer: str = "rgb"
-    """equal, gradnorm, pcgrad, rgb, aim, gradnorm_pcgrad, random or torchjd:<aggregator>."""
+    """equal, static, normalised, gradnorm, pcgrad, rgb, aim, gradnorm_pcgrad, memory, random or
+    torchjd:<aggregator>."""
 
     balancer_options: tuple[str, ...] = ()
     """Arguments of the balancer as name=value, for example `alpha=0.5` for gradnorm."""

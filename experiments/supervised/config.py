@@ -65,7 +65,8 @@ class TrainConfig(RunConfig):
     """Train one shared encoder with a head per task. A balancer combines the gradients of the tasks."""
 
     balancer: str | None = None
-    """equal, gradnorm, pcgrad, rgb, aim, gradnorm_pcgrad, random or torchjd:<aggregator>. (training.balancer)"""
+    """equal, static, normalised, gradnorm, pcgrad, rgb, aim, gradnorm_pcgrad, memory, random or
+    torchjd:<aggregator>. (training.balancer)"""
 
     balancer_options: tuple[str, ...] = ()
     """Arguments of the balancer as name=value, for example `alpha=0.5` for gradnorm. (training.balancer_options)"""

@@ -15,9 +15,12 @@ from mtrl.balancers.base import Balance, Balancer, Deferred, RandomBalancer
 from mtrl.balancers.equal import EqualWeights
 from mtrl.balancers.gradnorm import GradNorm
 from mtrl.balancers.gradnorm_pcgrad import GradNormPCGrad
+from mtrl.balancers.memory import MemoryBalancer
+from mtrl.balancers.normalised import NormalisedGradients
 from mtrl.balancers.pcgrad import PCGrad
 from mtrl.balancers.random_weights import RandomLossWeighting
 from mtrl.balancers.rgb import RGB
+from mtrl.balancers.static import StaticWeights
 from mtrl.balancers.torchjd import PREFIX, TorchJD, torchjd_names
 
 __all__ = [
@@ -29,9 +32,12 @@ __all__ = [
     "EqualWeights",
     "GradNorm",
     "GradNormPCGrad",
+    "MemoryBalancer",
+    "NormalisedGradients",
     "PCGrad",
     "RandomBalancer",
     "RandomLossWeighting",
+    "StaticWeights",
     "TorchJD",
     "make_balancer",
     "names",
@@ -46,6 +52,9 @@ _REGISTRY: dict[str, type[Balancer]] = {
     "rgb": RGB,
     "aim": AIM,
     "gradnorm_pcgrad": GradNormPCGrad,
+    "static": StaticWeights,
+    "normalised": NormalisedGradients,
+    "memory": MemoryBalancer,
     "random": RandomLossWeighting,
 }
 

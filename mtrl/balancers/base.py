@@ -25,6 +25,7 @@ from mtrl.gradients import (
     by_task,
 )
 from mtrl.limits import check_choice, check_number
+from mtrl.memory import DirectionMemory
 
 Scale = Literal["sum", "mean"]
 
@@ -240,6 +241,7 @@ class Balancer(nn.Module):
         low_memory: bool = False,
         group: Group = "world",
         engine: AutogradEngine | None = None,
+        memory: DirectionMemory | None = None,
     ) -> Tensor:
         """Fill `.grad` in place of `losses.sum().backward()`.
 
@@ -264,6 +266,8 @@ class Balancer(nn.Module):
             low_memory: never hold T gradients of all shared parameters at once; see `LayerwiseEngine`.
             group: the processes of a data-parallel run; see `AutogradEngine`. None: this process alone.
             engine: the engine that computes the gradients, in place of one that the other arguments describe.
+            memory: turns the balanced gradient of the shared parameters towards what past ones had in common. Default:
+                it stays as it is.
 
         Returns:
             The coefficients (T,) of the task gradients, in the order of `losses`.
@@ -285,7 +289,8 @@ class Balancer(nn.Module):
         with torch.no_grad():
             answer: Balance = self(gradients)
             gradients.free_graph()
-            accumulate([*private, *engine.layout.gradients(answer.update(gradients), engine.reached)])
+            update = answer.update(gradients) if memory is None else memory.turn_(answer.update(gradients))
+            accumulate([*private, *engine.layout.gradients(update, engine.reached)])
             return answer.coefficients if names is None else answer.coefficients[[*map(self._names.index, names)]]
 
     def _in_order(
@@ -350,6 +355,11 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
     parts = answer.diagnostics
     diagnostics = Deferred(lambda: {name: spread(part, math.nan) for name, part in parts.items()})
     return replace(answer, coefficients=spread(answer.coefficients, 0.0), diagnostics=diagnostics)
+
+
+def vector(numbers: Sequence[Any]) -> Tensor:
+    """Numbers, or rows of numbers, as a tensor in float64."""
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 class RandomBalancer(Balancer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.balancers import _few_tasks
-from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
+from mtrl.balancers.base import Balance, Balancer, Deferred, Scale, vector
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_choice, check_number
+from mtrl.memory import rounding
 
 Array = NDArray[np.float64]
 Numbers = list[float]  # one per task
@@ -315,13 +315,3 @@ class RGB(Balancer):
         told: dict[str, Any] = {"angle": angles, "cosine": C} | ({} if c is None else {"consensus_cosine": c})
         diagnostics = Deferred(lambda: {"weight": weight, **{name: vector(numbers) for name, numbers in told.items()}})
         return Balance(weight, direction, factor, diagnostics)
-
-
-def vector(numbers: Sequence[Any]) -> Tensor:
-    """Numbers, or rows of numbers, as a tensor in float64."""
-    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """The length below which a difference of two unit vectors is noise, if they were computed in `dtype`."""
-    return 10 * math.sqrt(torch.finfo(dtype).eps)

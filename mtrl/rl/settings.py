@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, pi
 from typing import Annotated, Any, Literal, TypedDict
 
 from mtrl.limits import LARGEST_REPLAY, Limits, check_fields
@@ -71,6 +71,13 @@ class ReplaySettings:
 
     max_grad_norm: Annotated[float, Limits(above=0, most=inf)] | None = None
     """If given, the combined gradient is scaled down to this norm."""
+
+    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.0
+    """Angle in radians by which every update turns towards what past updates had in common, whatever the balancer; 0
+    turns none. See `mtrl.DirectionMemory`."""
+
+    memory_decay: Annotated[float, Limits(least=0, below=1)] = 0.9
+    """Share of that memory that is kept at every update."""
 
     guidance_share: Annotated[float, Limits(above=0, below=1)] = 0.1
     """Share of each task's transitions that is held out as the guidance set of AIM and never trained on. It has no
@@ -144,6 +151,8 @@ class ReplayOptions(TypedDict, total=False):
     train_freq: int
     gradient_steps: int
     max_grad_norm: float | None
+    memory_angle: float
+    memory_decay: float
     guidance_share: float
     conflict_interval: int
     on_nonfinite: OnNonFinite

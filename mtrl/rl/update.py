@@ -17,6 +17,7 @@ from mtrl.balancers import Balancer
 from mtrl.conflict import conflict_metrics
 from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, TaskMajorEngine, inference
 from mtrl.guidance import LookaheadGuidance
+from mtrl.memory import DirectionMemory
 from mtrl.rl.networks import SharedQNetwork
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
@@ -88,6 +89,7 @@ class SharedUpdate(Update):
         weights: all parameters of the online network as one vector (D,), which shares their memory.
         target_weights: the same for the target network.
         optimizer: takes one step for all of `weights`.
+        memory: turns every update towards what past ones had in common; None if the settings want none.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class SharedUpdate(Update):
         self.weights = vector.detach()
         self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
         self.optimizer = self.make_optimizer(vector, learning_rate)
+        self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
         self.chain: ChainEngine | None = None
@@ -150,6 +153,8 @@ class SharedUpdate(Update):
             FloatingPointError: a number is not finite; the message names it. The weights have not changed then.
         """
         direction, losses = self.direction(batch, measure_conflict)
+        if self.memory is not None:
+            self.turn(self.memory, direction)
         if self.settings.max_grad_norm is not None:
             self.clip(direction, self.settings.max_grad_norm)
         self.optimizer.update(direction)
@@ -217,6 +222,10 @@ class SharedUpdate(Update):
             _ = gradients.jacobian  # computed here, because entering inference mode once more would cost time
         return gradients
 
+    def turn(self, memory: DirectionMemory, direction: Tensor) -> None:
+        """Turn `direction` (D,) in place towards what past directions had in common."""
+        memory.turn_(direction)
+
     def clip(self, direction: Tensor, max_norm: float) -> None:
         """Scale `direction` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
         scale = max_norm / (torch.linalg.vector_norm(direction).item() + 1e-6)
@@ -226,6 +235,22 @@ class SharedUpdate(Update):
     def update_target(self, tau: float) -> None:
         """Move the target network the share `tau` of the way to the online network."""
         self.target_weights.lerp_(self.weights, tau)
+
+    def saved_state(self) -> dict[str, Any]:
+        """The memory of past updates."""
+        return {} if self.memory is None else {"memory": self.memory.state_dict()}
+
+    def load_saved_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the memory of past updates. A model that was saved without one begins it anew.
+
+        Raises:
+            ValueError: the memory is of another number of parameters.
+        """
+        if self.memory is not None:
+            self.memory.reset()
+            if "memory" in state:
+                self.memory.load_state_dict(state["memory"])
+                self.memory.check(self.weights.numel())
 
     # ----------------------------------------------------------------- guidance of the balancer
 

@@ -91,7 +91,8 @@ def results(tmp_path_factory):
 
 def test_the_list_has_every_package_that_trains_an_agent():
     balanced = {"shared_dqn", "gradnorm", "pcgrad", "rgb", "aim", "gradnorm_pcgrad", "torchjd"}
-    assert set(METHODS) == balanced | {"independent_dqn", "brc"}
+    controls = {"static", "normalised", "memory", "random"}
+    assert set(METHODS) == balanced | controls | {"independent_dqn", "brc"}
     assert set(METHODS) == {path.parent.name for path in FOLDER.glob("*/evaluate.py")}
     for name, method in METHODS.items():
         assert name == method.name
@@ -268,7 +269,7 @@ def test_every_balancer_has_its_method():
         for method in METHODS
         if method not in ("brc", "independent_dqn", "torchjd")
     }
-    assert set(balancers.names()) - {"random"} == used.keys()  # random weights show how to add one
+    assert set(balancers.names()) == used.keys()
     for name, method in used.items():
         assert method == {"equal": "shared_dqn"}.get(name, name)
     for method in ("brc", "independent_dqn"):

@@ -85,7 +85,7 @@ def test_the_update_is_finite_whatever_the_rows(name: str, edge: str, dtype: tor
     assert all(bool(tensor.isfinite().all()) for tensor in balancer.parameters())
 
 
-@every_balancer
+@pytest.mark.parametrize("name", [name for name in names() if name != "memory"])  # which turns any update
 @pytest.mark.parametrize("row_norm", [1e-12, 1.0, 1e12])
 def test_the_gradient_of_one_task_is_left_alone(name: str, row_norm: float) -> None:
     balancer = eager(name, 1)

@@ -1,0 +1,30 @@
+"""Settings of normalised gradients with memory."""
+
+from dataclasses import dataclass
+from math import pi
+from typing import Annotated, Any, ClassVar
+
+from experiments.training.config import TrainConfig, presets
+from mtrl.limits import Limits
+
+
+@dataclass(frozen=True)
+class MemoryConfig(TrainConfig):
+    """Train one shared Q-network on all tasks with RGB's memory but without its handling of conflict."""
+
+    method: ClassVar[str] = "memory"
+    balancer: ClassVar[str] = "memory"
+
+    angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.8
+    """Angle in radians by which the sum of the gradients turns towards what past sums had in common."""
+
+    decay: Annotated[float, Limits(least=0, below=1)] = 0.9
+    """Share of that memory that is kept at every update."""
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """Arguments of `mtrl.MemoryBalancer`."""
+        return {"angle": self.angle, "decay": self.decay}
+
+
+PRESETS = presets(MemoryConfig)

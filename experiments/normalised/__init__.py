@@ -1,0 +1,1 @@
+"""Normalised DQN: one shared network, task gradients of equal length summed. A control."""

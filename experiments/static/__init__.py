@@ -1,0 +1,1 @@
+"""Static weights: one shared network, task gradients weighted by fixed numbers."""
