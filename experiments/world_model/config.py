@@ -25,8 +25,8 @@ class WorldModelConfig:
     """
 
     balancer: str = "rgb"
-    """equal, static, normalised, gradnorm, pcgrad, rgb, aim (without a guidance set), gradnorm_pcgrad, memory, random or
-    torchjd:<aggregator>."""
+    """equal, static, normalised, gradnorm, pcgrad, rgb, aim (without a guidance set), gradnorm_pcgrad, memory,
+    random or torchjd:<aggregator>."""
 
     balancer_options: tuple[str, ...] = ()
     """Arguments of the balancer as name=value, for example `alpha=0.5` for gradnorm."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from agents import BRC, IndependentDQN, IndependentQNetworks, MultiTaskDQN, SharedQNetwork, load_agent
 from envs import make_task_vec_env
-from mtrl import EqualWeights
+from mtrl import DirectionMemory, EqualWeights
 from mtrl.checkpoint import CheckpointError
 from tests.support import assert_same, make_agent
 
@@ -51,10 +51,13 @@ def test_every_row_is_valued_by_its_tasks_network_in_any_order():
     assert networks(observations[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.5}, {"double_q": False, "td_loss": "mse"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"max_grad_norm": 0.5}, {"double_q": False, "td_loss": "mse"}, {"memory_angle": 0.8}]
+)
 def test_each_network_evolves_as_if_it_were_trained_alone(settings):
     agent = make(tau=0.25, target_update_interval=2, gradient_steps=0, **settings).learn(600)
     clip, double_q = settings.get("max_grad_norm"), settings.get("double_q", True)
+    angle = settings.get("memory_angle", 0.0)
     td_loss = nn.MSELoss() if settings.get("td_loss") == "mse" else nn.HuberLoss(delta=10.0)
     generator = agent.replay_buffer.generator.get_state()
     batches = [agent.replay_buffer.sample(8) for _ in range(6)]
@@ -65,6 +68,7 @@ def test_each_network_evolves_as_if_it_were_trained_alone(settings):
         network = alone(agent.policy.q_net, task)
         target = copy.deepcopy(network)
         optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+        memory = DirectionMemory(angle)
         rows = slice(8 * task, 8 * task + 8)
         for update, batch in enumerate(batches, 1):
             with torch.no_grad():
@@ -75,6 +79,8 @@ def test_each_network_evolves_as_if_it_were_trained_alone(settings):
             got = network(batch.observations[rows, :8])[torch.arange(8), batch.actions[rows]]
             optimizer.zero_grad()
             td_loss(got, wanted).backward()
+            turned = memory.turn_(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+            torch.nn.utils.vector_to_parameters(turned, (parameter.grad for parameter in network.parameters()))
             if clip is not None:
                 clipped += torch.nn.utils.clip_grad_norm_(network.parameters(), clip) > clip
             optimizer.step()
@@ -92,10 +98,10 @@ def test_each_network_evolves_as_if_it_were_trained_alone(settings):
                 torch.testing.assert_close(mine[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_a_tasks_network_does_not_depend_on_the_other_tasks(max_grad_norm):
-    one = make(gradient_steps=0, max_grad_norm=max_grad_norm).learn(300)
-    two = make(gradient_steps=0, max_grad_norm=max_grad_norm).learn(300)
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.5}, {"memory_angle": 0.8}])
+def test_a_tasks_network_does_not_depend_on_the_other_tasks(settings):
+    one = make(gradient_steps=0, **settings).learn(300)
+    two = make(gradient_steps=0, **settings).learn(300)
     two.replay_buffer._rows[0, :, -2] *= 100  # other rewards in the first task
     for agent in (one, two):
         agent.train(5, 8)

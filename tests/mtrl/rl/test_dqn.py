@@ -71,9 +71,12 @@ def test_parameter_counts(variant, count):
 
 @pytest.mark.parametrize("double_q", [True, False])
 @pytest.mark.parametrize("td_loss", ["huber", "mse"])
-def test_an_update_is_the_textbook_one(double_q, td_loss):
+@pytest.mark.parametrize("memory_angle", [0.0, 0.8])
+def test_an_update_is_the_textbook_one(double_q, td_loss, memory_angle):
     """One update against plain autograd and Adam, written out by hand on the same batch."""
-    agent = make(double_q=double_q, td_loss=td_loss, max_grad_norm=0.7, learning_rate_decay=0).learn(120)
+    settings = {"double_q": double_q, "td_loss": td_loss, "memory_angle": memory_angle}
+    agent = make(**settings, max_grad_norm=0.7, learning_rate_decay=0).learn(120)
+    memory = copy.deepcopy(agent.update.memory)
     network, target = copy.deepcopy(agent.policy.q_net), copy.deepcopy(agent.policy.q_net_target)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
     moments = agent.policy.optimizer.state_dict()["state"][0]
@@ -98,6 +101,10 @@ def test_an_update_is_the_textbook_one(double_q, td_loss):
         got = network(batch.observations[rows])[torch.arange(8), batch.actions[rows]]
         losses.append((nn.HuberLoss(delta=10.0) if td_loss == "huber" else nn.MSELoss())(got, wanted))
     sum(losses).backward()
+    assert (memory is not None) == (memory_angle > 0)
+    if memory is not None:
+        turned = memory.turn_(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+        torch.nn.utils.vector_to_parameters(turned, (parameter.grad for parameter in network.parameters()))
     torch.nn.utils.clip_grad_norm_(network.parameters(), 0.7)
     optimizer.step()
 
