@@ -110,7 +110,7 @@ class BenchmarkConfig(JsonConfig):
     def shared(self) -> dict[str, Any]:
         """The settings that all runs of one file share, in the form of JSON."""
         own = {name: getattr(self, name) for name in ("method", "targets", "eval_interval", "episodes", "to_the_end")}
-        training = {name: value for name, value in self.training(0).settings.items() if name != "seed"}
+        training = {name: value for name, value in self.training(0).record.items() if name != "seed"}
         content: dict[str, Any] = json.loads(json.dumps({**own, "training": training}))
         return content
 

@@ -1,9 +1,11 @@
 """Settings of AIM."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from experiments.training.config import TrainConfig, presets
+from experiments.training.search import Between, Space
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,11 @@ class AIMConfig(TrainConfig):
 
     method: ClassVar[str] = "aim"
     balancer: ClassVar[str] = "aim"
+    own_search_space: ClassVar[Mapping[str, Space]] = {
+        "policy_lr": Between(1e-4, 0.1, log=True),
+        "magnitude_weight": Between(0.01, 1.0, log=True),
+        "progress_weight": Between(0.01, 1.0, log=True),
+    }
 
     thresholds: Literal["matrix", "scalar"] = "matrix"
     """`matrix`: one learned threshold tau per ordered pair of tasks; `scalar`: one threshold for all pairs."""

@@ -1,9 +1,11 @@
 """Settings of GradNorm."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from experiments.training.config import TrainConfig, presets
+from experiments.training.search import Between, Space
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,10 @@ class GradNormConfig(TrainConfig):
 
     method: ClassVar[str] = "gradnorm"
     balancer: ClassVar[str] = "gradnorm"
+    own_search_space: ClassVar[Mapping[str, Space]] = {
+        "alpha": Between(0.0, 3.0),
+        "weight_lr": Between(1e-3, 0.1, log=True),
+    }
 
     alpha: float = 1.5
     """Strength with which tasks that learn more slowly get larger gradients; 0 makes all gradient norms equal."""

@@ -1,10 +1,12 @@
 """Settings of normalised gradients with memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import pi
 from typing import Annotated, Any, ClassVar
 
 from experiments.training.config import TrainConfig, presets
+from experiments.training.search import Between, Space
 from mtrl.limits import Limits
 
 
@@ -14,6 +16,7 @@ class MemoryConfig(TrainConfig):
 
     method: ClassVar[str] = "memory"
     balancer: ClassVar[str] = "memory"
+    own_search_space: ClassVar[Mapping[str, Space]] = {"angle": Between(0.0, 1.4), "decay": Between(0.5, 0.99)}
 
     angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.8
     """Angle in radians by which the sum of the gradients turns towards what past sums had in common."""

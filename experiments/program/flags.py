@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import json
 import os
 import re
 import signal
@@ -22,11 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from mtrl.files import one_line
+from mtrl.files import one_line, open_regular
 
 __all__ = ["UsageError", "main_guard", "parse", "parse_seeds"]
 
@@ -47,6 +49,8 @@ FORMER_FLAGS = {
     "--method": ("--methods",),
     "--methods": ("--method",),
 }
+SETTINGS_FLAG = "--settings"  # names a file of settings, where a program has this flag
+LARGEST_SETTINGS = 2**20  # bytes
 COMPLETION_FLAGS = ("--tyro-print-completion", "--tyro-write-completion")
 EXPONENT_FORM = r"[+-]?[0-9]+(\.[0-9]*)?[eE]\+?[0-9]{1,2}"  # of an integer, such as 1e5 or 2.5e6
 SHELLS = ("bash", "zsh", "fish")
@@ -92,6 +96,8 @@ def parse(
     """
     words = _renewed(sys.argv[1:] if argv is None else argv, _flags(config_type))
     with main_guard(prog):
+        if SETTINGS_FLAG in _flags(config_type):
+            words = [*_words_of_file(words, config_type), *words]
         if presets is not None:
             default = _preset(words, presets, default)
         # tyro uses an assertion where it should check the shell.
@@ -99,6 +105,39 @@ def parse(
             raise UsageError(f"argument {words[0]}: invalid choice {words[1]!r}; choose from {', '.join(SHELLS)}")
         options = {} if default is None else {"default": default}
         return _parse(config_type, words, prog=prog, description=description, **options)
+
+
+def _words_of_file(words: Sequence[str], config_type: type[Any]) -> list[str]:
+    """The words that stand for the settings in the file that the last `--settings` names; none without one.
+
+    Since the words of the command line follow them, these take precedence, and every check of a flag holds for a file.
+
+    Raises:
+        UsageError: the file cannot be read, or is not an object of settings that the program has.
+    """
+    path = _value_of(SETTINGS_FLAG, words)
+    if path is None:
+        return []
+    try:
+        with open_regular(Path(path), follow_link=True) as file:
+            content = json.loads(file.read(LARGEST_SETTINGS))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else "it is not JSON"
+        raise UsageError(f"argument {SETTINGS_FLAG}: cannot read '{path}': {reason}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' holds no object of settings by name")
+    flags, found = _flags(config_type), []
+    for name, value in content.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag not in flags or flag == SETTINGS_FLAG:
+            near = difflib.get_close_matches(flag, flags, n=1)
+            hint = f"; did you mean {near[0][2:].replace('-', '_')}?" if near else ""
+            raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' has an unknown setting {name!r}{hint}")
+        if isinstance(value, bool) and f"--no-{flag[2:]}" in flags:
+            found.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            found += [flag, *(str(part) for part in (value if isinstance(value, list) else [value]))]
+    return found
 
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
@@ -170,16 +209,22 @@ def _renewed(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -> T | None:
     """The configuration that the last `--preset` among `words` names; `default` if there is no `--preset`."""
-    chosen = None
-    for word, after in pairwise([*words, "-"]):
-        flag, equals, value = word.partition("=")
-        if flag == "--preset" and (equals or not after.startswith("-")):  # tyro reports a missing value
-            chosen = value if equals else after
+    chosen = _value_of("--preset", words)
     if chosen is None:
         return default
     if chosen not in presets:
         raise UsageError(f"argument --preset: invalid choice {chosen!r}; choose from {', '.join(presets)}")
     return presets[chosen]
+
+
+def _value_of(wanted: str, words: Sequence[str]) -> str | None:
+    """The value that the last of these flags has among `words`; None if there is no such flag."""
+    found = None
+    for word, after in pairwise([*words, "-"]):
+        flag, equals, value = word.partition("=")
+        if flag == wanted and (equals or not after.startswith("-")):  # tyro reports a missing value
+            found = value if equals else after
+    return found
 
 
 def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:

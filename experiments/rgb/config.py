@@ -1,9 +1,11 @@
 """Settings of RGB."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from experiments.training.config import TrainConfig, presets
+from experiments.training.search import Between, Space
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,11 @@ class RGBConfig(TrainConfig):
 
     method: ClassVar[str] = "rgb"
     balancer: ClassVar[str] = "rgb"
+    own_search_space: ClassVar[Mapping[str, Space]] = {
+        "mu": Between(0.0, 0.99),
+        "lambd": Between(0.1, 10.0, log=True),
+        "lr_inner": Between(0.02, 2.0, log=True),
+    }
 
     mu: float = 0.9
     """Momentum of the consensus direction."""

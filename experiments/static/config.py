@@ -1,9 +1,11 @@
 """Settings of static weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from experiments.training.config import TrainConfig, presets
+from experiments.training.search import Space, Weights
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,11 @@ class StaticConfig(TrainConfig):
     weights: tuple[float, ...] | None = None
     """Weight of each task, in the order of the tasks; weights that sum to the number of tasks keep the scale of the
     sum. Default: 1 for every task, as shared_dqn has them."""
+
+    @property
+    def search_space(self) -> Mapping[str, Space]:
+        """The weights besides what is searched for every method."""
+        return {**super().search_space, "weights": Weights(len(self.tasks))}
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:

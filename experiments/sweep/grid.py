@@ -76,6 +76,7 @@ def plan(
     results_dir: Path,
     train_flags: Sequence[str],
     prog: str,
+    tuned: Path | None = None,
 ) -> list[PlannedRun]:
     """The runs of a sweep, seed by seed, so that an early look at the results compares all methods.
 
@@ -86,9 +87,10 @@ def plan(
         results_dir: the folder of the runs.
         train_flags: further words for the command line of each run.
         prog: the program's name in messages about `train_flags`.
+        tuned: the folder of a search, whose best settings the runs take. Default: the methods' defaults.
 
     Raises:
-        UsageError: a method is unknown, or a flag is one of `REFUSED_FLAGS`.
+        UsageError: a method is unknown, a flag is one of `REFUSED_FLAGS`, or the search has no settings for a run.
         SystemExit: a method has no such flags; a line on stderr says what is wrong.
     """
     for word in train_flags:
@@ -96,7 +98,7 @@ def plan(
         if flag in REFUSED_FLAGS:
             raise UsageError(f"argument {flag} after '--': {REFUSED_FLAGS[flag]}")
     results_dir = results_dir.absolute()
-    families = [list(_family(name, variants, results_dir, train_flags, prog)) for name in names]
+    families = [list(_family(name, variants, results_dir, train_flags, prog, tuned)) for name in names]
     runs = [
         dataclasses.replace(
             run, config=dataclasses.replace(run.config, seed=seed), flags=(*run.flags, "--seed", str(seed))
@@ -109,7 +111,12 @@ def plan(
 
 
 def _family(
-    name: str, variants: Sequence[Variant], results_dir: Path, train_flags: Sequence[str], prog: str
+    name: str,
+    variants: Sequence[Variant],
+    results_dir: Path,
+    train_flags: Sequence[str],
+    prog: str,
+    tuned: Path | None,
 ) -> Iterator[PlannedRun]:
     """The runs of a method, one for each variant, with the default seed."""
     package, colon, aggregator = name.partition(":")
@@ -119,12 +126,17 @@ def _family(
         raise UsageError(f"method {name!r}: only torchjd takes an aggregator, as in torchjd:CAGrad")
     method = METHODS[package]
     flags = (*train_flags, "--results-dir", str(results_dir), *(("--aggregator", aggregator) if colon else ()))
-    config = parse(method.config_type, flags, prog=f"{prog}: {name}", presets=method.presets)
-    if not _has_variants(method.config_type):
-        yield PlannedRun(package, config, flags)
-        return
-    for variant in dict.fromkeys(variants):
-        yield PlannedRun(package, dataclasses.replace(config, variant=variant), (*flags, "--variant", variant))
+    several = _has_variants(method.config_type)
+    for chosen in [("--variant", variant) for variant in dict.fromkeys(variants)] if several else [()]:
+        words = (*flags, *chosen)
+        config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
+        if tuned is not None:
+            best = tuned.absolute() / config.run_name / "best.json"
+            if not best.is_file():
+                raise UsageError(f"argument --settings: there is no '{best}'; search for it: experiments.tune")
+            words = ("--settings", str(best), *words)
+            config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
+        yield PlannedRun(package, config, words)
 
 
 def _has_variants(config_type: type[TrainConfig]) -> bool:
@@ -148,7 +160,7 @@ def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
             before = read_config(run.folder)["settings"]
         except BrokenRunError as error:
             raise UsageError(f"'{run.folder}' holds a run that can't be read ({error}); move it away") from None
-        now = json.loads(json.dumps(run.config.settings))  # as the file would hold them
+        now = json.loads(json.dumps(run.config.record))  # as the file would hold them
         known = {name: value for name, value in now.items() if name in before}
         if changed := differences({name: before[name] for name in known}, known, run.config.free_settings):
             raise UsageError(

@@ -37,15 +37,18 @@ def sweep(config: SweepConfig, train_flags: Sequence[str]) -> int:
     if config.wandb != "disabled":
         train_flags = ("--wandb", config.wandb, *train_flags)
     seeds = parse_seeds(config.seeds)
-    runs = plan(config.methods, config.variants, seeds, config.results_dir, train_flags, PROG)
+    runs = plan(config.methods, config.variants, seeds, config.results_dir, train_flags, PROG, config.settings)
     if not config.dry_run or config.address is not None:
         import_ray()
-    _check(runs)
+    check_runs(runs)
     return _estimate(config, runs) if config.dry_run else _run(config, runs)
 
 
-def _check(runs: Sequence[PlannedRun]) -> None:
+def check_runs(runs: Sequence[PlannedRun]) -> None:
     """Find out before anything is started whether the runs can be carried out.
+
+    Args:
+        runs: the runs, at least one.
 
     Raises:
         UsageError: the settings of a run are wrong, or differ from those of the run that is there.

@@ -5,13 +5,14 @@ The settings of the agent are those of `mtrl.rl.settings`, and are inherited fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from experiments.program.run_folder import Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
+from experiments.training.search import SHARED, Space
 from mtrl.limits import Limits, check_fields
 from mtrl.rl.settings import RESUMABLE, DQNSettings
 
@@ -61,6 +62,10 @@ class RunSettings:
     preset: Preset = field(default="default", metadata=RESUMABLE)
     """Where defaults come from: `default`, or `notes` for the numbers of the notes that this project grew from
     (500 episodes per task, epsilon times 0.995 per episode, target copy every 10 episodes)."""
+
+    settings: Path | None = field(default=None, metadata=RESUMABLE)
+    """A JSON file of settings by name, such as {"learning_rate": 0.001}, as `experiments.tune` writes it. Flags that
+    are given beside it take precedence."""
 
     variant: Variant = "aware"
     """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
@@ -135,6 +140,8 @@ class TrainConfig(DQNSettings, RunSettings):
     balancer: ClassVar[str] = "equal"
     agent: ClassVar[str] = "MultiTaskDQN"
     agent_settings: ClassVar[type[DQNSettings]] = DQNSettings
+    own_search_space: ClassVar[Mapping[str, Space]] = {}
+    """What `experiments.tune` searches besides what it searches for every method."""
 
     learning_rate: Annotated[float, Limits(above=0)] = 5e-4
     """Step size of Adam."""
@@ -155,6 +162,11 @@ class TrainConfig(DQNSettings, RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wandb_project(self.wandb_project)
+
+    @property
+    def search_space(self) -> Mapping[str, Space]:
+        """What `experiments.tune` searches, by the names of the settings."""
+        return {**SHARED, **self.own_search_space}
 
     @property
     def run_method(self) -> str:
@@ -199,8 +211,8 @@ class TrainConfig(DQNSettings, RunSettings):
         return {}
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The value of every field, as it stands in config.json."""
+    def record(self) -> dict[str, Any]:
+        """The value of every field, as it stands in config.json under `settings`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

@@ -77,7 +77,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "method": config.run_method,
         "agent": config.agent,
         "balancer": config.balancer_name,
-        "settings": config.settings,
+        "settings": config.record,
         "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
         "base_environment": BASE_ID,
         "versions": versions("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),

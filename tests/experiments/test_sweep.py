@@ -151,7 +151,7 @@ def test_only_deaths_are_tried_again(tmp_path):
     job.judge(Outcome(0, ""), retries=0)
     assert job.state is State.FINISHED
     run.folder.mkdir(parents=True)
-    (run.folder / "config.json").write_text(json.dumps({"run": "rgb", "settings": run.config.settings}))
+    (run.folder / "config.json").write_text(json.dumps({"run": "rgb", "settings": run.config.record}))
     (run.folder / "evaluation.json").touch()
     job = Job(run, State.WAITING)
     job.judge(Outcome(-9, ""), retries=0)

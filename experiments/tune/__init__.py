@@ -1,0 +1,1 @@
+"""Searches the settings of methods, with equally many trials for each."""
