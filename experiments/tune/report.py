@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from experiments.tune.tuning import Tried
 
 
+COLUMNS = 3  # panels side by side
 LOGARITHMIC = ("learning_rate", "lambd", "lr_inner", "weight_lr", "policy_lr", "magnitude_weight", "progress_weight")
 
 
@@ -32,6 +34,7 @@ def draw_trials(name: str, tried: Sequence[Tried], path: Path) -> None:
     """Draw the score of every trial: in their order, and against each setting that is a number."""
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
 
     from experiments.analysis.plots.style import RC  # noqa: PLC0415 - loads Matplotlib, as the next lines do
     from experiments.program.figures import save  # noqa: PLC0415
@@ -39,8 +42,12 @@ def draw_trials(name: str, tried: Sequence[Tried], path: Path) -> None:
     done = [(number, trial) for number, trial in enumerate(tried) if trial.score is not None]
     numeric = [key for key, value in tried[0].settings.items() if isinstance(value, int | float)]
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(3.2 * (1 + len(numeric)), 3.2), layout="constrained")
-        axes = figure.subplots(1, 1 + len(numeric), sharey=True, squeeze=False)[0]
+        rows = math.ceil((1 + len(numeric)) / COLUMNS)
+        figure = Figure(figsize=(3 * min(COLUMNS, 1 + len(numeric)), 2.7 * rows), layout="constrained")
+        grid = figure.subplots(rows, min(COLUMNS, 1 + len(numeric)), sharey=True, squeeze=False).ravel()
+        axes, unused = grid[: 1 + len(numeric)], grid[1 + len(numeric) :]
+        for axis in unused:
+            axis.set_axis_off()
         numbers, scores = [number + 1 for number, _ in done], [trial.score or 0.0 for _, trial in done]
         axes[0].step(numbers, list(itertools.accumulate(scores, max)), where="post", color="black", label="best so far")
         abscissae: list[list[float]] = [
@@ -55,7 +62,10 @@ def draw_trials(name: str, tried: Sequence[Tried], path: Path) -> None:
             axis.set_xlabel(label)
             if label in LOGARITHMIC and min(values) > 0:
                 axis.set_xscale("log")
-        axes[0].set_ylabel("mean return of the trial")
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+                axis.xaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_minor_formatter(NullFormatter())
+        figure.supylabel("mean return of the trial", fontsize="medium")
         axes[0].legend(loc="lower right")
         figure.suptitle(f"{name}: {len(tried)} trials; grey points are seeds")
         save(figure, path)
