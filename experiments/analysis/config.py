@@ -1,16 +1,17 @@
-"""Settings of the three programs that analyse finished runs; every field is a flag."""
+"""Settings of the programs that analyse finished runs; every field is a flag."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from experiments.analysis.runs import BASELINE, BLIND
 from experiments.program.flags import parse_seeds
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
+from mtrl.limits import Limits, check_fields
 
 ALL = "all"
 
@@ -99,6 +100,27 @@ class CompareWeightsConfig:
         """The runs to compare, each name once."""
         suffixes = [BLIND if variant == "blind" else "" for variant in self.variants] or [""]
         return tuple(dict.fromkeys(f"{method}{suffix}" for method in self.methods for suffix in suffixes))
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """Copy finished runs in a form that is small enough for version control, and that every analysis reads.
+
+    A copy has config.json and evaluation.json as they are, and metrics.jsonl with all evaluations and as many of the
+    other lines as fit, every number rounded to five digits. Models, checkpoints and event files stay behind.
+    """
+
+    results_dir: Path = Path("results/runs")
+    """Where runs are kept."""
+
+    output_dir: Path = Path("results/archive")
+    """Where the copies go. A copy that is there is made again if it is of the same settings, and refused if not."""
+
+    largest: Annotated[int, Limits(least=10, most=100_000)] = 60
+    """The largest size of a copy, in kB."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
