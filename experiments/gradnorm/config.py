@@ -34,6 +34,10 @@ class GradNormConfig(TrainConfig):
     initial_loss_floor: float = 0.01
     """Smallest first loss L(0) of a task, as a share of the mean over the tasks."""
 
+    weight_steps: Literal["log", "plain"] = "log"
+    """`log`: steps on the logarithms of the weights, which keep them above 0 whatever the size of the gradients;
+    `plain`: steps on the weights, as they are often written down."""
+
     rate_from: Literal["loss", "return"] = "loss"
     """How the progress of a task is measured: by its `loss`, or by the `return` of its episodes."""
 
@@ -49,9 +53,18 @@ class GradNormConfig(TrainConfig):
             "warmup_steps": self.warmup_steps,
             "weight_floor": self.weight_floor,
             "initial_loss_floor": self.initial_loss_floor,
+            "weight_steps": self.weight_steps,
             "progress": self.rate_from,
             "return_range": self.return_range,
         }
 
 
-PRESETS = presets(GradNormConfig)
+# The first batch as L(0), no floors, and plain steps: the pseudocode of the notes.
+LITERAL: dict[str, Any] = {
+    "warmup_steps": 1,
+    "weight_floor": 0.0,
+    "initial_loss_floor": 1e-9,
+    "weight_steps": "plain",
+}
+
+PRESETS = presets(GradNormConfig, literal=LITERAL)

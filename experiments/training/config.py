@@ -17,7 +17,7 @@ from mtrl.limits import Limits, check_fields
 from mtrl.rl.settings import RESUMABLE, DQNSettings
 
 Variant = Literal["aware", "blind"]
-Preset = Literal["default", "notes"]
+Preset = Literal["default", "notes", "notes-literal"]
 Device = Literal["cpu", "cuda", "auto"]
 Config = TypeVar("Config", bound="TrainConfig")
 Count = Annotated[int, Limits(least=1)]
@@ -52,6 +52,12 @@ NOTES_PRESET: dict[str, Any] = {
     "hidden_dims": (256, 128),
     "layer_norm": False,
     "huber_delta": 1.0,
+    "memory_angle": 0.0,
+}
+LITERAL_PRESET: dict[str, Any] = {
+    "preset": "notes-literal",
+    "tasks": ("Standard", "WindyUngated", "Heavy"),
+    "double_q": False,
 }
 
 
@@ -61,7 +67,9 @@ class RunSettings:
 
     preset: Preset = field(default="default", metadata=RESUMABLE)
     """Where defaults come from: `default`, or `notes` for the numbers of the notes that this project grew from
-    (500 episodes per task, epsilon times 0.995 per episode, target copy every 10 episodes)."""
+    (500 episodes per task, epsilon times 0.995 per episode, target copy every 10 episodes), or `notes-literal` for
+    their experiment as they describe it: the same numbers, gusts that never stop (WindyUngated), no double Q-learning,
+    and GradNorm by their pseudocode, without warm-up and floors."""
 
     settings: Path | None = field(default=None, metadata=RESUMABLE)
     """A JSON file of settings by name, such as {"learning_rate": 0.001}, as `experiments.tune` writes it. Flags that
@@ -222,10 +230,19 @@ class TrainConfig(DQNSettings, RunSettings):
         return tuple(field.name for field in fields(self) if field.metadata.get("resumable"))
 
 
-def presets(config_type: type[Config], without: Sequence[str] = ()) -> dict[str, Config]:
-    """The presets of a method by name: the defaults of its fields, and the notes' numbers except for `without`."""
+def presets(
+    config_type: type[Config], without: Sequence[str] = (), literal: Mapping[str, Any] | None = None
+) -> dict[str, Config]:
+    """The presets of a method by name: the defaults of its fields, the notes' numbers, and the notes' experiment.
+
+    Args:
+        config_type: the settings of the method.
+        without: names of the notes' numbers that do not apply to the method.
+        literal: what the notes' experiment sets of the method's own settings. Default: nothing.
+    """
     notes = {name: value for name, value in NOTES_PRESET.items() if name not in without}
-    return {"default": config_type(), "notes": config_type(**notes)}
+    as_described = {**notes, **LITERAL_PRESET, **(literal or {})}
+    return {"default": config_type(), "notes": config_type(**notes), "notes-literal": config_type(**as_described)}
 
 
 @dataclass(frozen=True)

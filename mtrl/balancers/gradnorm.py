@@ -16,6 +16,7 @@ from mtrl.limits import check_choice, check_number
 
 Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
+WeightSteps = Literal["log", "plain"]
 
 LARGEST_ALPHA = 100  # rates are at most T, and T ** 100 does not overflow in float64 for up to 1,000 tasks
 LARGEST_STEP = 50.0  # the largest change of a log-weight at once: its exponential neither overflows nor vanishes
@@ -64,7 +65,12 @@ class GradNorm(Balancer):
 
         log w_i  <-  log w_i - lr * sign(G_i - target_i) * G_i / mean_j(G_j),
 
-    and are then scaled to sum to T. The network's update uses the weights from before that step.
+    and are then scaled to sum to T. The network's update uses the weights from before that step. With
+    `weight_steps="plain"` the step is the one that is often written down,
+
+        w_i  <-  max(0, w_i - lr * sign(G_i - target_i) * n_i),
+
+    whose length grows with the gradients: where n_i is above 1 / lr, one step takes a weight from 1 to 0.
 
     Where this departs from the paper, and why:
 
@@ -88,6 +94,8 @@ class GradNorm(Balancer):
         warmup_steps: the number of losses that are averaged into L(0). Default 100.
         weight_floor: smallest weight, on the scale where the mean weight is 1; in [0, 1). Default 0.1.
         initial_loss_floor: smallest L_i(0), as a share of the mean L(0). Default 0.01.
+        weight_steps: `"log"` for steps on the logarithms of the weights, `"plain"` for steps on the weights. Default
+            `"log"`.
         progress: the measure of the training rate, `"loss"` or `"return"`. Default `"loss"`.
         return_range: (low, high), the return that counts as no progress and the return that counts as solved, the same
             for all tasks; needed for `progress="return"`.
@@ -116,6 +124,7 @@ class GradNorm(Balancer):
         warmup_steps: int = 100,
         weight_floor: float = 0.1,
         initial_loss_floor: float = 0.01,
+        weight_steps: WeightSteps = "log",
         progress: Progress = "loss",
         return_range: tuple[float, float] | None = None,
         scale: Scale = "sum",
@@ -126,6 +135,7 @@ class GradNorm(Balancer):
         check_number("warmup_steps", warmup_steps, least=1, whole=True)
         check_number("weight_floor", weight_floor, least=0, below=1)
         check_number("initial_loss_floor", initial_loss_floor, above=0, most=1)
+        check_choice("weight_steps", weight_steps, get_args(WeightSteps))
         check_choice("progress", progress, get_args(Progress))
         if progress == "return" and (
             return_range is None or not -math.inf < return_range[0] < return_range[1] < math.inf
@@ -136,6 +146,7 @@ class GradNorm(Balancer):
         self.warmup_steps = warmup_steps
         self.weight_floor = weight_floor
         self.initial_loss_floor = initial_loss_floor
+        self.weight_steps: WeightSteps = weight_steps
         self.progress: Progress = progress
         self.needs_positive_losses = progress == "loss"
         self.return_range = return_range
@@ -182,6 +193,22 @@ class GradNorm(Balancer):
         targets = mean * rates**self.alpha
         return np.sign(weighted - targets) * norms, targets, mean
 
+    def step(self, weights: Array, gradient: Array, mean: float) -> Array:
+        """The weights (T,) after a step of gradient descent, before they are scaled.
+
+        Args:
+            weights: the weights.
+            gradient: the gradient of L_grad.
+            mean: the mean weighted norm.
+        """
+        if self.weight_steps == "plain":
+            after = np.maximum(weights - self.lr * gradient, 0.0)
+            return after if after.any() else weights
+        step = -self.lr * (weights * gradient / mean)  # d/d log w = w * d/dw, between -T and T
+        if self.lr * len(step) > LARGEST_STEP:
+            step = step.clip(-LARGEST_STEP, LARGEST_STEP)
+        return weights * np.exp(step)
+
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """Answer with the present weights, and then let the weights take a step."""
         # On T numbers NumPy is several times as fast as torch. These arrays share the memory of the buffers.
@@ -195,11 +222,8 @@ class GradNorm(Balancer):
         rates = self.training_rates(current)
         gradient, targets, mean = self.weight_gradient(weights, gradients.layer_norms.numpy(force=True), rates)
         if mean > 0 and (fewest >= self.warmup_steps or self.warmup_steps == 1):
-            step = -self.lr * (weights * gradient / mean)  # d/d log w = w * d/dw, between -T and T
-            if self.lr * len(step) > LARGEST_STEP:
-                step = step.clip(-LARGEST_STEP, LARGEST_STEP)
             total = None if len(weights) == self.num_tasks else float(weights.sum())
-            own[:] = project_weights(weights * np.exp(step), self.weight_floor, total)
+            own[:] = project_weights(self.step(weights, gradient, mean), self.weight_floor, total)
         coefficients = torch.from_numpy(weights).to(gradients.device)
         norms = gradients.layer_norms
         diagnostics = Deferred(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
-from mtrl.balancers.gradnorm import GradNorm, Progress
+from mtrl.balancers.gradnorm import GradNorm, Progress, WeightSteps
 from mtrl.balancers.pcgrad import PCGrad
 from mtrl.gradients import TaskGradients
 
@@ -24,6 +24,7 @@ class GradNormPCGrad(Balancer):
         warmup_steps: see `GradNorm`.
         weight_floor: see `GradNorm`.
         initial_loss_floor: see `GradNorm`.
+        weight_steps: see `GradNorm`.
         progress: see `GradNorm`.
         return_range: see `GradNorm`.
         seed: the seed of PCGrad's random order; see `RandomBalancer`. Default 0.
@@ -48,6 +49,7 @@ class GradNormPCGrad(Balancer):
         warmup_steps: int = 100,
         weight_floor: float = 0.1,
         initial_loss_floor: float = 0.01,
+        weight_steps: WeightSteps = "log",
         progress: Progress = "loss",
         return_range: tuple[float, float] | None = None,
         seed: int = 0,
@@ -61,6 +63,7 @@ class GradNormPCGrad(Balancer):
             warmup_steps=warmup_steps,
             weight_floor=weight_floor,
             initial_loss_floor=initial_loss_floor,
+            weight_steps=weight_steps,
             progress=progress,
             return_range=return_range,
         )

@@ -280,7 +280,7 @@ def test_every_balancer_has_its_method():
 @pytest.mark.parametrize("method", METHODS)
 def test_presets(method):
     part = parts(method)
-    assert part.presets.keys() == {"default", "notes"}
+    assert part.presets.keys() == {"default", "notes", "notes-literal"}
     assert part.presets["default"] == part.config()
     notes = part.presets["notes"]
     assert (notes.preset, notes.episodes_per_task, notes.exploration_decay) == ("notes", 500, 0.995)

@@ -278,6 +278,14 @@ def test_preset_notes_has_the_numbers_of_the_notes():
     assert (notes.alpha, notes.weight_lr) == (1.5, 0.01)
 
 
+def test_preset_notes_literal_is_the_experiment_of_the_notes():
+    literal, notes = PRESETS["notes-literal"], PRESETS["notes"]
+    assert (literal.tasks, literal.double_q) == (("Standard", "WindyUngated", "Heavy"), False)
+    assert (literal.warmup_steps, literal.weight_floor, literal.weight_steps) == (1, 0.0, "plain")
+    assert (literal.episodes_per_task, literal.learning_rate) == (notes.episodes_per_task, notes.learning_rate)
+    assert (literal.memory_angle, notes.memory_angle) == (0.0, 0.0)
+
+
 def test_episodes_per_task_stops_the_run(tmp_path):
     arguments = [*QUICK, "--results-dir", str(tmp_path), "--total-steps", "100000", "--episodes-per-task", "2"]
     shared_train.main(arguments)

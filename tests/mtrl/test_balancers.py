@@ -451,6 +451,27 @@ def test_the_first_step_is_the_one_by_hand() -> None:
     torch.testing.assert_close(balancer.weights, expected, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("lr", [0.001, 0.02, 0.5])
+def test_plain_steps_are_those_of_the_pseudocode(lr: float) -> None:
+    """GradNorm as it is often written, by autograd, without floors and with the first batch as L(0)."""
+    balancer = GradNorm(3, warmup_steps=1, weight_floor=0, initial_loss_floor=1e-9, lr=lr, weight_steps="plain")
+    weights, first = np.ones(3), None
+    for seed in range(12):
+        jacobian, losses = problem(3, seed)
+        assert balancer.weights.numpy() == pytest.approx(weights)
+        balancer.combine(jacobian, losses)
+        first = losses if first is None else first
+        rates = losses / first
+        rates = rates / rates.mean()
+        w = torch.tensor(weights, requires_grad=True)
+        norms = w * jacobian.norm(dim=1)
+        target = (norms.mean() * rates**1.5).detach()
+        (slope,) = torch.autograd.grad((norms - target).abs().sum(), w)
+        stepped = np.maximum(weights - lr * slope.numpy(), 0)
+        stepped = stepped if stepped.any() else weights
+        weights = 3 * stepped / stepped.sum()
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_many_steps_descend_the_relative_loss_in_the_log_weights_by_autograd(alpha: float) -> None:
     balancer = gradnorm(3, alpha=alpha, lr=0.05)
