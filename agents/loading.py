@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from agents.independent_dqn import IndependentDQN
 from mtrl.checkpoint import CheckpointError
 from mtrl.rl.dqn import MultiTaskDQN
 from mtrl.rl.saving import load_state
+from mtrl.rl.weights import SUFFIX, read_weights
 
 KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
 
@@ -19,13 +21,19 @@ def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN
     """The agent in the file `path`, as an object of the class that it was saved from.
 
     Args:
-        path: the file; `.zip` may be left out.
-        **kwargs: passed to the `load` method of that class.
+        path: the file, a saved agent (`.zip` may be left out) or weights alone (`.safetensors`).
+        **kwargs: passed to the method `load` of that class, or `load_weights`.
 
     Raises:
         CheckpointError: the file is missing, damaged, or holds no agent.
     """
-    name = load_state(path).get("agent")
+    if isinstance(path, (str, Path)) and Path(path).suffix == SUFFIX:
+        return _kind_of(read_weights(path), path).load_weights(path, **kwargs)
+    return _kind_of(load_state(path), path).load(path, **kwargs)
+
+
+def _kind_of(state: Mapping[str, Any], path: object) -> type[MultiTaskDQN]:
+    name = state.get("agent")
     if not (isinstance(name, str) and name in KINDS):
         raise CheckpointError(f"{str(path)!r} holds no agent; agents are {', '.join(KINDS)}")
-    return KINDS[name].load(path, **kwargs)
+    return KINDS[name]

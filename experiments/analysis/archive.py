@@ -21,6 +21,7 @@ from experiments.program.run_files import (
     read_config,
     read_lines,
 )
+from experiments.program.run_folder import MODEL_FILE
 from experiments.program.stopping import disk_errors
 from experiments.program.terminal import console, progress
 from mtrl.files import one_line, replacing
@@ -40,7 +41,8 @@ def archive(config: ArchiveConfig) -> None:
     chosen = [run for of_method in runs.values() for run in of_method]
     if not chosen:
         raise UsageError(f"there are no finished runs in '{config.results_dir}'")
-    check_folder(config.output_dir)
+    for folder in filter(None, (config.output_dir, config.models_dir)):
+        check_folder(folder)
     for run in chosen:
         _refuse_another(run, _copy_of(run, config.output_dir))
     with disk_errors(config.output_dir, UsageError):
@@ -52,6 +54,21 @@ def archive(config: ArchiveConfig) -> None:
             for run in bar.track(chosen, description="copying"):
                 _copy(run, _copy_of(run, config.output_dir), config.largest * 1000)
     print(f"{len(chosen)} runs in {config.output_dir}")
+    if config.models_dir is not None:
+        written = [name for name, of_method in runs.items() if _write_network(of_method[0], config.models_dir, name)]
+        print(f"{len(written)} networks in {config.models_dir}")
+
+
+def _write_network(run: Run, folder: Path, name: str) -> bool:
+    """Write the network of a run, if it has a model."""
+    from agents import load_agent  # noqa: PLC0415 - loads PyTorch
+
+    model = run.folder / MODEL_FILE
+    if not model.exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    load_agent(model, device="cpu").save_weights(folder / f"{name}.safetensors")
+    return True
 
 
 def thinned(lines: Sequence[dict[str, float]], room: int) -> list[str]:

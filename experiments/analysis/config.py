@@ -116,6 +116,10 @@ class ArchiveConfig:
     output_dir: Path = Path("results/archive")
     """Where the copies go. A copy that is there is made again if it is of the same settings, and refused if not."""
 
+    models_dir: Path | None = None
+    """Also write the network of the first seed of each run into this folder, as `<run>.safetensors`, for
+    `evaluate --pretrained`. A run without a model is left out."""
+
     largest: Annotated[int, Limits(least=10, most=100_000)] = 60
     """The largest size of a copy, in kB."""
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from experiments.program.run_folder import Existing
+from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
 from mtrl.limits import Limits, check_fields
 from mtrl.rl.settings import RESUMABLE, DQNSettings
+
+PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
 
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes", "notes-literal"]
@@ -264,6 +266,9 @@ class EvaluateConfig:
     results_dir: Path = Path("results/runs")
     """The folder that holds the runs."""
 
+    pretrained: bool = False
+    """Play the agent that comes with the project, in `results/models/`, in place of one of your runs."""
+
     render: bool = False
     """Show the episodes in a window."""
 
@@ -290,6 +295,13 @@ class EvaluateConfig:
     def run_method(self, method: str) -> str:
         """The method's name in the results."""
         return method
+
+    def model(self, method: str) -> Path:
+        """The file of the agent."""
+        name = self.run_method(method)
+        if self.pretrained:
+            return PRETRAINED_DIR / f"{run_name(name, self.variant)}.safetensors"
+        return run_dir(self.results_dir, name, self.variant, self.seed) / MODEL_FILE
 
     @property
     def train_flags(self) -> str:

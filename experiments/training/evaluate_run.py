@@ -16,10 +16,9 @@ from agents import MultiTaskDQN, load_agent
 from envs import get_tasks
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
-from experiments.program.run_folder import MODEL_FILE
 from experiments.program.terminal import console, progress, show_table
 from experiments.training import window
-from experiments.training.config import EvaluateConfig, run_dir, run_name
+from experiments.training.config import EvaluateConfig, run_name
 from experiments.training.descents import draw_descents
 from experiments.training.evaluation import FINAL_SEED, SUCCESS_RETURN, Evaluation, Moment, TaskResult, moments
 from experiments.training.filming import Frame, captioned, film, side_by_side
@@ -54,7 +53,8 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
         results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
     evaluation = Evaluation(results)
     name = run_name(config.run_method(method), config.variant)
-    table = evaluation.table(f"{name}, seed {config.seed}: {config.episodes} greedy episodes per task")
+    which = "pretrained" if config.pretrained else f"seed {config.seed}"
+    table = evaluation.table(f"{name}, {which}: {config.episodes} greedy episodes per task")
     show_table(table, console())
     if config.video_dir is not None:
         print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
@@ -88,7 +88,10 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
 
 
 def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
-    path = run_dir(config.results_dir, config.run_method(method), config.variant, config.seed) / MODEL_FILE
+    path = config.model(method)
+    if config.pretrained and not path.exists():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
+        raise UsageError(f"no pretrained agent '{path}'; there are {there}")
     if not path.exists():
         raise UsageError(f"no model at '{path}'; train it: python -m experiments.{method}.train {config.train_flags}")
     agent = load_agent(path, device="cpu")

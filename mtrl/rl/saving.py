@@ -22,22 +22,22 @@ from mtrl.limits import at_most, check_integer, check_names
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.settings import ReplaySettings
 from mtrl.rl.update import Update
+from mtrl.rl.weights import read_weights, write_weights
 
 MOST_TASKS = 1_000  # in a file; the same limit holds for actions
 
-# The parts of a saved model and their types.
-PARTS: dict[str, type] = {
+# The parts of a saved model that say what the agent is, and their types.
+DESCRIPTION: dict[str, type] = {
     "settings": dict,
     "task_names": tuple,
     "one_hot_size": int,
     "observation_low": np.ndarray,
     "observation_high": np.ndarray,
     "num_actions": int,
-    "progress": dict,
     "policy": dict,
-    "optimizer": dict,
-    "balancer": dict,
 }
+# The parts that say how far it has learned.
+PROGRESS = ("progress", "optimizer", "balancer")
 # Arguments of the constructor that stand among the settings of a saved model.
 ARGUMENTS = ("balancer", "balancer_kwargs", "policy_kwargs", "verbose", "seed")
 
@@ -172,13 +172,28 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
     ) -> Self:
         """The agent whose `saved_state` was `state`, with `changes` in place of its settings of the same names."""
-        check_parts(state, {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}, cls.progress)
+        check_description(state, cls.known_settings())
+        check_progress(state, cls.progress)
         for name in ("balancer", "balancer_kwargs", "policy_kwargs"):
             if name in changes and changes[name] != state["settings"].get(name):
                 raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
         if own is not None and policy == "MlpPolicy":
             raise ValueError(f"it has a policy of its own, {own}; give custom_objects={{'policy_class': {own}}}")
+        agent = cls._made_from(state, device, changes, policy)
+        agent.load_saved_state(state)
+        return agent
+
+    @classmethod
+    def known_settings(cls) -> set[str]:
+        """The names of the settings that a file may hold."""
+        return {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}
+
+    @classmethod
+    def _made_from(
+        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
+    ) -> Self:
+        """An agent like the one in `state`, as it is before it has learned anything."""
         agent = cls(policy, None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
         low, high = state["observation_low"], state["observation_high"]
         agent.observation_space = spaces.Box(low, high, dtype=low.dtype)
@@ -190,7 +205,32 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         agent.n_envs = len(agent.task_names)
         with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # half is the target network's
             agent._setup_model()
-        agent.load_saved_state(state)
+        return agent
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write the online network alone to a safetensors file, for others to play the policy: a few bytes a parameter.
+
+        Raises:
+            ValueError: the agent has a policy class of the user's own, or a balancer that was given as an object.
+        """
+        write_weights(self, path)
+
+    @classmethod
+    def load_weights(cls, path: str | Path, device: torch.device | str = "auto") -> Self:
+        """An agent with the network that `save_weights` wrote, ready to predict; its optimizer and balancer are new.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or holds no network of this class.
+        """
+        name, state = repr(str(path)), read_weights(path)
+        if (kind := state["agent"]) != cls.__name__:
+            raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
+        try:
+            check_description(state, cls.known_settings())
+            agent = cls._made_from(state, get_device(device), {}, "MlpPolicy")
+            agent.policy.load_state_dict(state["policy"])
+        except Exception as error:  # a stranger may have written anything
+            raise checkpoint.CheckpointError(f"cannot load weights {name}: {one_line(error)}") from error
         return agent
 
     def set_parameters(
@@ -256,27 +296,22 @@ def load_state(path: str | Path | BufferedIOBase) -> dict[str, Any]:
     return checkpoint.load(path if as_given else _model_path(str(path)))
 
 
-def check_parts(state: Mapping[str, Any], settings: Iterable[str], progress: Mapping[str, type]) -> None:
-    """Check the parts of a model from a file that a stranger may have written, before anything is made from them.
+def check_description(state: Mapping[str, Any], settings: Iterable[str]) -> None:
+    """Check what a file that a stranger may have written says of an agent, before anything is made from it.
 
     Args:
         state: the contents of the file.
         settings: names of the settings that the file may hold.
-        progress: names and types of the attributes that the file must hold.
 
     Raises:
         KeyError: a part is missing.
         ValueError: a part has the wrong type, an unknown name or an impossible size.
     """
-    for name, kind in PARTS.items():
+    for name, kind in DESCRIPTION.items():
         if type(state[name]) is not kind:
             raise ValueError(f"{name} is a {type(state[name]).__name__}, not a {kind.__name__}")
-    for part, known in (("settings", settings), ("progress", progress)):
-        if unknown := state[part].keys() - set(known):
-            raise ValueError(f"unknown {part}: {', '.join(map(repr, unknown))}")
-    for name, kind in progress.items():
-        if type(value := state["progress"][name]) is not kind:
-            raise ValueError(f"{name} is a {type(value).__name__}")
+    if unknown := state["settings"].keys() - set(settings):
+        raise ValueError(f"unknown settings: {', '.join(map(repr, unknown))}")
     names, places = state["task_names"], state.get("one_hot_places", ())
     if type(places) is not tuple or not all(type(place) is int for place in places):
         raise ValueError("one_hot_places is no tuple of integers")
@@ -285,6 +320,27 @@ def check_parts(state: Mapping[str, Any], settings: Iterable[str], progress: Map
     check_integer("number of tasks", len(names), 1, MOST_TASKS)
     check_integer("one_hot_size", state["one_hot_size"], 0, MOST_TASKS)
     check_integer("num_actions", state["num_actions"], 1, MOST_TASKS)
+
+
+def check_progress(state: Mapping[str, Any], progress: Mapping[str, type]) -> None:
+    """Check what a file says of how far an agent had learned.
+
+    Args:
+        state: the contents of the file.
+        progress: names and types of the attributes that the file must hold.
+
+    Raises:
+        KeyError: a part is missing.
+        ValueError: a part has the wrong type or an unknown name.
+    """
+    for name in PROGRESS:
+        if type(state[name]) is not dict:
+            raise ValueError(f"{name} is a {type(state[name]).__name__}, not a dict")
+    if unknown := state["progress"].keys() - set(progress):
+        raise ValueError(f"unknown progress: {', '.join(map(repr, unknown))}")
+    for name, kind in progress.items():
+        if type(value := state["progress"][name]) is not kind:
+            raise ValueError(f"{name} is a {type(value).__name__}")
 
 
 def _model_path(path: str | Path | BufferedIOBase) -> str | Path | BufferedIOBase:
