@@ -57,10 +57,13 @@ from mtrl import Balancer
 
 Main = Callable[[Sequence[str]], int]
 METHODS = tuple(methods.METHODS)
+# Methods whose programs have flags of their own; the others have those of shared_dqn or, with PCGrad, of gradnorm.
+TRAIN = ("shared_dqn", "aim", "brc", "gradnorm", "independent_dqn", "memory", "rgb", "static", "torchjd")
+EVALUATE = ("shared_dqn", "independent_dqn", "torchjd")
 BENCHMARKS = ("memory", "scaling", "time_to_return", "training", "update")
 STUDIES = ("interference", "sabotage", "static_heuristics", "mixed_signals")
 LISTS = {  # argument lists for each command
-    **{"train": 120, "evaluate": 60, "analyze": 250, "benchmark": 120},
+    **{"train": 120, "evaluate": 120, "analyze": 250, "benchmark": 120},
     **{"sweep": 60, "compare_weights": 80, "plot_recording": 80, "supervised": 50, "study": 40, "world_model": 40},
     **{"demonstration": 40, "logging_cost": 40, "soak": 40},
 }
@@ -372,13 +375,23 @@ def fuzz(
     assert 0 < succeeded < count
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_a_method_with_flags_of_its_own_is_among_these() -> None:
+    for kind, chosen in (("config_type", TRAIN), ("evaluate_config_type", EVALUATE)):
+        flags = {
+            name: {f.name for f in dataclasses.fields(getattr(method, kind))}
+            for name, method in methods.METHODS.items()
+        }
+        for own in flags.values():
+            assert any(own == flags[name] for name in chosen)
+
+
+@pytest.mark.parametrize("method", TRAIN)
 def test_train(method: str, root: Path, template: Path) -> None:
     main = importlib.import_module(f"experiments.{method}.train").main
     fuzz(main, methods.METHODS[method].config_type, root, template, LISTS["train"], METHODS.index(method), LIGHT)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVALUATE)
 def test_evaluate(method: str, root: Path, template: Path) -> None:
     main = importlib.import_module(f"experiments.{method}.evaluate").main
     config_type = methods.METHODS[method].evaluate_config_type
