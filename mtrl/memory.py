@@ -79,7 +79,7 @@ class DirectionMemory(nn.Module):
         decay: the share of the memory that is kept, in [0, 1). Default 0.9.
 
     Attributes:
-        direction: d, (R, D) for R rows; None before the first call. It is part of `state_dict`.
+        direction: d, of the shape of the updates; None before the first call. It is part of `state_dict`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -109,23 +109,24 @@ class DirectionMemory(nn.Module):
         Raises:
             ValueError: the update has another shape than the one before.
         """
-        rows = update.view(-1, update.shape[-1])
-        if self.direction is None:
-            self.direction = torch.zeros_like(rows)
-        if self.direction.shape != rows.shape:
-            known, new = (" x ".join(map(str, shape)) for shape in (self.direction.shape, rows.shape))
+        memory = self.direction
+        if memory is None:
+            memory = self.direction = torch.zeros_like(update)
+        if memory.shape != update.shape:
+            known, new = (" x ".join(map(str, shape)) for shape in (memory.shape, update.shape))
             raise ValueError(f"the memory has {known} numbers and the update {new}; call reset() for another model")
-        if self.direction.dtype != rows.dtype or self.direction.device != rows.device:
-            self.direction = self.direction.to(rows)
-        for g, d in zip(rows, self.direction, strict=True):
+        if memory.dtype != update.dtype or memory.device != update.device:
+            memory = self.direction = memory.to(update)
+        for g, d in [(update, memory)] if update.ndim == 1 else zip(update, memory, strict=True):
             self._turn_row(g, d)
         return update
 
     def _turn_row(self, g: Tensor, d: Tensor) -> None:
-        norm = torch.linalg.vector_norm(g).item()
+        square, product = torch.dot(g, g).item(), torch.dot(g, d).item()
+        # The square of a very long or very short vector overflows or loses digits; its norm does not.
+        norm = math.sqrt(square) if 1e-30 < square < 1e30 else torch.linalg.vector_norm(g).item()
         if not 0 < norm < math.inf:
             return
-        product = torch.dot(g, d).item()
         if product == 0 and not d.any():  # nothing is remembered yet
             torch.div(g, norm, out=d)
             return

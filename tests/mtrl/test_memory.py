@@ -59,7 +59,7 @@ def test_an_update_keeps_its_length_and_turns_by_at_most_the_angle(
         scaled = 10**size * g
         turned = memory.turn_(scaled.clone())
         assert memory.direction is not None
-        y, v, d = unit(scaled.numpy()), unit(turned.numpy()), memory.direction[0].numpy()
+        y, v, d = unit(scaled.numpy()), unit(turned.numpy()), memory.direction.numpy()
         assert np.linalg.norm(turned.numpy()) == pytest.approx(np.linalg.norm(scaled.numpy()), rel=1e-6)
         assert np.linalg.norm(d) == pytest.approx(1)
         assert math.acos(np.clip(v @ y, -1, 1)) <= angle + 1e-4
@@ -118,11 +118,11 @@ def test_arguments_and_sizes_are_checked() -> None:
         DirectionMemory(decay=1)
     memory = DirectionMemory()
     memory.turn_(torch.ones(3))
-    with pytest.raises(ValueError, match=r"the memory has 1 x 3 numbers and the update 1 x 4; call reset\(\)"):
+    with pytest.raises(ValueError, match=r"the memory has 3 numbers and the update 4; call reset\(\)"):
         memory.turn_(torch.ones(4))
     with pytest.raises(ValueError, match=r"the memory has 3 numbers, and there are 5 parameters"):
         memory.check(5)
-    memory.direction = torch.tensor([[math.nan, 1.0, 0.0]])
+    memory.direction = torch.tensor([math.nan, 1.0, 0.0])
     with pytest.raises(ValueError, match=r"a direction in the memory has length nan"):
         memory.check(3)
 
