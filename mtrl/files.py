@@ -4,15 +4,21 @@ This module needs nothing but Python.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["IrregularFileError", "is_number", "one_line", "open_regular", "parse_numbers", "replacing"]
 
@@ -73,7 +79,8 @@ def open_regular(path: str | Path, mode: str = "rb", *, follow_link: bool = Fals
 def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the place of `path` when the block ends, and vanishes when the block fails.
 
-    Missing parent folders are created. A killed process leaves the temporary file behind, named `.<hexadecimal>.tmp`.
+    Missing parent folders are created. A killed process leaves its temporary file behind, `.<hexadecimal>.tmp`. The
+    next one that replaces the same file removes it.
 
     Args:
         path: the file to replace.
@@ -85,9 +92,12 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The temporary file stands in the same folder, because a rename is atomic only within one file system. `tempfile`
     # would make it readable by its owner alone, while `open` follows the umask.
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    of_path = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}"
+    _remove_abandoned(path.parent.glob(f"{of_path}*.tmp"))
+    temporary = path.parent / f"{of_path}{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
+            _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -102,6 +112,25 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _remove_abandoned(temporaries: Iterable[Path]) -> None:
+    """Delete temporary files whose process has ended. A living process holds a lock on its own."""
+    for temporary in temporaries:
+        with suppress(OSError), open_regular(temporary, "r+b") as file:
+            if _lock(file.fileno()):
+                temporary.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False if another process holds a lock, or the system has none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def parse_numbers(line: str | bytes) -> dict[str, float]:

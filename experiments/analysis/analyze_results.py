@@ -92,7 +92,7 @@ def write(analysis: Analysis, folder: Path) -> list[Path]:
     with disk_errors(folder, UsageError):
         for path, content in zip(paths, contents, strict=True):
             with replacing(path) as file:
-                file.write(content.encode())
+                file.write(content.encode(errors="backslashreplace"))
         for name in _shown(FIGURES):
             paths += plots.write(name, analysis, folder)
     return paths

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from experiments.program.flags import main_guard, parse
-from experiments.program.stopping import StoppedError
+from experiments.program.stopping import StoppedError, memory_problem
 from experiments.program.terminal import forgiving_output
 
 Config = TypeVar("Config")
@@ -55,6 +55,11 @@ def run(
             except StoppedError as stop:
                 print(f"{prog}: {stop}", file=sys.stderr)
                 return stop.status
+            except (MemoryError, RuntimeError) as error:
+                if (problem := memory_problem(error)) is None:
+                    raise
+                print(f"{prog}: {problem}", file=sys.stderr)
+                return 1
             return status if isinstance(status, int) else 0
 
 

@@ -12,13 +12,12 @@ This module loads PyTorch only when a checkpoint is read or written, because `--
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +27,10 @@ import mtrl
 from experiments.program.arithmetic import arithmetic, changes
 from experiments.program.flags import UsageError
 from experiments.program.locking import identity, locked
-from experiments.program.outputs import check_folder
+from experiments.program.outputs import check_folder, write_json
 from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
-from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
-from mtrl.files import one_line, replacing
+from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors, memory_problem
+from mtrl.files import one_line
 
 Existing = Literal["continue", "restart", "replace"]
 """What to do with the run that is in the folder already:
@@ -245,13 +244,14 @@ class RunFolder:
     def finish(self, evaluation: Mapping[str, Any]) -> None:
         """Write evaluation.json, which makes the run a finished one, and delete the checkpoints.
 
-        From now on signals act as they do outside the block: there is nothing left to stop.
+        A signal that arrives meanwhile changes nothing, and from then on signals act as they do outside the block:
+        there is nothing left to stop.
         """
+        self.signals.only_note()
         record = settings_record(self.description, self._free)
         inexact = {} if self.exact else {"exact": False}
         write_json(self.file(EVALUATION_FILE), {**evaluation, **inexact, **record})
-        for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
-            (self.path / name).unlink(missing_ok=True)
+        self._remove_checkpoints()
         self.signals.let_go()
 
     @property
@@ -278,6 +278,10 @@ class RunFolder:
                 yield
         except StopSignal as stop:
             raise StoppedError(f"stopped by {stop}; {self.outlook}", stop.status) from None
+        except (MemoryError, RuntimeError) as error:
+            if (problem := memory_problem(error)) is None:
+                raise
+            raise StoppedError(f"{problem}; {self.outlook}") from error
         except StoppedError as stop:
             if not isinstance(stop.__cause__, OSError):
                 raise  # the message says already how to go on
@@ -297,8 +301,15 @@ class RunFolder:
                 file=sys.stderr,
             )
 
+    def _remove_checkpoints(self) -> None:
+        for name in (CHECKPOINT_FILE, PREVIOUS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
     def _refuse_finished(self) -> None:
         if is_finished(self.path) and self._existing != "replace":
+            if is_begun(self.path):  # the run was killed after its last file and before these were removed
+                with suppress(UsageError), disk_errors(self.path, UsageError), locked(self.path):
+                    self._remove_checkpoints()
             another = "give --existing replace to replace it, or another --seed"
             raise UsageError(f"'{self.path}' holds a finished run; {another}")
 
@@ -377,12 +388,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequenc
         for name in dict.fromkeys((*before, *now))
         if name not in free and before.get(name) != now.get(name)
     ]
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write in one step, so that a reader never sees half a file."""
-    with replacing(path) as file:
-        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _binding(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any, Self
 
 from experiments.program.flags import UsageError
+from mtrl.files import one_line
 
 
 class StoppedError(Exception):
@@ -40,6 +42,20 @@ def disk_errors(folder: Path, kind: type[UsageError | StoppedError]) -> Iterator
     except OSError as error:
         place = folder if error.filename is None else error.filename
         raise kind(f"cannot write to '{place}': {error.strerror or error}") from error
+
+
+def memory_problem(error: BaseException) -> str | None:
+    """What to say of an error that means that memory ran out; None for any other error.
+
+    NumPy and Python raise MemoryError; PyTorch raises RuntimeError, with pages of detail.
+    """
+    text = one_line(error, longest=0)
+    if not isinstance(error, MemoryError) and not (
+        isinstance(error, RuntimeError) and any(words in text for words in ("allocate memory", "out of memory"))
+    ):
+        return None
+    wanted = re.search(r"allocate ([\d.,]+ ?[a-zA-Z]+)", text)
+    return f"out of memory: {wanted[1]} more were asked for" if wanted else "out of memory"
 
 
 class StopSignal(BaseException):
@@ -74,6 +90,10 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self.let_go()
+
+    def only_note(self) -> None:
+        """From now on only note that a signal has arrived, for the end of a run that nothing can undo."""
+        self._at_once = False
 
     def let_go(self) -> None:
         """Answer signals as outside the block from now on."""

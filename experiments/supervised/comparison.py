@@ -11,8 +11,7 @@ from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.significance import Comparison
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.locking import locked
-from experiments.program.outputs import check_file
-from experiments.program.run_folder import write_json
+from experiments.program.outputs import check_file, write_json
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors
 from experiments.program.terminal import progress
 from experiments.supervised import figures

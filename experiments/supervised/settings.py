@@ -130,8 +130,10 @@ class Settings:
             raise SettingError("training.loss_weights", f"has {len(weights)} weights for {len(tasks)} tasks")
         if self.logging.file is not None:
             path = PurePath(self.logging.file)
-            if path.is_absolute() or ".." in path.parts or path.suffix != ".log" or not str(path).isprintable():
-                problem = f"is {self.logging.file!r}; it must be a path within the run's folder that ends in .log"
+            dotted = any("." in folder for folder in path.parts[:-1])  # as the names of the run's own files are
+            if path.is_absolute() or dotted or path.suffix != ".log" or not str(path).isprintable():
+                place = "a path within the run's folder that ends in .log, with no dot in the names of its folders"
+                problem = f"is {self.logging.file!r}; it must be {place}"
                 raise SettingError("logging.file", problem)
 
     def as_json(self) -> dict[str, Any]:

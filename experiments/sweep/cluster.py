@@ -13,7 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from experiments.program.flags import UsageError
+from experiments.program.stopping import StoppedError
 from experiments.sweep import worker
+from mtrl.files import one_line
 
 OBJECT_STORE_BYTES = 100_000_000  # only short messages go through it
 CONNECT_SECONDS = 10.0
@@ -52,13 +54,18 @@ def cluster(address: str | None) -> Iterator[int]:
 
     Raises:
         UsageError: Ray is not installed, or there is no cluster at that address.
+        StoppedError: Ray did not start on this machine.
     """
     ray = import_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # With the address "local", Ray ignores a variable RAY_ADDRESS and does not connect to another cluster.
         own = {"num_cpus": cores(), "num_gpus": 0, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", include_dashboard=False, **own, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, **own, **quiet)
+        except Exception as error:  # Ray raises errors of many kinds, some of them with pages of its logs
+            problem = one_line(f"{type(error).__name__}: {error}", longest=200)
+            raise StoppedError(f"Ray did not start on this machine ({problem})") from error
     else:
         try:
             if address != "auto":  # Ray itself would try for minutes before it gave up

@@ -17,9 +17,8 @@ from rich.console import Console
 
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.locking import locked
-from experiments.program.outputs import check_folder
+from experiments.program.outputs import check_folder, write_json
 from experiments.program.run_files import BrokenRunError, read_evaluation
-from experiments.program.run_folder import write_json
 from experiments.program.stopping import StopSignal, StopSignals
 from experiments.program.terminal import console, show_table
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray

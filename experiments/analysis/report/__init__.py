@@ -70,5 +70,5 @@ def write(
     videos = _find_videos(analysis, video_dir)
     page = render(analysis, path.parent, command=command, skipped=skipped, videos=videos)
     with disk_errors(path.parent, UsageError), replacing(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))
     return path
