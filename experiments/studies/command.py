@@ -130,6 +130,10 @@ def study_command(address: str, config_type: type[Config], argv: Sequence[str] |
     return run(main, config_type, argv, prog=prog)
 
 
+UNFINISHED = ".unfinished"
+"""A file in the folder while results are written. Where a process was killed meanwhile, the same command goes ahead."""
+
+
 def refuse_existing(folder: Path, overwrite: bool) -> None:
     """Check before any time is spent that the output folder is empty or missing, and can be created.
 
@@ -139,7 +143,8 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     in_way = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if in_way is not None:
         raise UsageError(f"'{in_way}' is a file; results need a folder")
-    if not overwrite and folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir()} - {LOCK_FILE} if folder.exists() else set()
+    if names and not overwrite and UNFINISHED not in names:
         raise UsageError(f"'{folder}' is not empty; replace it with --overwrite or give another --output-dir")
     # The only sure test is to create the folder. It is removed again, because a study that fails must leave nothing.
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -162,4 +167,7 @@ def writing(folder: Path, overwrite: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             refuse_existing(folder, overwrite)
+            mark = folder / UNFINISHED
+            mark.touch()
             yield
+            mark.unlink()
