@@ -28,6 +28,7 @@ from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
 from mtrl.rl.settings import ReplaySettings
 from mtrl.rl.update import SharedUpdate
+from mtrl.states import Each, Like, Number, check_form
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -107,6 +108,13 @@ class BroNet(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, math.sqrt(2))
                 nn.init.zeros_(module.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load the weights. The bins are no weights: they follow from the arguments."""
+        support = state_dict.get(f"{prefix}support")
+        if isinstance(support, Tensor) and not torch.equal(support.to(self.support), self.support):
+            raise ValueError("the network's support is not that of its bins")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def last_shared_layer(self) -> nn.Module:
@@ -264,12 +272,11 @@ class CategoricalUpdate(SharedUpdate):
         """Restore the largest returns.
 
         Raises:
-            ValueError: they are not one number per task.
+            ValueError: they are not one number of at least 0 per task.
         """
         super().load_saved_state(state)
-        largest, own = state["largest_returns"], self.return_scale.largest
-        if not isinstance(largest, np.ndarray) or (largest.shape, largest.dtype) != (own.shape, own.dtype):
-            raise ValueError(f"largest_returns must be {len(own)} numbers of {own.dtype}")
+        largest = state["largest_returns"]
+        check_form("largest_returns", largest, Like(self.return_scale.largest, least=0, finite=False))
         self.return_scale.largest = largest
 
     def training_state(self) -> dict[str, Any]:
@@ -277,8 +284,16 @@ class CategoricalUpdate(SharedUpdate):
         return {"episode_rewards": self.return_scale.unfinished}
 
     def set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the rewards of unfinished episodes."""
-        self.return_scale.unfinished = state["episode_rewards"]
+        """Restore the rewards of unfinished episodes.
+
+        Raises:
+            ValueError: they are not a list of numbers for each column; or there is none, and a step has been taken.
+        """
+        rewards = state["episode_rewards"]
+        check_form("episode_rewards", rewards, Each(Each(Number())))
+        if len(rewards) != (len(state["last_observations"]) if state["progress"]["num_timesteps"] else 0):
+            raise ValueError(f"there are rewards of {len(rewards)} unfinished episodes")
+        self.return_scale.unfinished = rewards
 
 
 class BRC(MultiTaskDQN):

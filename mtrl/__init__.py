@@ -77,6 +77,7 @@ _HOMES = {
     "mtrl.recorder": ("Recorder",),
     "mtrl.checkpoint": (),
     "mtrl.conflict": (),
+    "mtrl.states": (),
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 __getattr__ = import_on_use(__name__, _HOMES)

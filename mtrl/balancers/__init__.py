@@ -11,13 +11,14 @@ import inspect
 from typing import Any
 
 from mtrl.balancers.aim import AIM
-from mtrl.balancers.base import Balance, Balancer, Deferred, RandomBalancer
+from mtrl.balancers.base import Balance, Balancer, Deferred
 from mtrl.balancers.equal import EqualWeights
 from mtrl.balancers.gradnorm import GradNorm
 from mtrl.balancers.gradnorm_pcgrad import GradNormPCGrad
 from mtrl.balancers.memory import MemoryBalancer
 from mtrl.balancers.normalised import NormalisedGradients
 from mtrl.balancers.pcgrad import PCGrad
+from mtrl.balancers.random_balancer import RandomBalancer
 from mtrl.balancers.random_weights import RandomLossWeighting
 from mtrl.balancers.rgb import RGB
 from mtrl.balancers.static import StaticWeights

@@ -23,6 +23,7 @@ from mtrl.gradients import (
 )
 from mtrl.guidance import LookaheadGuidance
 from mtrl.limits import check_choice, check_number
+from mtrl.states import Like, check_form
 
 Array = NDArray[np.float64]
 Thresholds = Literal["matrix", "scalar"]
@@ -150,6 +151,12 @@ class AIM(Balancer):
         """Return to thresholds of 0 and a policy without history. The guidance stays set."""
         for buffer in self.buffers():
             buffer.zero_()
+
+    def check_state(self, size: int) -> None:
+        """See `Balancer.check_state`."""
+        super().check_state(size)
+        for name in ("exp_avg_sq", "updates", "policy_steps"):
+            check_form(f"AIM's {name}", getattr(self, name), Like(getattr(self, name), least=0))
 
     def set_guidance(self, gradient: Callable[[Tensor], Tensor] | None, eta: float = 1.0) -> None:
         """See `Balancer.set_guidance`.

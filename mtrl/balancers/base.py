@@ -26,6 +26,7 @@ from mtrl.gradients import (
 )
 from mtrl.limits import check_choice, check_number
 from mtrl.memory import DirectionMemory
+from mtrl.states import check_form
 
 Scale = Literal["sum", "mean"]
 
@@ -137,6 +138,22 @@ class Balancer(nn.Module):
 
     def reset(self) -> None:
         """Return to the state after construction. A method without state does nothing."""
+
+    def check_state(self, size: int) -> None:
+        """Check a state that was loaded from a file, as far as `load_state_dict` does not.
+
+        Args:
+            size: D.
+
+        Raises:
+            ValueError: the state is not that of this method for T tasks and gradients of D numbers, or is not finite.
+        """
+        for name, state in self.named_buffers(recurse=False):
+            if not bool(state.isfinite().all()):
+                raise ValueError(f"{type(self).__name__}'s {name} holds a number that is not finite")
+        for part in self.children():
+            if isinstance(part, Balancer):
+                part.check_state(size)
 
     def record_returns(self, returns: Tensor) -> None:
         """Tell the method how well each task is doing: `returns` (T,), higher is better. Most methods ignore it."""
@@ -327,6 +344,7 @@ class Balancer(nn.Module):
         names = state_dict.pop(f"{prefix}{NAMES}", None)  # it is no parameter
         super()._load_from_state_dict(state_dict, prefix, *args)
         if names is not None:
+            check_form("the balancer's task_names", names, (str,) * len(names))
             if self._names and set(names) != set(self._names):
                 raise ValueError(f"the state is of the tasks {', '.join(names)}, not of {', '.join(self._names)}")
             self._names = tuple(names)
@@ -360,39 +378,3 @@ def _among_all(answer: Balance, mask: Sequence[bool]) -> Balance:
 def vector(numbers: Sequence[Any]) -> Tensor:
     """Numbers, or rows of numbers, as a tensor in float64."""
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
-
-class RandomBalancer(Balancer):
-    """A balancer that makes random choices, from a generator of its own.
-
-    `state_dict` holds the state of the generator, and `reset` restarts it. Nothing else draws from it, so that a run is
-    reproducible, and every process of a data-parallel run makes the same choices.
-
-    Args:
-        num_tasks: see `Balancer`.
-        seed: the seed of the generator, at least 0. Default 0.
-        scale: see `Balancer`.
-
-    Attributes:
-        generator: the generator, on the CPU.
-
-    Raises:
-        ValueError: `seed` is negative, or as `Balancer`.
-    """
-
-    def __init__(self, num_tasks: int | None = None, *, seed: int = 0, scale: Scale = "sum") -> None:
-        super().__init__(num_tasks, scale=scale)
-        self.seed: int = check_number("seed", seed, least=0, whole=True)
-        self.generator = np.random.Generator(np.random.PCG64(self.seed))
-
-    def reset(self) -> None:
-        """Start the random choices again from the seed."""
-        self.generator = np.random.Generator(np.random.PCG64(self.seed))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The state of the generator."""
-        return dict(self.generator.bit_generator.state)
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put the generator into a state that `get_extra_state` returned."""
-        self.generator.bit_generator.state = state

@@ -13,6 +13,7 @@ from torch import Tensor
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_choice, check_number
+from mtrl.states import Like, check_form
 
 Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
@@ -165,6 +166,14 @@ class GradNorm(Balancer):
         self.initial_losses.zero_()
         self.steps.zero_()
         self.returns.fill_(math.nan)
+
+    def check_state(self, size: int) -> None:
+        """See `Balancer.check_state`. A return is NaN as long as it is unknown."""
+        check_form("GradNorm's weights", self.weights, Like(self.weights, least=0))
+        check_form("GradNorm's initial_losses", self.initial_losses, Like(self.initial_losses, least=0))
+        check_form("GradNorm's steps", self.steps, Like(self.steps, least=0))
+        if abs(float(self.weights.sum()) - len(self.weights)) > 1e-6 or not bool((self.weights > 0).all()):
+            raise ValueError(f"GradNorm's weights are {self.weights.tolist()}; they must be above 0 with a mean of 1")
 
     def record_returns(self, returns: Tensor) -> None:
         """Note each task's recent mean return (T,), for `progress="return"`. NaN stands for an unknown return."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtrl.balancers import _few_tasks
-from mtrl.balancers.base import Balance, Deferred, RandomBalancer
+from mtrl.balancers.base import Balance, Deferred
+from mtrl.balancers.random_balancer import RandomBalancer
 from mtrl.conflict import cosines
 from mtrl.gradients import TaskGradients
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mtrl.balancers.base import Balance, RandomBalancer
+from mtrl.balancers.base import Balance
+from mtrl.balancers.random_balancer import RandomBalancer
 from mtrl.gradients import TaskGradients
 
 

@@ -15,6 +15,7 @@ from mtrl.balancers.base import Balance, Balancer, Deferred, Scale, vector
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_choice, check_number
 from mtrl.memory import rounding
+from mtrl.states import Number, Whole, check_form
 
 Array = NDArray[np.float64]
 Numbers = list[float]  # one per task
@@ -209,6 +210,16 @@ class RGB(Balancer):
         """Restore a state that `get_extra_state` returned."""
         self.angles = None if state["angles"] is None else np.array(state["angles"], dtype=np.float64)
         self.steps = state["steps"]
+
+    def check_state(self, size: int) -> None:
+        """See `Balancer.check_state`."""
+        super().check_state(size)
+        check_form("RGB's steps", self.steps, Whole())
+        if self.consensus is not None and self.consensus.shape != (size,):
+            raise ValueError(f"RGB's consensus has the shape {tuple(self.consensus.shape)}; it must be ({size},)")
+        if self.angles is not None:
+            angles = self.angles.tolist()
+            check_form("RGB's angles", angles, [Number(0, LARGEST_ANGLE)] * (self.num_tasks or len(angles)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Give the consensus the shape that it has in the state, or drop it if the state has none."""

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrl.balancers.base import Balance, RandomBalancer, Scale
+from mtrl.balancers.base import Balance, Scale
+from mtrl.balancers.random_balancer import RandomBalancer
 from mtrl.files import one_line
 from mtrl.gradients import JacobianNotHeldError, TaskGradients
 from mtrl.gradients.rows import in_range
+from mtrl.states import Like, check_form
 
 PREFIX = "torchjd:"
 # Arguments without a default in TorchJD take the value of the paper or of the authors' code, and where there
@@ -95,7 +97,7 @@ class TorchJD(RandomBalancer):
         # With a vector among the arguments, everything is computed in float64 on the CPU.
         self._has_vectors = any(isinstance(value, Tensor) for value in self._kwargs.values())
         self._held = self._make()
-        self._remembers = self._rehearse(num_tasks)
+        self._rehearse(num_tasks)
         self._restored: dict[str, Any] = {}
 
     def reset(self) -> None:
@@ -151,9 +153,19 @@ class TorchJD(RandomBalancer):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_extra_state` returned."""
+        check_form(f"{PREFIX}{self.aggregator}", state, {"generator": dict, "memory": dict})
         super().set_extra_state(state["generator"])
+        if state["memory"]:  # it is empty before the first call
+            self._check_memory(state["memory"])
         self._held = self._make()
         self._restored = copy.deepcopy(state["memory"])
+
+    def check_state(self, size: int) -> None:
+        """See `Balancer.check_state`. What a method remembers is of the tasks' Gramian or of their rows."""
+        super().check_state(size)
+        for name, value in self._restored.items():
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1:] not in ((self.num_tasks,), (size,)):
+                raise ValueError(f"{PREFIX}{self.aggregator}'s memory of {name} has the shape {tuple(value.shape)}")
 
     # The methods below depend on TorchJD's classes.
 
@@ -208,6 +220,16 @@ class TorchJD(RandomBalancer):
             return {}
         return {f"{path}.{name}": _plain(value) for (path, name), value in memory.items()}
 
+    def _check_memory(self, memory: dict[str, Any]) -> None:
+        """Check a memory from a file by that of the rehearsal, whose rows and dtype may have been others."""
+        form: dict[str, Any] = {}
+        for name, known in self._rehearsed.items():
+            value = memory.get(name)
+            form[name] = Like(known) if isinstance(known, Tensor) else type(known)
+            if isinstance(known, Tensor) and isinstance(value, Tensor) and value.ndim == known.ndim:
+                form[name] = Like(value.new_zeros((*known.shape[:1], *value.shape[1:])))
+        check_form(f"{PREFIX}{self.aggregator}'s memory", memory, form)
+
     def _recall(self, memory: dict[str, Any]) -> None:
         modules = dict(self._held[0].named_modules())
         for path, name in self._remembers:
@@ -218,8 +240,8 @@ class TorchJD(RandomBalancer):
                 value = value.to(here.device)
             setattr(modules[path], name, value)
 
-    def _rehearse(self, num_tasks: int) -> list[tuple[str, str]]:
-        """Call the method once, so that a wrong argument fails here; returns the attributes that hold its memory."""
+    def _rehearse(self, num_tasks: int) -> None:
+        """Call the method once, so that a wrong argument fails here, and note the attributes that hold its memory."""
         before = {path: dict(vars(module)) for path, module in self._held[0].named_modules()}
         rows = torch.eye(num_tasks, dtype=torch.float64, device="cpu") + 0.1
         try:
@@ -234,8 +256,9 @@ class TorchJD(RandomBalancer):
                 if isinstance(value, int | float | np.ndarray) and before[path].get(name) is not value
             ]
             remembers += [(path, name) for name in (*module._buffers, *changed)]
+        self._remembers = remembers
+        self._rehearsed = self._memory()
         self._held = self._make()
-        return remembers
 
 
 def _plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
+from mtrl.rl.training_state import set_training_state, training_state
 from mtrl.rl.update import Update
 
 CHANGEABLE = frozenset({"learning_rate", "learning_starts", "batch_size", "tau", "train_freq", "gradient_steps"})
@@ -196,7 +197,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         """A replay for `share` of all transitions, so that several replays reach equally far back in time."""
         num_tasks = len(self.task_names)
         capacity = max(round(self.buffer_size // num_tasks * share), 1)
-        return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device)  # type: ignore[index]
+        actions = getattr(self.action_space, "n", None)
+        return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device, actions)  # type: ignore[index]
 
     def _setup_lr_schedule(self) -> None:
         rate, decay = self.learning_rate, self.settings.learning_rate_decay
@@ -338,57 +340,17 @@ class MultiTaskAlgorithm(SavedAlgorithm):
 
         Unlike a saved model, this holds the replay, every generator of the agent and the unfinished statistics.
         """
-        assert self.ep_info_buffer is not None
-        assert self.ep_success_buffer is not None
-        state = {
-            **self.saved_state(),
-            **self.update.training_state(),
-            "replay": self.replay_buffer.state_dict(),
-            "n_step": self._n_step_returns.state_dict(),
-            "exploration": self.exploration_generator_state,
-            "last_observations": self._last_obs,
-            "last_episode_starts": self._last_episode_starts,
-            "episode_stats": [list(episodes) for episodes in self._episode_stats],
-            "episode_infos": list(self.ep_info_buffer),
-            "episode_successes": list(self.ep_success_buffer),
-            "loss_sum": self._loss_sum,
-            "loss_count": self._loss_count,
-            "diagnostics": {**self.update.conflict, **self.update.diagnostics},
-            "skipped": dict(self.guard.skipped),
-            "elapsed_ns": self.elapsed_ns,
-        }
-        if self.guidance_buffer is not None:
-            state |= {
-                "guidance": self.guidance_buffer.state_dict(),
-                "held_out": dict(self._held_out_generator.bit_generator.state),
-            }
-        return state
+        return training_state(self)
 
     def set_training_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `training_state` returned, in an agent made with the same arguments whose `learn` has begun.
 
         Call this from a callback's `_on_training_start`, because it replaces what `learn` sets up.
+
+        Raises:
+            ValueError: the state is that of another agent, or malformed.
         """
-        self.load_saved_state(state)
-        self.replay_buffer.load_state_dict(state["replay"])
-        self._n_step_returns.load_state_dict(state["n_step"])
-        self.exploration_generator.bit_generator.state = state["exploration"]
-        self._last_obs = state["last_observations"]
-        self._last_episode_starts = state["last_episode_starts"]
-        self._episode_stats = [deque(episodes, self._stats_window_size) for episodes in state["episode_stats"]]
-        self.ep_info_buffer = deque(state["episode_infos"], self._stats_window_size)
-        self.ep_success_buffer = deque(state["episode_successes"], self._stats_window_size)
-        self._loss_sum = state["loss_sum"].to(self.device)
-        self._loss_count = state["loss_count"]
-        self.update.conflict, self.update.diagnostics = dict(state["diagnostics"]), {}
-        self.guard.skipped.clear()
-        self.guard.skipped.update(state["skipped"])
-        self._begun_ns = time.monotonic_ns() - state["elapsed_ns"]
-        self.update.set_training_state(state)
-        if self.guidance_buffer is not None:
-            self.guidance_buffer.load_state_dict(state["guidance"])
-            self._held_out_generator.bit_generator.state = state["held_out"]
-            self.update.guide()  # an update at a learning rate of 0 sets no guidance of its own, and goes by this one
+        set_training_state(self, state)
 
     @property
     def exploration_generator_state(self) -> dict[str, Any]:

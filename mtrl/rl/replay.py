@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.states import check_form
+
 
 class TaskBatch(NamedTuple):
     """B transitions of each of T tasks, task-major: row `t * B + b` belongs to task `t`. All float32 but `actions`."""
@@ -34,6 +36,7 @@ class TaskReplayBuffer:
         observation_size: O.
         seed: of the generator.
         device: where sampled batches go; the stored transitions stay in main memory. Default: the CPU.
+        num_actions: the number of actions that a stored replay may hold. Default: any.
 
     Raises:
         ValueError: `capacity` is below 1.
@@ -43,7 +46,13 @@ class TaskReplayBuffer:
     """
 
     def __init__(
-        self, capacity: int, num_tasks: int, observation_size: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        capacity: int,
+        num_tasks: int,
+        observation_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        num_actions: int | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"the replay's capacity is {capacity} transitions per task; it must be at least 1")
@@ -51,6 +60,7 @@ class TaskReplayBuffer:
         self.num_tasks = num_tasks
         self.observation_size = observation_size
         self.device = torch.device(device)
+        self.num_actions = num_actions
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
         self.full = False
@@ -161,8 +171,25 @@ class TaskReplayBuffer:
         if rows.shape[1] != (self.capacity if full else position):
             there = f"{rows.shape[1]} transitions per task of {self.capacity}, position {position}"
             raise ValueError(f"the stored replay does not fit together: {there}, full {full}")
+        self._check_rows(rows)
+        check_form("the stored replay's generator", state["generator"], self.generator.get_state())
         try:
             torch.Generator().set_state(state["generator"])
         except (RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the stored replay's generator is in no possible state: {reason}") from None
+
+    def _check_rows(self, rows: NDArray[np.float32]) -> None:
+        """Check the numbers of transitions (T, N, 2 O + 3). A sum of finite rewards may be infinite.
+
+        Raises:
+            ValueError: an observation is not finite, an action does not exist, or a discount is not between 0 and 1.
+        """
+        observations, actions, discounts = rows[..., :-3], rows[..., -3], rows[..., -1]
+        most = np.inf if self.num_actions is None else self.num_actions - 1
+        if not np.isfinite(observations).all() or np.isnan(rows[..., -2]).any():
+            raise ValueError("the stored replay holds a number that is not finite")
+        if not ((actions >= 0) & (actions <= most) & (actions == np.floor(actions))).all():
+            raise ValueError(f"the stored replay holds an action that is none of the integers from 0 to {most}")
+        if not ((discounts >= 0) & (discounts <= 1)).all():
+            raise ValueError("the stored replay holds a discount that is not between 0 and 1")

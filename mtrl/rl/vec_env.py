@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from mtrl.limits import check_choice, check_number
 from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks
 from mtrl.rl.watchdog import Watchdog
+from mtrl.states import PCG64, Like, Whole, check_form
 
 __all__ = ["ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env", "mark_task", "variants"]
 
@@ -210,10 +211,9 @@ class TaskVecEnv(DummyVecEnv):
 
         Raises:
             ColumnError: a column cannot be brought into its state.
-            ValueError: the state has another number of columns.
+            ValueError: the state has another number of columns, or is malformed.
         """
-        if len(state["episodes"]) != self.num_envs:
-            raise ValueError(f"the state is of {len(state['episodes'])} columns; there are {self.num_envs}")
+        self._check_state(state)
         self.column_seeds = list(state["seeds"])
         self._episodes = [Episode(saved["generator"], list(saved["actions"])) for saved in state["episodes"]]
         for column, (env, episode) in enumerate(zip(self.envs, self._episodes, strict=True)):
@@ -227,6 +227,20 @@ class TaskVecEnv(DummyVecEnv):
                 raise self._failure(column, error) from error
         self._reset_seeds()
         return self._obs_from_buf()
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        check_form("environments", state, {"seeds": list, "episodes": list})
+        for saved in state.values():
+            if len(saved) != self.num_envs:
+                raise ValueError(f"the state is of {len(saved)} columns; there are {self.num_envs}")
+        actions = np.zeros((0, *(self.action_space.shape or ())), self.action_space.dtype)
+        for column, (seed, episode) in enumerate(zip(state["seeds"], state["episodes"], strict=True)):
+            name = f"environments of column {column}"
+            generator = PCG64 if _generator_state(self.envs[column])["bit_generator"] == "PCG64" else dict
+            check_form(name, seed, None if seed is None else Whole(2**64))
+            check_form(name, episode, {"generator": generator, "actions": Like(actions, rows=True)})
+            if not all(map(self.action_space.contains, episode["actions"])):
+                raise ValueError(f"{name}: an action is none of {self.action_space}")
 
     def _obs_from_buf(self) -> VecEnvObs:
         # The base class keeps the one array of a Box in a dictionary and copies both. Copying the array is enough.
