@@ -12,6 +12,7 @@ This module loads PyTorch only when a checkpoint is read or written, because `--
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -30,7 +31,7 @@ from experiments.program.locking import identity, locked
 from experiments.program.outputs import check_folder, write_json
 from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors, memory_problem
-from mtrl.files import one_line
+from mtrl.files import one_line, open_regular
 
 Existing = Literal["continue", "restart", "replace"]
 """What to do with the run that is in the folder already:
@@ -329,10 +330,13 @@ class RunFolder:
                 problems.append(one_line(error, longest=0))
                 continue
             if changed := differences(_binding(state["description"]), _binding(self.description), self._free):
+                what = one_line(", ".join(changed), 2_000)
                 raise UsageError(
-                    f"'{self.path}' holds an unfinished run with other settings: {', '.join(changed)}; "
+                    f"'{self.path}' holds an unfinished run with other settings: {what}; "
                     f"repeat its settings to continue it, or {ANEW}"
                 )
+            if problems and (self.path / CHECKPOINT_FILE).is_dir():  # the one before could not take its place
+                raise UsageError(f"{problems[0]}; move it away to continue from the one before, '{path.name}'")
             for problem in problems:
                 print(f"warning: {problem}; continuing from the one before, '{path.name}'", file=sys.stderr)
             return SavedRun(path, state)
@@ -348,20 +352,26 @@ class RunFolder:
                 beside it.
             OSError: the file cannot be read.
         """
+        if self._interval is None:
+            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': this program writes no checkpoints")
         state: dict[str, Any] = mtrl.checkpoint.load(path)
         if "description" not in state and "settings" in state:  # as the world model wrote it in earlier versions
             state["description"] = {**self.description, "settings": state["settings"]}
-        description = state.get("description")
-        settings = description.get("settings") if isinstance(description, dict) else None
-        known = (
-            state.get("kind") == self._kind and isinstance(settings, dict) and isinstance(state.get("steps", 0), int)
-        )
-        if not known:
-            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': it is not of a run in training")
-        metrics = path.with_name(METRICS_FILE)
-        length = state.get("metrics_length", 0)
-        if length and (not metrics.is_file() or metrics.stat().st_size < length):
-            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': '{metrics}' has lost lines since")
+        length, states = state.get("metrics_length", 0), mtrl.states
+        try:
+            parts = {"kind": state.get("kind"), "steps": state.get("steps", 0), "metrics_length": length}
+            form = {"kind": self._kind, "steps": states.Whole(), "metrics_length": states.Whole()}
+            states.check_form("it", parts, form)
+            states.check_form("its description", state.get("description"), states.AtLeast(settings=dict))
+            versions = state["description"].get("versions", {})
+            states.check_form("its versions", versions, states.Each(str, dict))
+            json.dumps(state["description"])
+        except (ValueError, TypeError) as error:
+            reason = f"it is not of a run in training ({one_line(error)})"
+            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': {reason}") from None
+        if not _ends_a_line(path.with_name(METRICS_FILE), length):
+            lost = f"'{path.with_name(METRICS_FILE)}' has lost lines since"
+            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': {lost}")
         return state
 
 
@@ -373,6 +383,22 @@ def is_finished(folder: Path) -> bool:
 def is_begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint from which a run can be continued."""
     return any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
+
+
+def _ends_a_line(path: Path, length: int) -> bool:
+    """Whether the first `length` bytes of a file are there and are whole lines.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not length:
+        return True
+    try:
+        with open_regular(path) as file:
+            file.seek(length - 1)
+            return bool(file.read(1) == b"\n")
+    except FileNotFoundError:
+        return False
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:

@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import MultiTaskDQN
 from experiments.training.evaluation import CURVE_SEED, evaluate
+from mtrl.states import Whole, check_form
 
 
 class CurveEvaluation(BaseCallback):
@@ -32,8 +33,16 @@ class CurveEvaluation(BaseCallback):
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self._next = state["next"]
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is no step at which an evaluation may be due.
+        """
+        check_form("the step of the next evaluation", state, {"next": Whole()})
+        due = state["next"]
+        if due % self._interval or not 0 < due <= self.model.num_timesteps + self._interval:
+            raise ValueError(f"the next evaluation is at step {due:,}, and the interval is {self._interval:,}")
+        self._next = due
 
     def _on_step(self) -> bool:
         return True  # the evaluation waits for the end of the rollout, when the step has been stored
@@ -70,7 +79,12 @@ class StopAfterEpisodes(BaseCallback):
         return {"finished": list(self._finished)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is not one number of episodes for each task.
+        """
+        check_form("the finished episodes", state, {"finished": [Whole()] * len(self._finished)})
         self._finished = list(state["finished"])
 
     def _on_step(self) -> bool:

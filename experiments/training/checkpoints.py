@@ -22,6 +22,7 @@ from agents import MultiTaskDQN
 from envs import TaskVecEnv
 from experiments.program.run_folder import RunFolder
 from mtrl.files import open_regular
+from mtrl.states import Each, Number, Whole, check_form
 
 KIND = "training"
 
@@ -158,8 +159,32 @@ class Checkpoints(BaseCallback):
             "torch": torch.get_rng_state(),
         }
 
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Check what the parts of the run do not check themselves.
+
+        Raises:
+            ValueError: a part is missing or unknown, or has another form than `_state` gives it.
+        """
+        form = {
+            **dict.fromkeys(("kind", "description", "agent", "environments"), Any),
+            "steps": state["agent"]["progress"]["num_timesteps"],
+            "parts": list,
+            "rollout_steps": Whole(self._train_freq.frequency),
+            "metrics_length": Whole(),
+            "metrics_pending": [Each(Number(), dict), Each(Each(str, tuple), dict), Each(Whole(), dict)],
+            "checkpoints_s": Number(0),
+            "python": (3, (Whole(2**32),) * 625, None if state["python"][2] is None else float),
+            "numpy": ("MT19937", np.zeros(624, np.uint32), Whole(625), Whole(2), Number()),
+            "torch": torch.get_rng_state(),
+        }
+        check_form("the checkpoint", dict(state), form)
+        most = self.locals["total_timesteps"] + self._env.num_envs * self._train_freq.frequency
+        if state["steps"] >= most or state["steps"] % self._env.num_envs:
+            raise ValueError(f"the checkpoint is of step {state['steps']:,}, which this run does not have")
+
     def _restore(self, state: Mapping[str, Any]) -> None:
         agent, logger = self.agent, self.logger
+        self._check(state)
         agent.set_training_state(state["agent"])
         observations = self._env.load_state_dict(state["environments"])
         if not np.array_equal(np.asarray(observations), np.asarray(agent._last_obs)):

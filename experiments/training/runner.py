@@ -114,6 +114,8 @@ def _learn(
     try:
         agent.learn(config.total_steps, CallbackList(callbacks), log_interval=config.log_interval)
         agent.dump_logs()
+        if not all(bool(weight.isfinite().all()) for weight in agent.policy.parameters()):
+            raise NonFiniteError("a weight is not finite after the last update")
     except ColumnError as error:
         checkpoints.save()
         raise StoppedError(f"{error}; {checkpoints.run.outlook}") from error

@@ -10,6 +10,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
+from mtrl.states import Like, check_form
+
 EPISODE_COLUMNS = ("task", "episode", "env_step", "return", "length")
 
 
@@ -64,7 +66,15 @@ class Episodes(BaseCallback):
         return {"rows": np.array(self._rows).reshape(-1, 4)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is not a list of episodes of these tasks.
+        """
+        check_form("the episodes", state, {"rows": Like(np.zeros((0, 4)), rows=True, finite=False)})
+        tasks, steps, _, lengths = state["rows"].T
+        if not (np.isin(tasks, range(len(self._tasks))) & (steps >= 0) & (lengths >= 0) & (lengths <= steps)).all():
+            raise ValueError("the episodes hold a task, a step or a length that is impossible")
         self._rows = array("d", state["rows"].ravel())
 
     def _on_step(self) -> bool:
