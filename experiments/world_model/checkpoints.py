@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
+from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import RunFolder
 from experiments.world_model.training import Trainer
+from mtrl.files import open_regular
+from mtrl.states import Number, check_form
 
 KIND = "world_model_training"
 
@@ -28,7 +32,9 @@ class Checkpoints:
         self._seconds = 0.0  # of processor time, before this process
         if run.saved is not None:
             with run.restoring() as state:
+                check_form("seconds", state["seconds"], Number(0))
                 trainer.load_state_dict(state["trainer"])
+                check_form("steps", state.get("steps", trainer.steps), trainer.steps)
                 self._seconds = float(state["seconds"])
                 run.steps = trainer.steps
         self._begun = time.process_time()
@@ -49,4 +55,15 @@ class Checkpoints:
         self._run.signals.answer()
 
     def _state(self) -> dict[str, Any]:
-        return {"steps": self._trainer.steps, "seconds": self.seconds, "trainer": self._trainer.state_dict()}
+        return {
+            "steps": self._trainer.steps,
+            "seconds": self.seconds,
+            "trainer": self._trainer.state_dict(),
+            "metrics_length": self._metrics_length(),
+        }
+
+    def _metrics_length(self) -> int:
+        """Put all lines of the metrics on the disk, and return their length in bytes."""
+        with open_regular(self._run.file(METRICS_FILE), "ab") as file:  # the recorder has flushed every line
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size

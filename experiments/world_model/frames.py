@@ -99,7 +99,11 @@ class Decoder(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, latent: Tensor, seen: Features) -> Tensor:
-        """Frames (N, C, H, W), from latents (N, D) and the features `seen` of the frames before."""
+        """Frames (N, C, H, W), from latents (N, D) and the features `seen` of the frames before.
+
+        Raises:
+            FloatingPointError: a displacement is not finite.
+        """
         before = seen.frames
         plan = torch.unflatten(self.plan(latent).relu(), -1, (-1, *self.grid))  # (N, F, h, w)
         coarse = self.coarse(torch.cat([plan, seen.patches], 1))
@@ -107,6 +111,8 @@ class Decoder(nn.Module):
         change = self.change(torch.cat([fine, before], 1))
         shares = (SHARPNESS * change[:, :1]).sigmoid().movedim(1, -1)  # (N, H, W, 1), the part of the displacement
         moves = shares * (STRIDE * self.displacement(latent) * self.pixel)[:, None, None]
+        if not bool(moves.isfinite().all()):  # on NaN, the backward pass of `grid_sample` ends the process
+            raise FloatingPointError("a displacement of the decoder is not finite")
         here = affine_grid(self.corners.expand(len(before), -1, -1), list(before.shape), align_corners=False)
         moved = grid_sample(before, here - moves, padding_mode="border", align_corners=False)
         frames: Tensor = moved + TOUCH_UP * change[:, 1:]

@@ -22,7 +22,7 @@ from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.evaluation import Windows, evaluate, held_out_windows, look
 from experiments.world_model.recording import HELD_OUT_EVERY, Video, VideoSettings, load_or_record
 from experiments.world_model.training import Trainer, find_balancer
-from mtrl import NonFiniteGradientError, Recorder
+from mtrl import Recorder
 from mtrl.losses import TASKS, loss_metrics
 
 RECORDINGS = "recordings"
@@ -66,10 +66,10 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
         checkpoints = Checkpoints(run, trainer)
         try:
             _learn(config, trainer, windows, checkpoints, run)
-        except NonFiniteGradientError as error:
-            raise StoppedError(f"{error}; a lower --learning-rate may help") from error
-        run.signals.answer_at_once()
-        evaluation = _evaluate(config, trainer, windows, checkpoints.seconds, run)
+            run.signals.answer_at_once()
+            evaluation = _evaluate(config, trainer, windows, checkpoints.seconds, run)
+        except FloatingPointError as error:
+            raise StoppedError(f"{error}; a lower --learning-rate may help; {run.kept}") from error
         run.finish(evaluation)
     if not config.quiet:
         title = f"{config.run_name}, seed {config.seed}: squared errors on held-out video"

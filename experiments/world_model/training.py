@@ -27,6 +27,7 @@ from mtrl.losses import (
     PerceiverLoss,
     parameter_groups,
 )
+from mtrl.states import Whole, check_adam, check_form
 
 KIND = "world_model"
 DISCRIMINATOR_RATE = 0.25  # share of the model's learning rate; a discriminator that is always right teaches nothing
@@ -121,16 +122,38 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: the state is that of another trainer, or malformed.
+        """
+        self._check(state)
         self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.discriminator.load_state_dict(state["discriminator"])
         self.balancer.load_state_dict(state["balancer"])
+        self.balancer.check_state(sum(weight.numel() for weight in self.model.shared))
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for rate in self._rates:
             rate.last_epoch = self.steps
         self._generator.set_state(state["generator"])
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """Check a state from a file, except for the balancer's part."""
+        form = {
+            "steps": Whole(self.config.steps + 1),
+            "model": dict(self.model.state_dict()),
+            "discriminator": dict(self.discriminator.state_dict()),
+            "balancer": dict,
+            "optimizers": [Any, Any],
+            "generator": self._generator.get_state(),
+        }
+        check_form("the trainer", state, form)
+        if (names := state["balancer"].get("task_names", TASKS)) != tuple(TASKS):
+            raise ValueError(f"the balancer is of the tasks {one_line(names)}")
+        for name, optimizer, saved in zip(("model", "judge"), self._optimizers, state["optimizers"], strict=True):
+            check_adam(f"the optimizer of the {name}", saved, optimizer)
 
     def save(self, path: Path) -> None:
         """Write the model to a file that `load_model` reads."""

@@ -185,6 +185,13 @@ def test_a_hidden_frame_is_expected_not_seen():
     )
 
 
+def test_a_displacement_that_is_not_a_number_is_an_error_and_not_the_end_of_the_process():
+    model = small_model()
+    torch.nn.init.constant_(model.decoder.displacement.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="a displacement of the decoder is not finite"):
+        shown(model)
+
+
 def test_a_roll_out_is_prediction_after_prediction():
     model = small_model()
     observations, actions, _ = shown(model, frames=7)
