@@ -12,14 +12,12 @@ This module loads PyTorch only when a checkpoint is read or written, because `--
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,8 +28,9 @@ from experiments.program.flags import UsageError
 from experiments.program.locking import identity, locked
 from experiments.program.outputs import check_folder, write_json
 from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
+from experiments.program.saved_run import SavedRun, binding, differences, read_checkpoint
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors, memory_problem
-from mtrl.files import one_line, open_regular
+from mtrl.files import one_line
 
 Existing = Literal["continue", "restart", "replace"]
 """What to do with the run that is in the folder already:
@@ -52,19 +51,6 @@ LARGEST_SHARE = 0.03
 
 FORMER_SETTINGS = ("overwrite", "resume")
 """Names under which earlier versions kept what is now `existing`. Checkpoints of earlier runs still hold them."""
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """An unfinished run that can be continued.
-
-    Attributes:
-        path: its checkpoint.
-        state: the contents of the checkpoint.
-    """
-
-    path: Path
-    state: dict[str, Any]
 
 
 class RunFolder:
@@ -291,14 +277,13 @@ class RunFolder:
     def _compare_arithmetic(self, state: Mapping[str, Any]) -> None:
         """Warn, and remember, if the checkpoint was computed otherwise than this process computes."""
         before = state.get("arithmetic", {})
-        if not isinstance(before, Mapping) or not isinstance(state.get("exact", True), bool):
-            return
         differ = changes(before, arithmetic()) if before else []
         self.exact = state.get("exact", True) and not differ
         if differ:
+            how = one_line("; ".join(differ))
             print(
-                f"warning: the run in '{self.path}' was begun otherwise ({'; '.join(differ)}); it goes on, and its "
-                "last bits will not be those of an uninterrupted run",
+                f"warning: the run in '{self.path}' was begun otherwise ({how}); it goes on, and its last bits will "
+                "not be those of an uninterrupted run",
                 file=sys.stderr,
             )
 
@@ -325,11 +310,14 @@ class RunFolder:
             if not os.path.lexists(path):
                 continue
             try:
-                state = self._read(path)
+                if self._interval is None:
+                    reason = "this program writes no checkpoints"
+                    raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': {reason}")
+                state = read_checkpoint(path, self._kind, self.description)
             except (mtrl.checkpoint.CheckpointError, OSError) as error:
                 problems.append(one_line(error, longest=0))
                 continue
-            if changed := differences(_binding(state["description"]), _binding(self.description), self._free):
+            if changed := differences(binding(state["description"]), binding(self.description), self._free):
                 what = one_line(", ".join(changed), 2_000)
                 raise UsageError(
                     f"'{self.path}' holds an unfinished run with other settings: {what}; "
@@ -344,36 +332,6 @@ class RunFolder:
             raise UsageError(f"{'; '.join(problems)}; {ANEW}")
         return None
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        """The checkpoint in `path`.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, belongs to another program, or does not go with the metrics
-                beside it.
-            OSError: the file cannot be read.
-        """
-        if self._interval is None:
-            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': this program writes no checkpoints")
-        state: dict[str, Any] = mtrl.checkpoint.load(path)
-        if "description" not in state and "settings" in state:  # as the world model wrote it in earlier versions
-            state["description"] = {**self.description, "settings": state["settings"]}
-        length, states = state.get("metrics_length", 0), mtrl.states
-        try:
-            parts = {"kind": state.get("kind"), "steps": state.get("steps", 0), "metrics_length": length}
-            form = {"kind": self._kind, "steps": states.Whole(), "metrics_length": states.Whole()}
-            states.check_form("it", parts, form)
-            states.check_form("its description", state.get("description"), states.AtLeast(settings=dict))
-            versions = state["description"].get("versions", {})
-            states.check_form("its versions", versions, states.Each(str, dict))
-            json.dumps(state["description"])
-        except (ValueError, TypeError) as error:
-            reason = f"it is not of a run in training ({one_line(error)})"
-            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': {reason}") from None
-        if not _ends_a_line(path.with_name(METRICS_FILE), length):
-            lost = f"'{path.with_name(METRICS_FILE)}' has lost lines since"
-            raise mtrl.checkpoint.CheckpointError(f"cannot continue from '{path}': {lost}")
-        return state
-
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a finished run."""
@@ -383,40 +341,3 @@ def is_finished(folder: Path) -> bool:
 def is_begun(folder: Path) -> bool:
     """Whether the folder holds a checkpoint from which a run can be continued."""
     return any((folder / name).exists() for name in (CHECKPOINT_FILE, PREVIOUS_FILE))
-
-
-def _ends_a_line(path: Path, length: int) -> bool:
-    """Whether the first `length` bytes of a file are there and are whole lines.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    if not length:
-        return True
-    try:
-        with open_regular(path) as file:
-            file.seek(length - 1)
-            return bool(file.read(1) == b"\n")
-    except FileNotFoundError:
-        return False
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
-    """What has changed between two sets of settings, each in words, such as `gamma was 0.99 and is 0.5`.
-
-    Args:
-        before: the settings of the run that is there.
-        now: the settings of the run that is about to begin.
-        free: names of settings that may differ.
-    """
-    return [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys((*before, *now))
-        if name not in free and before.get(name) != now.get(name)
-    ]
-
-
-def _binding(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run must keep to be continued, under one level of names."""
-    method = {"method": description["method"]} if "method" in description else {}
-    return {**method, **description["settings"], **description.get("versions", {})}

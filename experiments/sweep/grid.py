@@ -14,7 +14,8 @@ import tyro
 from experiments.methods import METHODS
 from experiments.program.flags import UsageError, parse
 from experiments.program.run_files import BrokenRunError, read_config
-from experiments.program.run_folder import differences, is_begun, is_finished
+from experiments.program.run_folder import is_begun, is_finished
+from experiments.program.saved_run import differences
 from experiments.training.config import TrainConfig, Variant
 
 # Flags of a run that a sweep does not pass on, and why.

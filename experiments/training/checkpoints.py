@@ -167,6 +167,7 @@ class Checkpoints(BaseCallback):
         """
         form = {
             **dict.fromkeys(("kind", "description", "agent", "environments"), Any),
+            **dict.fromkeys(state.keys() & {"arithmetic", "exact"}, Any),  # which `RunFolder` checks
             "steps": state["agent"]["progress"]["num_timesteps"],
             "parts": list,
             "rollout_steps": Whole(self._train_freq.frequency),

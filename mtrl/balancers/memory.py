@@ -55,6 +55,12 @@ class MemoryBalancer(Balancer):
         """Forget the direction."""
         self.direction = None
 
+    def check_state(self, size: int) -> None:
+        """See `Balancer.check_state`."""
+        super().check_state(size)
+        if self.direction is not None and self.direction.shape != (size,):
+            raise ValueError(f"the memory has the shape {tuple(self.direction.shape)}; it must be ({size},)")
+
     def balance(self, gradients: TaskGradients, losses: Tensor) -> Balance:
         """Give every gradient the same length, and turn their sum."""
         c = vector(equal_lengths(gradients)).to(gradients.device)

@@ -214,7 +214,7 @@ def test_a_run_continues_from_an_altered_checkpoint_or_refuses_it(
             assert status == 2, f"{place}: NaN was taken"
         if path[0] in ("kind", "steps", "metrics_length", "description") and status == 0 and said:
             assert said.count("continuing from the one before, 'checkpoint.previous.zip'") == 1
-    assert refused > done / 3, "the mutations reach what is checked"
+    assert refused > done / 6, "the mutations reach what is checked"
     saved.restore()
     assert saved.resume() == (0, ""), "the unaltered checkpoint goes on"
 
