@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents import load_agent
 from experiments.analysis.config import ArchiveConfig
 from experiments.analysis.runs import Run, load_runs
 from experiments.program.flags import UsageError
@@ -22,9 +24,12 @@ from experiments.program.run_files import (
     read_lines,
 )
 from experiments.program.run_folder import MODEL_FILE
+from experiments.program.saved_run import differences
 from experiments.program.stopping import disk_errors
 from experiments.program.terminal import console, progress
+from mtrl.checkpoint import CheckpointError
 from mtrl.files import one_line, replacing
+from mtrl.rl.weights import SUFFIX
 
 DIGITS = 5  # of every number in metrics.jsonl
 EVALUATION = "eval/"  # the beginning of the keys of the learning curves
@@ -45,6 +50,7 @@ def archive(config: ArchiveConfig) -> None:
         check_folder(folder)
     for run in chosen:
         _refuse_another(run, _copy_of(run, config.output_dir))
+    models = {} if config.models_dir is None else _models(runs, config.models_dir)
     with disk_errors(config.output_dir, UsageError):
         config.output_dir.mkdir(parents=True, exist_ok=True)
         for error in broken:
@@ -53,22 +59,33 @@ def archive(config: ArchiveConfig) -> None:
         with locked(config.output_dir), progress(not there.is_terminal, console=there, transient=True) as bar:
             for run in bar.track(chosen, description="copying"):
                 _copy(run, _copy_of(run, config.output_dir), config.largest * 1000)
+            for path, model in bar.track(models.items(), description="networks", total=len(models)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                load_agent(model, device="cpu").save_weights(path)
     print(f"{len(chosen)} runs in {config.output_dir}")
     if config.models_dir is not None:
-        written = [name for name, of_method in runs.items() if _write_network(of_method[0], config.models_dir, name)]
-        print(f"{len(written)} networks in {config.models_dir}")
+        print(f"{len(models)} networks in {config.models_dir}")
 
 
-def _write_network(run: Run, folder: Path, name: str) -> bool:
-    """Write the network of a run, if it has a model."""
-    from agents import load_agent  # noqa: PLC0415 - loads PyTorch
+def _models(runs: Mapping[str, Sequence[Run]], folder: Path) -> dict[Path, Path]:
+    """The files of networks to write, each with the model that it comes from.
 
-    model = run.folder / MODEL_FILE
-    if not model.exists():
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    load_agent(model, device="cpu").save_weights(folder / f"{name}.safetensors")
-    return True
+    Raises:
+        UsageError: a file of that name is there, and is no network; or a model is not to be read.
+    """
+    found = {}
+    for name, of_method in runs.items():
+        path, model = folder / f"{name}{SUFFIX}", of_method[0].folder / MODEL_FILE
+        if not model.exists():
+            continue
+        try:
+            load_agent(model, device="cpu")
+            if os.path.lexists(path):
+                load_agent(path, device="cpu")
+        except CheckpointError as error:
+            raise UsageError(f"{one_line(error, longest=0)}; move it away") from None
+        found[path] = model
+    return found
 
 
 def thinned(lines: Sequence[dict[str, float]], room: int) -> list[str]:
@@ -82,20 +99,14 @@ def thinned(lines: Sequence[dict[str, float]], room: int) -> list[str]:
         room: bytes.
     """
     texts = [f"{json.dumps({key: _rounded(value) for key, value in line.items()})}\n" for line in lines]
-    needed = [any(key.startswith(EVALUATION) for key in line) for line in lines]
-    if needed:
-        needed[-1] = True
-    stride = 1
-    while stride <= 2 * max(len(texts), 1):
-        kept = [text for i, (text, need) in enumerate(zip(texts, needed, strict=True)) if need or i % stride == 0]
-        if sum(map(len, kept)) <= room:
-            return kept
-        stride += 1
-    first, last = texts[:-1], texts[-1:]
-    for stride in range(2, len(texts) + 1):
-        kept = first[::stride] + last
-        if sum(map(len, kept)) <= room:
-            return kept
+    needed = [any(key.startswith(EVALUATION) for key in line) for line in lines[:-1]] + [True] * bool(lines)
+    for must in (needed, [False] * len(needed[:-1]) + [True] * bool(lines)):
+        stride = 1
+        while stride < 2 * len(texts):
+            kept = [text for i, (text, need) in enumerate(zip(texts, must, strict=True)) if need or i % stride == 0]
+            if sum(map(len, kept)) <= room:
+                return kept
+            stride += max(stride // 8, 1)  # few strides, because there may be millions of lines
     return []
 
 
@@ -109,18 +120,27 @@ def _copy_of(run: Run, output_dir: Path) -> Path:
 
 
 def _refuse_another(run: Run, folder: Path) -> None:
-    """Make sure that the folder is free, or holds a copy of a run with the same settings."""
-    if not (folder / CONFIG_FILE).exists():
+    """Make sure that the folder is free, or holds an earlier copy of the same run and nothing else.
+
+    Raises:
+        UsageError: it is not so.
+    """
+    another = "give another --output-dir"
+    if any(path.is_symlink() for path in (folder, folder.parent)):
+        raise UsageError(f"'{folder}' is reached through a symbolic link; {another}")
+    if not folder.exists():
         return
+    if folder.samefile(run.folder):
+        raise UsageError(f"'{folder}' is the run itself, which a copy would replace; {another}")
+    if others := {path.name for path in folder.iterdir()} - {CONFIG_FILE, METRICS_FILE, EVALUATION_FILE}:
+        raise UsageError(f"'{folder}' is no copy of a run: it holds {', '.join(map(repr, sorted(others)))}; {another}")
     try:
-        before = read_config(folder)["settings"]
+        before = read_config(folder)
     except BrokenRunError as error:
         raise UsageError(f"{one_line(error, longest=0)}; move it away") from None
-    changed = [name for name, value in run.settings.items() if before.get(name) != value]
-    if changed:
-        raise UsageError(
-            f"'{folder}' holds a run with other settings ({', '.join(changed)}); give another --output-dir"
-        )
+    if before != run.config:
+        changed = differences({**before, **before["settings"]}, {**run.config, **run.settings}, ["settings"])
+        raise UsageError(f"'{folder}' holds another run ({one_line(', '.join(changed))}); {another}")
 
 
 def _copy(run: Run, folder: Path, largest: int) -> None:

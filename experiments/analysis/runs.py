@@ -93,7 +93,13 @@ def read_run(folder: Path) -> Run:
 
 def find_runs(results_dir: Path) -> Iterator[Run | BrokenRunError]:
     """Every run `<name>/seed_<k>` below `results_dir`, by name and seed, or an error where it cannot be read."""
-    folders = [path for path in results_dir.glob("*/seed_*") if path.is_dir()]
+    folders: list[Path] = []
+    for parent in sorted(results_dir.iterdir()) if results_dir.is_dir() else ():
+        try:  # `glob` would leave out what cannot be read
+            folders += [path for path in (parent.iterdir() if parent.is_dir() else ()) if path.name.startswith("seed_")]
+        except PermissionError as error:
+            yield BrokenRunError(f"{parent}: {error.strerror}")
+    folders = [path for path in folders if path.is_dir()]
     for folder in sorted(folders, key=lambda folder: (folder.parent.name, _seed_of(folder))):
         try:
             yield read_run(folder)

@@ -126,17 +126,24 @@ def _words_of_file(words: Sequence[str], config_type: type[Any]) -> list[str]:
         raise UsageError(f"argument {SETTINGS_FLAG}: cannot read '{path}': {reason}") from None
     if not isinstance(content, dict):
         raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' holds no object of settings by name")
-    flags, found = _flags(config_type), []
+    flags, found = [flag for flag in _flags(config_type) if flag != SETTINGS_FLAG], []
+    elsewhere = {field.name for field in dataclasses.fields(config_type) if field.metadata.get("resumable")}
     for name, value in content.items():
         flag = f"--{name.replace('_', '-')}"
-        if flag not in flags or flag == SETTINGS_FLAG:
+        if name in elsewhere:
+            how = f"which does not decide what is learned; give {flag} instead"
+            raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' sets {name}, {how}")
+        if flag not in flags:
             near = difflib.get_close_matches(flag, flags, n=1)
             hint = f"; did you mean {near[0][2:].replace('-', '_')}?" if near else ""
             raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' has an unknown setting {name!r}{hint}")
         if isinstance(value, bool) and f"--no-{flag[2:]}" in flags:
             found.append(flag if value else f"--no-{flag[2:]}")
         else:
-            found += [flag, *(str(part) for part in (value if isinstance(value, list) else [value]))]
+            words_of_it = [str(part) for part in (value if isinstance(value, list) else [value])]
+            if any(word.startswith("--") for word in words_of_it):  # it would be taken for another flag
+                raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' has an impossible value of {name}: {value!r}")
+            found += [flag, *words_of_it]
     return found
 
 

@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         BrokenRunError: the file is missing, too large, or not what this project writes.
     """
-    content = _read_json(folder, CONFIG_FILE, LARGEST_CONFIG)
+    content = read_json(folder, CONFIG_FILE, LARGEST_CONFIG)
     with _defects_of(folder / CONFIG_FILE):
         settings = dict(_mapping("settings", content.get("settings")))
         settings.pop("results_dir", None)
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             if value is not None:
                 _name(name, value)
         return {
-            "run": _name("run", content.get("run")),
+            "run": _file_name("run", content.get("run")),
             **texts,
             "versions": dict(versions) if isinstance(versions, dict) else {},
             "settings": settings,
@@ -100,7 +100,7 @@ def read_evaluation(folder: Path, config: Mapping[str, Any] | None = None) -> di
     Raises:
         BrokenRunError: the file is missing, too large, not what this project writes, or of another run.
     """
-    content = _read_json(folder, EVALUATION_FILE, LARGEST_EVALUATION)
+    content = read_json(folder, EVALUATION_FILE, LARGEST_EVALUATION)
     with _defects_of(folder / EVALUATION_FILE):
         _number("mean", content.get("mean"))
         _number("worst_task.mean", _mapping("worst_task", content.get("worst_task")).get("mean"))
@@ -233,8 +233,12 @@ def _check_key(path: Path, key: str, number: int) -> None:
 # ---------------------------------------------------------------------------------------------------- JSON and checks
 
 
-def _read_json(folder: Path, name: str, most: int) -> dict[str, Any]:
-    """The object in a file of JSON of at most so many bytes."""
+def read_json(folder: Path, name: str, most: int = LARGEST_CONFIG) -> dict[str, Any]:
+    """The object in a file of JSON of at most `most` bytes.
+
+    Raises:
+        BrokenRunError: the file is missing, irregular, too large, or holds no object.
+    """
     path = folder / name
     try:
         with open_regular(path) as file:
@@ -286,6 +290,14 @@ def _name(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or len(value) > LONGEST_NAME or not value.isprintable():
         raise ValueError(f"{name} is {_shown(value)}; it must be a printable text of 1 to {LONGEST_NAME} characters")
     return value
+
+
+def _file_name(name: str, value: object) -> str:
+    """A name that is also that of a folder or a file."""
+    found = _name(name, value)
+    if set(found) & set("/\\:") or found.strip(". ") != found:
+        raise ValueError(f"{name} is {_shown(value)}; it must be the name of a folder, and no path")
+    return found
 
 
 def _names(name: str, value: object) -> None:

@@ -153,6 +153,9 @@ class RunFolder:
             UsageError: the folder cannot be written to.
         """
         self._last_end = time.monotonic()
+        for name in records:
+            if (self.path / name).is_symlink():  # a run that continues would write where the link leads
+                raise UsageError(f"'{self.path / name}' is a symbolic link; remove it")
         names = [EVALUATION_FILE, MODEL_FILE, CONFIG_FILE, *results]
         if self.saved is None:
             names += [METRICS_FILE, CHECKPOINT_FILE, PREVIOUS_FILE, *records]

@@ -33,9 +33,9 @@ class SweepConfig:
     results_dir: Path = Path("results/runs")
     """The folder of the runs. With --address it must be on a file system that all nodes share, under the same path."""
 
-    settings: Path | None = None
-    """A folder that `experiments.tune` has written: every run takes `<settings>/<run>/best.json`, where <run> is the
-    method's name with `_blind` for the blind variant. One file for all runs goes after the `--`."""
+    tuned: Path | None = None
+    """A folder that `experiments.tune` has written: every run takes `<tuned>/<run>/best.json`, where <run> is the
+    method's name with `_blind` for the blind variant. One file for all runs goes after the `--`, as --settings FILE."""
 
     address: str | None = None
     """HOST:PORT of a Ray cluster to run on, or `auto` for the cluster that this machine is a node of. This machine must

@@ -13,7 +13,7 @@ import tyro
 
 from experiments.methods import METHODS
 from experiments.program.flags import UsageError, parse
-from experiments.program.run_files import BrokenRunError, read_config
+from experiments.program.run_files import BrokenRunError, read_config, read_evaluation
 from experiments.program.run_folder import is_begun, is_finished
 from experiments.program.saved_run import differences
 from experiments.training.config import TrainConfig, Variant
@@ -134,7 +134,7 @@ def _family(
         if tuned is not None:
             best = tuned.absolute() / config.run_name / "best.json"
             if not best.is_file():
-                raise UsageError(f"argument --settings: there is no '{best}'; search for it: experiments.tune")
+                raise UsageError(f"argument --tuned: there is no '{best}'; search for it: experiments.tune")
             words = ("--settings", str(best), *words)
             config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
         yield PlannedRun(package, config, words)
@@ -158,7 +158,10 @@ def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
         if not (run.is_finished or run.is_begun):
             continue
         try:
-            before = read_config(run.folder)["settings"]
+            config = read_config(run.folder)
+            before = config["settings"]
+            if run.is_finished:
+                read_evaluation(run.folder, config)
         except BrokenRunError as error:
             raise UsageError(f"'{run.folder}' holds a run that can't be read ({error}); move it away") from None
         now = json.loads(json.dumps(run.config.record))  # as the file would hold them

@@ -37,7 +37,7 @@ def sweep(config: SweepConfig, train_flags: Sequence[str]) -> int:
     if config.wandb != "disabled":
         train_flags = ("--wandb", config.wandb, *train_flags)
     seeds = parse_seeds(config.seeds)
-    runs = plan(config.methods, config.variants, seeds, config.results_dir, train_flags, PROG, config.settings)
+    runs = plan(config.methods, config.variants, seeds, config.results_dir, train_flags, PROG, config.tuned)
     if not config.dry_run or config.address is not None:
         import_ray()
     check_runs(runs)
@@ -54,6 +54,9 @@ def check_runs(runs: Sequence[PlannedRun]) -> None:
         UsageError: the settings of a run are wrong, or differ from those of the run that is there.
     """
     refuse_other_settings(runs)
+    for run in runs:
+        if run.log.is_symlink():
+            raise UsageError(f"'{run.log}' is a symbolic link, and a run would write where it leads; remove it")
     check_wandb(runs[0].config.wandb)
     # One agent of each method and variant is made, with the largest seed: the settings of the other runs differ in
     # nothing that could be wrong.

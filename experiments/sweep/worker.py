@@ -103,7 +103,8 @@ def train(package: str, flags: Sequence[str], folder: Path, log: Path) -> Outcom
 
 
 def _appending(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_APPEND)  # a process on a lost node may still be writing there
+    # A process on a lost node may still be writing there; and a stranger's folder may hold a link.
+    return os.open(path, flags | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
 
 
 def sees(file: Path) -> bool:

@@ -25,7 +25,7 @@ class TuneConfig:
     otherwise.
 
     For each method, `<results-dir>/<run>/best.json` holds the best settings, for `train --settings FILE` and for
-    `sweep --settings <results-dir>`; `study.json` all trials; `trials.png` a picture of them.
+    `sweep --tuned <results-dir>`; `study.json` all trials; `trials.png` a picture of them.
     """
 
     methods: tuple[str, ...]

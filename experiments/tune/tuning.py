@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rich.console import Console
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.locking import locked
 from experiments.program.outputs import check_folder, write_json
-from experiments.program.run_files import BrokenRunError, read_evaluation
+from experiments.program.run_files import BrokenRunError, read_config, read_evaluation, read_json
 from experiments.program.stopping import StopSignal, StopSignals
 from experiments.program.terminal import console, show_table
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray
@@ -197,7 +198,11 @@ class Study:
     def _note(self, number: int, settings: Mapping[str, Any]) -> None:
         """Write the settings of a trial for its runs to read, or make sure that they are those which stand there."""
         path = self._trial_folder(number) / SETTINGS_FILE
-        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(settings)):
+        try:
+            known = read_json(path.parent, path.name) if os.path.lexists(path) else dict(settings)
+        except BrokenRunError as error:
+            raise UsageError(f"{error}; move it away") from None
+        if known != json.loads(json.dumps(settings)):
             raise UsageError(
                 f"'{path}' was proposed by another search; repeat its --sampler-seed, --together, --seeds and "
                 "versions, or give another --results-dir"
@@ -208,7 +213,10 @@ class Study:
     def _scores(self, number: int) -> dict[int, float]:
         """The score of each seed of a trial; none at all if a run has not finished."""
         try:
-            return {run.config.seed: float(read_evaluation(run.folder)["mean"]) for run in self.runs(number)}
+            evaluations = {
+                run.config.seed: read_evaluation(run.folder, read_config(run.folder)) for run in self.runs(number)
+            }
+            return {seed: float(evaluation["mean"]) for seed, evaluation in evaluations.items()}
         except BrokenRunError:
             return {}
 

@@ -229,6 +229,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             check_description(state, cls.known_settings())
             agent = cls._made_from(state, get_device(device), {}, "MlpPolicy")
             agent.policy.load_state_dict(state["policy"])
+            if not all(bool(weight.isfinite().all()) for weight in agent.policy.parameters()):
+                raise ValueError("a weight is not finite")
         except Exception as error:  # a stranger may have written anything
             raise checkpoint.CheckpointError(f"cannot load weights {name}: {one_line(error)}") from error
         return agent

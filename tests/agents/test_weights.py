@@ -85,6 +85,16 @@ def test_a_file_that_says_something_else_is_refused(change, weights, tmp_path):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_network_with_nan_is_refused(weights, tmp_path):
+    tensors = safetensors.torch.load_file(weights)
+    with safetensors.safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    next(iter(tensors.values())).fill_(float("nan"))
+    safetensors.torch.save_file(tensors, tmp_path / "nan.safetensors", metadata)
+    with pytest.raises(CheckpointError):
+        load_agent(tmp_path / "nan.safetensors", device="cpu")
+
+
 def test_damaged_files_are_refused_or_harmless(weights, tmp_path):
     content, file, draws = weights.read_bytes(), tmp_path / "damaged.safetensors", random.Random(0)
     cases = [content[:n] for n in range(0, len(content), 197)] + [b"", b"PK", pickle.dumps(print)]

@@ -1,6 +1,7 @@
 """Searches of settings: what is proposed, that a search goes on where it was, and that its results can be used."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments.methods import METHODS
+from experiments.sweep.__main__ import main as sweep
 from experiments.training.search import Among, Between, Weights
 from experiments.tune import tuning
 from experiments.tune.__main__ import main
@@ -98,7 +100,7 @@ def test_the_best_settings_go_into_a_training_and_a_sweep(found, tmp_path, capsy
 
     runs = tuning.plan(["memory"], ["blind"], [0, 1], tmp_path, [], "sweep", found)
     assert {run.config.learning_rate for run in runs} == {best["learning_rate"]}
-    with pytest.raises(ValueError, match=r"argument --settings: there is no '.*memory/best\.json'"):
+    with pytest.raises(ValueError, match=r"argument --tuned: there is no '.*memory/best\.json'"):
         tuning.plan(["memory"], ["aware"], [0], tmp_path, [], "sweep", found)
 
 
@@ -106,7 +108,10 @@ def test_the_best_settings_go_into_a_training_and_a_sweep(found, tmp_path, capsy
     ("content", "message"),
     [
         ('{"learning_rat": 1}', "has an unknown setting 'learning_rat'; did you mean learning_rate?"),
-        ('{"settings": "x"}', "has an unknown setting 'settings'"),
+        ('{"settings": "x"}', "sets settings, which does not decide what is learned"),
+        ('{"existing": "replace"}', "sets existing, which does not decide what is learned"),
+        ('{"hidden_dims": [8, "--existing", "replace"]}', "has an impossible value of hidden_dims"),
+        ('{"gamma": "--quiet"}', "has an impossible value of gamma"),
         ('{"batch_size": "many"}', "argument --batch-size: invalid value 'many'"),
         ('{"batch_size": 0}', "batch_size is 0"),
         ('{"batch_size": ', "it is not JSON"),
@@ -193,3 +198,46 @@ def test_without_optuna_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     line = fails(main, ["--methods", "rgb", "--results-dir", tmp_path / "tuning"], capsys)
     assert "pip install 'mtrl-balance[tune]'" in line
+
+
+def test_an_evaluation_of_another_run_does_not_count(found, alone, tmp_path, capsys):
+    folder = shutil.copytree(found, tmp_path / "tuning")
+    of_another = folder / "memory_blind/trial_00/memory_blind/seed_0/evaluation.json"
+    shutil.copy(of_another, folder / "memory_blind/trial_01/memory_blind/seed_0/evaluation.json")
+    with pytest.raises(SystemExit) as stop:
+        search(folder, "--methods", "memory", "--trials", "3")
+    assert stop.value.code == 2
+    assert "it belongs to a run with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{", None])
+def test_a_strangers_settings_of_a_trial_are_one_line(content, found, alone, tmp_path, capsys):
+    folder = shutil.copytree(found, tmp_path / "tuning")
+    file = folder / "memory_blind/trial_00/settings.json"
+    file.unlink()
+    os.mkfifo(file) if content is None else file.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        search(folder, "--methods", "memory", "--trials", "3")
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "settings.json" in line
+
+
+def test_a_log_that_is_a_link_is_not_written_to(found, alone, tmp_path, capsys):
+    folder = shutil.copytree(found, tmp_path / "tuning")
+    shutil.rmtree(folder / "memory_blind/trial_00/memory_blind/seed_0")
+    log, victim = folder / "memory_blind/trial_00/memory_blind/seed_0.log", tmp_path / "victim"
+    victim.write_text("precious")
+    log.unlink()
+    log.symlink_to(victim)
+    with pytest.raises(SystemExit) as stop:
+        search(folder, "--methods", "memory", "--trials", "3")
+    assert stop.value.code == 2
+    assert "is a symbolic link" in capsys.readouterr().err
+    assert victim.read_text() == "precious"
+
+
+def test_a_sweep_takes_the_settings_of_a_search(found, capsys):
+    words = ["--methods", "memory", "--variants", "blind", "--seeds", "0", "--tuned", str(found), "--dry-run"]
+    assert sweep(words) == 0
+    assert "1 runs, 0 of them finished" in capsys.readouterr().out

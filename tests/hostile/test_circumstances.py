@@ -127,6 +127,25 @@ def test_checkpoints_that_a_kill_left_in_a_finished_run_are_removed(tmp_path: Pa
     assert not (place / CHECKPOINT_FILE).exists()
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_record_that_is_a_link_is_refused_whether_or_not_the_run_continues(begun: bool, tmp_path: Path) -> None:
+    place, victim = tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    place.mkdir()
+    if begun:
+
+        def interrupted() -> None:
+            with folder_of(place) as folder:
+                folder.begin()
+                folder.checkpoint(lambda: {"steps": 1})
+
+        interrupted()
+    (place / "tensorboard").symlink_to(victim)
+    with folder_of(place) as folder, pytest.raises(UsageError, match="tensorboard' is a symbolic link; remove it"):
+        folder.begin(records=["tensorboard"])
+    assert not list(victim.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------- memory, Ray, streams
 
 
