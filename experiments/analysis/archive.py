@@ -42,7 +42,10 @@ def archive(config: ArchiveConfig) -> None:
         UsageError: there are no finished runs, or the output folder holds other runs under their names, or cannot be
             written to. Nothing is written in the first two cases.
     """
-    runs, broken = load_runs(config.results_dir)
+    found, broken = load_runs(config.results_dir)
+    runs = {name: of_method for name, of_method in found.items() if _is_of_folder(name)}
+    for of_method in (found[name] for name in found.keys() - runs.keys()):
+        broken += [BrokenRunError(f"{run.folder}: its name, {run.name!r}, is no name of a folder") for run in of_method]
     chosen = [run for of_method in runs.values() for run in of_method]
     if not chosen:
         raise UsageError(f"there are no finished runs in '{config.results_dir}'")
@@ -65,6 +68,11 @@ def archive(config: ArchiveConfig) -> None:
     print(f"{len(chosen)} runs in {config.output_dir}")
     if config.models_dir is not None:
         print(f"{len(models)} networks in {config.models_dir}")
+
+
+def _is_of_folder(name: str) -> bool:
+    """Whether the name of a run, which a stranger may have chosen, can be that of a folder: no path, and not hidden."""
+    return not set(name) & set("/\\:") and name.strip(". ") == name
 
 
 def _models(runs: Mapping[str, Sequence[Run]], folder: Path) -> dict[Path, Path]:

@@ -24,7 +24,7 @@ COLOURS = {
     "memory": "#332288",
     "normalised": "#44AA99",
     "static": "#661100",
-    "random": "#BBBBBB",
+    "random": "#DDCC77",
 }
 OTHER_COLOURS = ("#4477AA", "#228833", "#CCBB44", "#EE6677")
 DASHES = ("-", "--", "-.", ":")

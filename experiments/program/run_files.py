@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             if value is not None:
                 _name(name, value)
         return {
-            "run": _file_name("run", content.get("run")),
+            "run": _name("run", content.get("run")),
             **texts,
             "versions": dict(versions) if isinstance(versions, dict) else {},
             "settings": settings,
@@ -290,14 +290,6 @@ def _name(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or len(value) > LONGEST_NAME or not value.isprintable():
         raise ValueError(f"{name} is {_shown(value)}; it must be a printable text of 1 to {LONGEST_NAME} characters")
     return value
-
-
-def _file_name(name: str, value: object) -> str:
-    """A name that is also that of a folder or a file."""
-    found = _name(name, value)
-    if set(found) & set("/\\:") or found.strip(". ") != found:
-        raise ValueError(f"{name} is {_shown(value)}; it must be the name of a folder, and no path")
-    return found
 
 
 def _names(name: str, value: object) -> None:

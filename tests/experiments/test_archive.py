@@ -104,7 +104,7 @@ def test_a_run_that_names_another_place_is_skipped(name, runs, tmp_path, capsys)
     outside = files(tmp_path)
     assert main(["--results-dir", str(runs), "--output-dir", str(tmp_path / "copies")]) == 0
     printed = capsys.readouterr()
-    assert "it must be the name of a folder, and no path" in printed.err
+    assert "is no name of a folder" in printed.err
     assert printed.out.startswith("6 runs")
     new = files(tmp_path).keys() - outside.keys()
     assert all(path.is_relative_to(tmp_path / "copies") for path in new)
