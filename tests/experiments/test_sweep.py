@@ -152,7 +152,8 @@ def test_only_deaths_are_tried_again(tmp_path):
     assert job.state is State.FINISHED
     run.folder.mkdir(parents=True)
     (run.folder / "config.json").write_text(json.dumps({"run": "rgb", "settings": run.config.record}))
-    (run.folder / "evaluation.json").touch()
+    evaluation = {"mean": 1, "worst_task": {"mean": 1}, "tasks": {"Standard": {"mean": 1, "success_rate": 0}}}
+    (run.folder / "evaluation.json").write_text(json.dumps(evaluation))
     job = Job(run, State.WAITING)
     job.judge(Outcome(-9, ""), retries=0)
     assert job.state is State.FINISHED, "it was killed when nothing was left to do"
