@@ -36,10 +36,11 @@ LARGER: dict[str, str] = {}  # what may be larger, as `path`, `path:function` or
 
 # Packages of optional extras. They are imported inside the function that needs them, so that a program which does
 # not need them runs without them.
-OPTIONAL = {"dotenv", "jinja2", "markdown_it", "plotly", "ray", "sklearn", "torchjd", "wandb", "yaml"}
+OPTIONAL = {"dotenv", "jinja2", "markdown_it", "optuna", "plotly", "ray", "sklearn", "torchjd", "wandb", "yaml"}
 # Other imports inside functions, as `path:imported module`, and why they cannot stand at the top of the file.
 INSIDE: dict[str, str] = {
     "experiments/analysis/report/__init__.py:experiments.analysis.report.page": "it imports the extra `report`",
+    "experiments/program/arithmetic.py:torch": "it loads slowly, and only a checkpoint needs it",
     "experiments/training/window.py:pygame": "it loads slowly, and only a window needs it",
 }
 

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.table import Table
+
+from experiments.analysis.plots.style import RC
+from experiments.program.figures import save
 
 if TYPE_CHECKING:
     from experiments.tune.tuning import Tried
@@ -32,13 +38,6 @@ def trials_table(name: str, tried: Sequence[Tried]) -> Table:
 
 def draw_trials(name: str, tried: Sequence[Tried], path: Path) -> None:
     """Draw the score of every trial: in their order, and against each setting that is a number."""
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
-
-    from experiments.analysis.plots.style import RC  # noqa: PLC0415 - loads Matplotlib, as the next lines do
-    from experiments.program.figures import save  # noqa: PLC0415
-
     done = [(number, trial) for number, trial in enumerate(tried) if trial.score is not None]
     numeric = [key for key, value in tried[0].settings.items() if isinstance(value, int | float)]
     with mpl.rc_context(RC):

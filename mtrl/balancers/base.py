@@ -263,8 +263,8 @@ class Balancer(nn.Module):
         """Fill `.grad` in place of `losses.sum().backward()`.
 
         The shared parameters get the balanced gradient; every other leaf that a loss depends on, such as a parameter of
-        a task's own head, gets the ordinary gradient. This adds to a `.grad` that is there, as `Tensor.backward` does,
-        so that each of several micro-batches is balanced by itself. To balance them as one batch, give an engine:
+        a task's own head, gets the ordinary gradient. This adds to a `.grad` that is there, as `Tensor.backward` does.
+        Each of several micro-batches is then balanced by itself. To balance them as one batch, give an engine:
 
             engine = AutogradEngine(parameters)
             for batch in micro_batches[:-1]:
@@ -283,16 +283,14 @@ class Balancer(nn.Module):
             low_memory: never hold T gradients of all shared parameters at once; see `LayerwiseEngine`.
             group: the processes of a data-parallel run; see `AutogradEngine`. None: this process alone.
             engine: the engine that computes the gradients, in place of one that the other arguments describe.
-            memory: turns the balanced gradient of the shared parameters towards what past ones had in common. Default:
-                it stays as it is.
+            memory: turns the shared gradient towards what past ones had in common. Default: it stays as it is.
 
         Returns:
             The coefficients (T,) of the task gradients, in the order of `losses`.
 
         Raises:
-            ValueError: `mask` has another length than `losses`, or an engine is given together with an argument that
-                describes one; or as `forward` and `AutogradEngine.backward`. No `.grad` has changed then.
-            NonFiniteGradientError: a row holds NaN or infinity. No `.grad` has changed then.
+            ValueError: `mask` is not as long as `losses`, or an engine comes with what describes one; or as `forward`.
+            NonFiniteGradientError: a row holds NaN or infinity. After both errors no `.grad` has changed.
         """
         names, losses = self._in_order(losses, mask)
         if engine is None:
