@@ -20,7 +20,7 @@ train: .venv/run.stamp
 	$(BIN)/python -m experiments.$(METHOD).train $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

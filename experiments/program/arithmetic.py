@@ -27,9 +27,9 @@ def arithmetic() -> dict[str, str]:
 
 
 def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What differs between two results of `arithmetic`, each in words, such as `threads was 1, now 2`."""
+    """What differs between two results of `arithmetic`, each in words, such as `threads: 1, now 2`."""
     return [
-        f"{name} was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
+        f"{name}: {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
         for name in dict.fromkeys((*before, *now))
         if before.get(name) != now.get(name)
     ]

@@ -285,8 +285,8 @@ class RunFolder:
         if differ:
             how = one_line("; ".join(differ))
             print(
-                f"warning: the run in '{self.path}' was begun otherwise ({how}); it goes on, and its last bits will "
-                "not be those of an uninterrupted run",
+                f"warning: the run in '{self.path}' began with other arithmetic ({how}); it goes on, and its last bits "
+                "will not be those of an uninterrupted run",
                 file=sys.stderr,
             )
 

@@ -367,7 +367,7 @@ def test_a_run_continued_with_other_instructions_says_that_it_is_not_exact(resul
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0
     (warning,) = done.stderr.splitlines()
-    assert "ATEN_CPU_CAPABILITY was not set, now default" in warning
+    assert "ATEN_CPU_CAPABILITY: not set, now default" in warning
     assert json.loads((results / "shared_dqn/seed_0/evaluation.json").read_text())["exact"] is False
     assert "exact" not in json.loads((references("shared_dqn").folder / "evaluation.json").read_text())
     (run,) = load_runs(results)[0]["shared_dqn"]

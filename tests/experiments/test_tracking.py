@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
+from collections import deque
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.aim import train as aim_train
 from experiments.shared_dqn import train as shared_train
-from experiments.training.tracking.tensorboard import heat_map, pair_matrix
+from experiments.training.tracking.tensorboard import TensorBoardView, heat_map, pair_matrix
 
 TASKS = ("Standard", "Windy", "Heavy")
 SMALL = (
@@ -398,3 +400,25 @@ def test_a_heat_map_is_red_above_zero_blue_below_and_grey_without_a_value(tasks)
         assert len(set(corner.tolist())) == 1
     assert image.shape[0] >= 56 * size
     assert image.shape[1] >= 56 * size
+
+
+def test_tensorboard_writes_nothing_into_a_folder_that_took_the_place_of_its_own(tmp_path, capsys):
+    view = TensorBoardView(tmp_path / "run", TASKS)
+    view.write({"train/loss": 1.0}, {"train/loss": ()}, 0)
+    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "run/tensorboard").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="has been moved or replaced"):
+        view.write({"train/loss": 1.0}, {"train/loss": ()}, 1)
+    view.end(finished=False)
+    assert not list((tmp_path / "run/tensorboard").iterdir())
+    assert capsys.readouterr().err == ""
+
+
+def test_what_ends_the_thread_of_tensorboard_is_said_once(tmp_path, capsys):
+    view = TensorBoardView(tmp_path, TASKS)
+    view.writer.file_writer.event_writer._async_writer._writer._writer = None  # so that its next write fails
+    with pytest.raises(AttributeError):
+        deque(view.write({"train/loss": 1.0}, {"train/loss": ()}, step) for step in count())
+    with pytest.raises(AttributeError):
+        view.end(finished=False)
+    assert capsys.readouterr().err == ""

@@ -74,15 +74,17 @@ def train(results: Path, *words: str) -> "subprocess.Popen[str]":
 
 def test_a_training_whose_folder_was_moved_ends_and_another_one_in_its_place_is_whole(tmp_path: Path) -> None:
     folder = tmp_path / "shared_dqn" / "seed_0"
-    first = train(tmp_path, "--total-steps", "1000000", "--checkpoint-interval", "0.2")
+    first = train(tmp_path, "--total-steps", "1000000", "--checkpoint-interval", "0.2", "--tensorboard")
     while not (folder / "checkpoint.zip").exists():
         assert first.poll() is None, first.communicate()
     folder.rename(tmp_path / "away")
-    second = train(tmp_path, "--total-steps", "600", "--existing", "replace")
+    second = train(tmp_path, "--total-steps", "600", "--existing", "replace", "--tensorboard")
     assert second.wait() == 0, second.communicate()
     _, said = first.communicate()
     assert first.returncode == 1
     assert "has been moved or replaced since the run began" in said
+    assert "Traceback" not in said
+    assert len(list((folder / "tensorboard").iterdir())) == 1
     second.communicate()
     assert read_run(folder).settings["total_steps"] == 600
     assert "of_settings" in json.loads((folder / "evaluation.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+from experiments.program.locking import identity
 from experiments.training.tracking.view import View
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -36,14 +38,23 @@ class TensorBoardView(TensorBoardOutputFormat, View):
 
     def __init__(self, folder: Path, tasks: Sequence[str], continued_at: int | None = None) -> None:
         purge_from = None if continued_at is None else continued_at + 1
-        self.writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge_from)
+        self._folder = folder / TENSORBOARD_FOLDER
+        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
+        self.writer = SummaryWriter(str(self._folder), purge_step=purge_from)
+        self._there = identity(self._folder)
         self._is_closed = False
         self._tasks = tuple(tasks)
         self._lines = 0
         self._next_image = dict.fromkeys(MATRICES, 0)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Write one line of metrics."""
+        """Write one line of metrics.
+
+        Raises:
+            FileNotFoundError: the folder was moved away. Another run may have taken its place.
+        """
+        if identity(self._folder) != self._there:
+            raise FileNotFoundError(f"'{self._folder}' has been moved or replaced since the run began")
         for name in MATRICES:
             if self._lines >= self._next_image[name]:
                 matrix = pair_matrix(key_values, name, self._tasks)
@@ -55,8 +66,17 @@ class TensorBoardView(TensorBoardOutputFormat, View):
         super().write(key_values, key_excluded, step)
 
     def end(self, finished: bool) -> None:
-        """Close the file."""
-        self.close()
+        """Close the file. If its folder was moved away, what is not written yet is dropped."""
+        try:
+            if identity(self._folder) == self._there:
+                self.close()
+        finally:
+            threading.excepthook = self._excepthook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Pass on what ends a thread, but not what ends TensorBoard's: `write` and `end` raise that once more."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._excepthook(failure)
 
 
 def pair_matrix(line: Mapping[str, Any], name: str, tasks: Sequence[str]) -> NDArray[np.float64] | None:
