@@ -34,7 +34,7 @@ class IndependentDQNEvaluateConfig(EvaluateConfig):
     @property
     def train_flags(self) -> str:
         """The flags with which `train` makes this run."""
-        return f"--seed {self.seed}"
+        return self.seed_flags
 
 
 PRESETS = presets(IndependentDQNConfig)

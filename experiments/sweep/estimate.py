@@ -10,7 +10,7 @@ from statistics import median
 from experiments.program.run_files import EVALUATION_FILE
 from experiments.sweep.grid import PlannedRun
 from experiments.sweep.progress import duration, read_progress
-from experiments.training.config import TrainConfig
+from experiments.training.config import TrainConfig, run_name
 from experiments.training.make_agent import make_agent
 
 RANDOM_STEPS = 600
@@ -56,15 +56,16 @@ def describe(runs: Sequence[PlannedRun], slots: int) -> Iterator[str]:
 def _speed(run: PlannedRun) -> tuple[float, str]:
     """The environment steps per second of the runs of a method, and where the figure comes from."""
     results = run.config.results_dir
-    folders = [file.parent for file in _finished(results, run.config.run_method)]
+    folders = [file.parent for file in _finished(run.config)]
     known = [speed for folder in folders if (speed := read_progress(folder).steps_per_s)]
     if known:
         return median(known), f"the median of its {len(known)} finished runs in '{results}'"
     return measure_speed(run.config), "measured just now, on one core of this machine and without evaluations"
 
 
-def _finished(results: Path, method: str) -> list[Path]:
-    return [file for name in (method, f"{method}_blind") for file in results.glob(f"{name}/seed_*/{EVALUATION_FILE}")]
+def _finished(config: TrainConfig) -> list[Path]:
+    names = [run_name(config.run_method, variant, config.label) for variant in ("aware", "blind")]
+    return [file for name in names for file in config.results_dir.glob(f"{name}/seed_*/{EVALUATION_FILE}")]
 
 
 def measure_speed(config: TrainConfig) -> float:

@@ -5,6 +5,7 @@ The settings of the agent are those of `mtrl.rl.settings`, and are inherited fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -83,6 +84,10 @@ class RunSettings:
     seed: Whole = 0
     """Seed of everything random."""
 
+    label: str = ""
+    """A word that is added to the method's name in the results, to compare runs of one method with different settings:
+    `--label slow` makes `rgb-slow` of `rgb`. At most 40 letters, digits, `_` and `.`."""
+
     tasks: tuple[str, ...] = ("Standard", "Windy", "Heavy")
     """Names of the tasks, in the order of the one-hot."""
 
@@ -96,7 +101,7 @@ class RunSettings:
     """Copies of each task that are stepped side by side, at most 1,000."""
 
     results_dir: Path = field(default=Path("results/runs"), metadata=RESUMABLE)
-    """The run goes to `<results-dir>/<method>[_blind]/seed_<k>/`."""
+    """The run goes to `<results-dir>/<method>[-<label>][_blind]/seed_<k>/`."""
 
     existing: Existing = field(default="continue", metadata=RESUMABLE)
     """What to do with the run in its folder. `continue` goes on with an unfinished run, which then ends as if it had
@@ -171,6 +176,7 @@ class TrainConfig(DQNSettings, RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_label(self.label)
         check_wandb_project(self.wandb_project)
 
     @property
@@ -185,13 +191,13 @@ class TrainConfig(DQNSettings, RunSettings):
 
     @property
     def run_name(self) -> str:
-        """`<method>` or `<method>_blind`."""
-        return run_name(self.run_method, self.variant)
+        """`<method>[-<label>][_blind]`."""
+        return run_name(self.run_method, self.variant, self.label)
 
     @property
     def run_dir(self) -> Path:
         """Where the run's files go."""
-        return run_dir(self.results_dir, self.run_method, self.variant, self.seed)
+        return run_dir(self.results_dir, self.run_name, self.seed)
 
     @property
     def agent_kwargs(self) -> dict[str, Any]:
@@ -263,6 +269,9 @@ class EvaluateConfig:
     seed: int = 0
     """The seed that the run was trained with."""
 
+    label: str = ""
+    """The label of the run, if it has one."""
+
     results_dir: Path = Path("results/runs")
     """The folder that holds the runs."""
 
@@ -287,6 +296,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_label(self.label)
         if self.render and (self.video_dir is not None or self.picture is not None):
             raise ValueError("render can't be combined with video_dir or picture: choose one")
         if self.grid and self.video_dir is None:
@@ -296,24 +306,46 @@ class EvaluateConfig:
         """The method's name in the results."""
         return method
 
+    def run_name(self, method: str) -> str:
+        """`<method>[-<label>][_blind]`."""
+        return run_name(self.run_method(method), self.variant, self.label)
+
     def model(self, method: str) -> Path:
         """The file of the agent."""
-        name = self.run_method(method)
+        name = self.run_name(method)
         if self.pretrained:
-            return PRETRAINED_DIR / f"{run_name(name, self.variant)}.safetensors"
-        return run_dir(self.results_dir, name, self.variant, self.seed) / MODEL_FILE
+            return PRETRAINED_DIR / f"{name}.safetensors"
+        return run_dir(self.results_dir, name, self.seed) / MODEL_FILE
 
     @property
     def train_flags(self) -> str:
         """The flags with which `train` makes this run."""
-        return f"--variant {self.variant} --seed {self.seed}"
+        return f"--variant {self.variant} {self.seed_flags}"
+
+    @property
+    def seed_flags(self) -> str:
+        """The flags that choose one of the runs of a method and variant."""
+        return f"--label {self.label} --seed {self.seed}" if self.label else f"--seed {self.seed}"
 
 
-def run_name(method: str, variant: str) -> str:
-    """`<method>` for the aware variant, `<method>_blind` for the blind one."""
-    return method if variant == "aware" else f"{method}_{variant}"
+def check_label(label: str) -> None:
+    """Check that a label can be a part of the name of a run.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if label and not re.fullmatch(r"[A-Za-z0-9_.]{0,39}[A-Za-z0-9_]", label):
+        raise ValueError(f"label is {label!r}; it must have 1 to 40 letters, digits, '_' or '.', and no '.' at its end")
+    if label.endswith("_blind"):
+        raise ValueError(f"label is {label!r}; '_blind' at its end would name the variant")
 
 
-def run_dir(results_dir: Path, method: str, variant: str, seed: int) -> Path:
-    """`<results_dir>/<method>[_blind]/seed_<seed>`."""
-    return results_dir / run_name(method, variant) / f"seed_{seed}"
+def run_name(method: str, variant: str, label: str = "") -> str:
+    """`<method>[-<label>]` for the aware variant, and the same with `_blind` at its end for the blind one."""
+    name = f"{method}-{label}" if label else method
+    return name if variant == "aware" else f"{name}_{variant}"
+
+
+def run_dir(results_dir: Path, name: str, seed: int) -> Path:
+    """`<results_dir>/<name>/seed_<seed>`."""
+    return results_dir / name / f"seed_{seed}"

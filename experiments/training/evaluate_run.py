@@ -18,7 +18,7 @@ from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.terminal import console, progress, show_table
 from experiments.training import window
-from experiments.training.config import EvaluateConfig, run_name
+from experiments.training.config import EvaluateConfig
 from experiments.training.descents import draw_descents
 from experiments.training.evaluation import FINAL_SEED, SUCCESS_RETURN, Evaluation, Moment, TaskResult, moments
 from experiments.training.filming import Frame, captioned, film, side_by_side
@@ -52,7 +52,7 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
             stack.enter_context(window.drawing())
         results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
     evaluation = Evaluation(results)
-    name = run_name(config.run_method(method), config.variant)
+    name = config.run_name(method)
     which = "pretrained" if config.pretrained else f"seed {config.seed}"
     table = evaluation.table(f"{name}, {which}: {config.episodes} greedy episodes per task")
     show_table(table, console())

@@ -199,6 +199,30 @@ def test_analysis_of_one_method_alone(results, method, tmp_path, capsys):
     assert f"| {folder_of(method, 'aware')} | 0 |" in capsys.readouterr().out
 
 
+def test_labels_tell_apart_runs_of_one_method(tmp_path, capsys):
+    for variant, label, angle in (("aware", "slow", "0"), ("blind", "slow", "0"), ("blind", "turned.1", "0.8")):
+        words = ["--variant", variant, "--label", label, "--memory-angle", angle, "--results-dir", str(tmp_path)]
+        assert parts("rgb").train([*QUICK, *words]) == 0
+        assert parts("rgb").evaluate([*words[:4], *words[6:], "--episodes", "1"]) == 0
+    printed = capsys.readouterr().out
+    names = ["rgb-slow", "rgb-slow_blind", "rgb-turned.1_blind"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all(f"{name}, seed 0" in printed for name in names)
+    analyze_results.main(["--results-dir", str(tmp_path), "--output-dir", str(tmp_path / "analysis")])
+    printed = capsys.readouterr()
+    assert all(f"| {name} | 0 |" in printed.out for name in names)
+    assert "skipped" not in printed.err
+    line = fails(parts("rgb").evaluate, ["--label", "fast", "--results-dir", tmp_path], capsys)
+    assert line.endswith("train it: python -m experiments.rgb.train --variant aware --label fast --seed 0\n")
+
+
+@pytest.mark.parametrize("label", ["a b", "../x", "x/y", "-x", "x.", "a_blind", "ä", "x" * 41])
+def test_a_label_that_cannot_be_a_part_of_a_name_is_refused(label, tmp_path, capsys):
+    for program in (parts("rgb").train, parts("rgb").evaluate):
+        assert "label is" in fails(program, [f"--label={label}", "--results-dir", tmp_path / "runs"], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_missing_model_is_answered_by_the_command_that_makes_it(method, tmp_path, capsys):
     part = parts(method)
