@@ -27,12 +27,12 @@ THRESHOLDS = (50, 100, 150, 200)  # returns for which sample efficiency is measu
 # Settings of the budget and of the evaluation. A comparison is about the methods alone only if these are the same.
 BUDGET = (
     *("total_steps", "episodes_per_task", "envs_per_task", "batch_size", "train_freq", "gradient_steps"),
-    *("eval_episodes", "final_episodes"),
+    *("eval_interval", "eval_episodes", "final_episodes"),
 )
 # Settings that do not change the numbers of a run, or that are meant to differ between seeds.
 INDIFFERENT = {
     *("seed", "results_dir", "overwrite", "resume", "existing", "checkpoint_interval", "step_timeout", "quiet"),
-    *("log_interval", "eval_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity"),
+    *("log_interval", "tensorboard", "wandb", "wandb_project", "wandb_entity", "label"),
 }
 
 

@@ -21,10 +21,10 @@ class AnalyzeConfig:
     """Compare finished runs: print a table of returns, and write tables, figures, and the runs as JSON.
 
     Intervals are 95 % confidence intervals over seeds. The files are table.md, which explains its columns; table.csv,
-    with one number per line; runs.json, in the form of marl-eval; and each figure as PNG and SVG: learning curves
-    against environment steps and against wall time, final returns, performance profiles, sample efficiency, parameter
-    efficiency, task weights, gradient conflicts, AIM's thresholds, and RGB's angles. A figure without data is left out.
-    With --html, report.html shows all of it in one page with interactive plots that needs no network.
+    with one number per line; runs.json, in the form of marl-eval; and each figure as PNG and SVG: learning curves,
+    final returns, performance profiles, sample efficiency, parameter efficiency, task weights, gradient conflicts,
+    AIM's thresholds, and RGB's angles. A figure without data is left out. With --html, report.html shows all of it in
+    one page with interactive plots that needs no network.
     """
 
     method: tuple[str, ...] = (ALL,)

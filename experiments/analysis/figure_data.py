@@ -14,7 +14,7 @@ from experiments.analysis.replicates import Curve
 SOLVED = 200
 """The return from which LunarLander counts as solved."""
 
-Quantity = Literal["steps", "minutes", "return", "share", "coefficient", "rotation"]
+Quantity = Literal["steps", "return", "share", "coefficient", "rotation"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Axis:
     label: str
     quantity: Quantity
     limits: tuple[float, float] | None = None  # the same for all panels; None: those that the renderer finds
-    solved: bool = False  # whether a dotted line marks `SOLVED`
+    mark: float | None = None  # where a dotted line stands
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Line:
     """A curve with its intervals."""
 
     key: Key
-    label: str  # the key's name, with the number of seeds where methods have different numbers
+    label: str  # in the legend; the same for all lines that are there for comparison only
     curve: Curve
+    end: float | None = None  # the value after training, drawn as a marker behind the end of the curve
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Panel:
     tasks: Sequence[str] = ()  # names of the rows and columns of the matrix, (T,)
     variant: str = ""  # the variant, if the panel shows methods of one variant
     key: Key | None = None  # the method, if the panel shows one method alone
+    baselines: Mapping[str, float] = field(default_factory=dict)  # by variant: where lines mark the baseline
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class CurveFigure(FigureData):
     x: Axis
     y: Axis
     panel_per: Literal["task and variant", "variant", "method"]
-    against: str = ""  # in words, where there are several figures of this title
     keys: Sequence[Key] = ()  # legend of tasks, where lines are tasks
+    last: float | None = None  # the last step
     band_note: str = ""  # belongs to the caption where intervals are drawn
 
 
@@ -106,17 +108,16 @@ class RowFigure(FigureData):
 
 @dataclass(frozen=True)
 class SizeFigure(FigureData):
-    """Estimates against the size of the network, on a logarithmic axis."""
+    """Estimates by the size of the network. Networks of one size stand side by side at the place of this size."""
 
-    sizes: Sequence[Sequence[int]]  # for each panel, the sizes in it in order
+    sizes: Sequence[int]  # of all panels, in order; the first stands at 0, the next at 1
     y: Axis
 
 
 @dataclass(frozen=True)
 class MatrixFigure(FigureData):
-    """Heat maps over pairs of tasks, all on one scale of colours around 0. NaN stays empty."""
+    """Heat maps over pairs of tasks, on a scale of colours from -1 to 1. NaN stays empty."""
 
-    limit: float  # the number that has the strongest colour
     unit: str
     says: str  # what a number means, in words with the fields {row}, {column} and {value}
     x: str | None = None

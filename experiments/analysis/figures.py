@@ -8,7 +8,8 @@ renderers know the four classes of figures in `figure_data.py` and need a change
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,8 +28,27 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
+from experiments.analysis.figure_parts import (
+    STEPS_LABEL,
+    in_words,
+    key_of,
+    last_step_of,
+    row_names,
+    row_point,
+    seeds_sentence,
+    with_margin,
+)
 from experiments.analysis.intervals import Estimate
-from experiments.analysis.looks import label, mean_note, method_look, seeds_note, task_look, variants
+from experiments.analysis.looks import (
+    GREY,
+    Look,
+    curves_note,
+    label,
+    mean_note,
+    seeds_note,
+    task_look,
+    variants,
+)
 from experiments.analysis.measures import performance_profile
 from experiments.analysis.replicates import BINS, Curve, Method
 
@@ -36,89 +56,90 @@ LOWEST = -300
 """Return below which learning curves are cut off. A random policy reaches about -200; returns far below that say little
 more."""
 
-STEPS_LABEL = "environment steps (all tasks)"
 SOLVED_NOTE = f"Dotted line: the return that counts as solved ({SOLVED})."
 PROFILE_POINTS = 301
 NEVER = 1.12  # where "never" is drawn on an axis of steps, relative to the last step
-SHIFT = 0.17  # distance of a variant from the middle of its row
-SPREAD = 1.035  # factor between the abscissae of two networks of equal size, which would otherwise hide one another
+SPREAD = 0.09  # distance of two networks of equal size, which would otherwise hide one another
+MOST_COLOURED = 6  # curves of a panel that have a colour: the baseline and the best others; the rest are grey
 
 
-def method_keys(analysis: Analysis) -> list[Key]:
-    """The legend of methods."""
-    return [
-        Key(f"m{index}", method.name, method_look(method), method.blind)
-        for index, method in enumerate(analysis.methods)
-    ]
-
-
-def colour_limit(matrices: Sequence[Array]) -> float:
-    """The number that has the strongest colour in heat maps: the largest absolute value, and at least 0.01."""
-    return max(0.01, *(float(np.nanmax(np.abs(matrix))) for matrix in matrices))
-
-
-def learning_curves(analysis: Analysis, minutes: bool = False) -> CurveFigure | None:
-    """Greedy return against environment steps or minutes of training: a panel per variant and task."""
-    drawn = [m for m in analysis.methods if any(m.learning_curve(task, minutes) for task in m.tasks)]
+def learning_curves(analysis: Analysis) -> CurveFigure | None:
+    """Greedy return against environment steps: a panel per variant and task."""
+    drawn = [m for m in analysis.methods if any(m.learning_curve(task) for task in m.tasks)]
     if not drawn:
         return None
     panels = [
-        Panel(
-            f"{task}, {variant}",
-            [
-                Line(_key(analysis, method), label(method, drawn, method.family), curve)
-                for method in methods
-                if (curve := method.learning_curve(task, minutes)) is not None
-            ],
-            variant=variant,
-        )
+        Panel(f"{task}, {variant}", _returns_on(analysis, task, methods, drawn), variant=variant)
         for variant, methods in variants(analysis).items()
         for task in analysis.tasks
     ]
-    curves = [line.curve for panel in panels for line in panel.lines]
-    lows = [float((curve.mean if curve.low is None else curve.low).min()) for curve in curves]
-    highs = [float((curve.mean if curve.high is None else curve.high).max()) for curve in curves]
-    low, high = _with_margin([SOLVED, *lows], [SOLVED, *highs])
+    lines = [line for panel in panels for line in panel.lines]
+    # The axis reaches as far as returns do: intervals of few seeds reach beyond what is possible.
+    values = [line.curve.mean if line.curve.seeds is None else line.curve.seeds for line in lines]
+    ends = [SOLVED, *(line.end for line in lines if line.end is not None)]
+    low, high = with_margin([*ends, *(float(v.min()) for v in values)], [*ends, *(float(v.max()) for v in values)])
     cut = f" Curves are cut off at {LOWEST}." if low < LOWEST else ""
+    grey = " The other methods are grey." if any(line.key.look.colour == GREY for line in lines) else ""
     return CurveFigure(
-        name="learning_curves_time" if minutes else "learning_curves",
+        name="learning_curves",
         title="Learning curves",
-        note=f"Greedy return per episode, {mean_note(drawn)}. {SOLVED_NOTE}{cut}",
+        note=f"Greedy return per episode, {curves_note(drawn)}. Markers at the end: the final evaluation, as in the "
+        f"tables. {SOLVED_NOTE}{cut}{grey}",
         panels=panels,
-        x=Axis("minutes of training", "minutes") if minutes else Axis(STEPS_LABEL, "steps"),
-        y=Axis("greedy return per episode", "return", (max(low, LOWEST), high), solved=True),
+        x=Axis(STEPS_LABEL, "steps"),
+        y=Axis("greedy return per episode", "return", (max(low, LOWEST), high), mark=SOLVED),
         panel_per="task and variant",
-        against="wall time" if minutes else "environment steps",
+        last=last_step_of(drawn),
     )
 
 
-def learning_curves_time(analysis: Analysis) -> CurveFigure | None:
-    """Greedy return against minutes of training."""
-    return learning_curves(analysis, minutes=True)
+def _returns_on(analysis: Analysis, task: str, methods: Sequence[Method], drawn: Sequence[Method]) -> list[Line]:
+    """The curves of methods of one variant on one task, those for comparison only first."""
+    ranked = sorted((r for r in analysis.results if r.method in methods), key=lambda r: -r.mean.overall.value)
+    first = [result for result in ranked if result.baseline is None] + [r for r in ranked if r.baseline is not None]
+    coloured = {result.method for result in first[:MOST_COLOURED]}
+    lines = []
+    for result in reversed(ranked):
+        method = result.method
+        curve = method.learning_curve(task)
+        if curve is None:
+            continue
+        key, name, found = key_of(analysis, method), label(method, drawn, method.family), result.returns(task)
+        if method not in coloured:
+            key, name, curve = replace(key, look=Look(GREY)), "others", replace(curve, low=None, high=None, seeds=None)
+        lines.append(Line(key, name, curve, None if found is None else found[0].value))
+    return sorted(lines, key=lambda line: line.key.look.colour != GREY)
 
 
 def final_returns(analysis: Analysis) -> RowFigure:
     """Return after training: a panel for each task, for the mean over tasks, and for the worst task."""
     panels = []
+    baselines = {r.method.name: r for r in analysis.results if r.method.name in {r.baseline for r in analysis.results}}
     for name in (*analysis.tasks, MEAN, WORST):
         points = []
         for result in analysis.results:
             if (found := result.returns(name)) is not None:
                 estimate, values = found
                 dots = dict(zip(result.method.seeds, values.tolist(), strict=True)) if len(values) > 1 else {}
-                points.append(_row(analysis, result, estimate, f"return {_shown(estimate)}", dots))
-        panels.append(Panel(name, points=points))
+                points.append(row_point(analysis, result, estimate, f"return {in_words(estimate)}", dots))
+        lines = {r.method.variant: found[0].value for r in baselines.values() if (found := r.returns(name))}
+        panels.append(Panel(name, points=points, baselines=lines))
     ends = [end for result in analysis.results for end in _ends(result)]
     dots_note = "" if analysis.all_one_seed else " Small dots: single seeds."
     return RowFigure(
         name="final_returns",
         title="Final returns",
-        note=f"Return per episode after training, {mean_note(analysis.methods)}.{dots_note} {SOLVED_NOTE}",
+        note=f"Return per episode after training, {mean_note(analysis.methods)}, the best method first."
+        f"{dots_note}{_baseline_note(baselines)} {SOLVED_NOTE}",
         panels=panels,
-        x=Axis("return per episode", "return", _with_margin([SOLVED, *ends], [SOLVED, *ends]), solved=True),
-        rows=_row_names(analysis),
+        x=Axis("return per episode", "return", with_margin([SOLVED, *ends], [SOLVED, *ends]), mark=SOLVED),
+        rows=row_names(analysis),
         both_variants=len(variants(analysis)) > 1,
     )
+
+
+def _baseline_note(baselines: Collection[str]) -> str:
+    return f" Lines: the baseline, {' and '.join(baselines)}." if baselines else ""
 
 
 def _ends(result: Result) -> Iterator[float]:
@@ -131,7 +152,7 @@ def _ends(result: Result) -> Iterator[float]:
 def performance_profiles(analysis: Analysis) -> CurveFigure:
     """Share of all seeds and tasks whose return is above a number: a panel per variant."""
     scores = [method.scores for method in analysis.methods]
-    ends = _with_margin([float(each.min()) for each in scores], [float(each.max()) for each in scores])
+    ends = with_margin([float(each.min()) for each in scores], [float(each.max()) for each in scores])
     thresholds = np.linspace(*ends, PROFILE_POINTS)
     panels = []
     for variant, methods in variants(analysis).items():
@@ -139,15 +160,15 @@ def performance_profiles(analysis: Analysis) -> CurveFigure:
         for method in methods:
             profile = performance_profile(method.scores, thresholds)
             curve = Curve(thresholds, profile.share, profile.low, profile.high)
-            lines.append(Line(_key(analysis, method), label(method, analysis.methods, method.family), curve))
+            lines.append(Line(key_of(analysis, method), label(method, analysis.methods, method.family), curve))
         panels.append(Panel(variant, lines, variant=variant))
     note = "Share of seeds and tasks whose return is above the value on the horizontal axis; higher is better."
     return CurveFigure(
         name="performance_profiles",
         title="Performance profiles",
-        note=f"{note} {_seeds(analysis.methods)}. {SOLVED_NOTE}",
+        note=f"{note} {seeds_sentence(analysis.methods)}. {SOLVED_NOTE}",
         panels=panels,
-        x=Axis("return per episode", "return", solved=True),
+        x=Axis("return per episode", "return", mark=SOLVED),
         y=Axis("share of seeds and tasks above", "share"),
         panel_per="variant",
         band_note="" if analysis.all_one_seed else "Bands: 95 % intervals.",
@@ -174,7 +195,7 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
             never = NEVER * last
             shown = Estimate(min(value, never), interval and (min(interval[0], never), min(interval[1], never)))
             reached = f"{found.reached}/{found.seeds}" if 0 < found.reached < found.seeds else ""
-            points.append(_row(analysis, result, shown, says, reached=reached))
+            points.append(row_point(analysis, result, shown, says, reached=reached))
         panels.append(Panel(f"to a return of {threshold}", points=points))
     note = "Environment steps until the greedy return, averaged over tasks, first reached a number."
     seeds = seeds_note([result.method for result in results])
@@ -185,7 +206,7 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
         note=f"{note} {how}",
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
-        rows=_row_names(analysis),
+        rows=row_names(analysis),
         both_variants=len(variants(analysis)) > 1,
         last=last,
     )
@@ -196,26 +217,27 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
     known = {result.method.name: result for result in analysis.results if result.parameters}
     if not known:
         return None
-    panels, all_sizes = [], []
+    sizes = sorted({result.parameters or 0 for result in known.values()})
+    panels = []
     for variant, methods in variants(analysis).items():
-        sizes = {method: known[method.name].parameters or 0 for method in methods if method.name in known}
+        there = [method for method in methods if method.name in known]
         points = []
-        for method, size in sizes.items():
-            alike = [other for other in sizes if sizes[other] == size]
-            place = size * SPREAD ** (alike.index(method) - (len(alike) - 1) / 2)
+        for method in there:
+            size = known[method.name].parameters or 0
+            alike = [other for other in there if known[other.name].parameters == size]
+            place = sizes.index(size) + SPREAD * (alike.index(method) - (len(alike) - 1) / 2)
             estimate = known[method.name].mean.overall
-            says = f"return {_shown(estimate)}\n{size:,} parameters"
+            says = f"return {in_words(estimate)}\n{size:,} parameters"
             name = label(method, analysis.methods, method.family)
-            points.append(Point(_key(analysis, method), name, estimate, place, says))
+            points.append(Point(key_of(analysis, method), name, estimate, place, says))
         panels.append(Panel(variant, points=points, variant=variant))
-        all_sizes.append(sorted(set(sizes.values())))
-    note = f"Return per episode after training against the size of the network, {mean_note(analysis.methods)}."
+    note = f"Return per episode after training by the size of the network, {mean_note(analysis.methods)}."
     return SizeFigure(
         name="parameter_efficiency",
         title="Parameter efficiency",
         note=f"{note} Networks of equal size are drawn side by side.",
         panels=panels,
-        sizes=all_sizes,
+        sizes=sizes,
         y=Axis("return per episode, mean over tasks", "return"),
     )
 
@@ -223,8 +245,8 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
 def task_weights(analysis: Analysis) -> CurveFigure | None:
     """Learned coefficients of the task gradients during training: a panel per method, a line per task."""
     methods = [method for method in analysis.methods if method.learns_weights]
-    axis = Axis("coefficient of gradient", "coefficient")
-    note = f"Learned coefficients of the task gradients, averaged over every 1/{BINS} of training"
+    axis = Axis("coefficient of gradient", "coefficient", mark=1)
+    note = f"Learned coefficients of the task gradients, averaged over every 1/{BINS} of training; dotted line: 1"
     return _curves_per_method(analysis, methods, Method.weight_curve, axis, "task_weights", "Task weights", note)
 
 
@@ -256,12 +278,14 @@ def _curves_per_method(
                 for key in keys
                 if key.name in method.tasks and (curve := find(method, key.name)) is not None
             ],
-            key=_key(analysis, method),
+            key=key_of(analysis, method),
         )
         for method in methods
     ]
-    note = f"{note}; {mean_note(methods)}."
-    return CurveFigure(name, title, note, panels, Axis(STEPS_LABEL, "steps"), y, "method", keys=keys)
+    note = f"{note}; {curves_note(methods)}."
+    return CurveFigure(
+        name, title, note, panels, Axis(STEPS_LABEL, "steps"), y, "method", keys=keys, last=last_step_of(methods)
+    )
 
 
 def conflicts(analysis: Analysis) -> MatrixFigure | None:
@@ -275,9 +299,8 @@ def conflicts(analysis: Analysis) -> MatrixFigure | None:
         name="conflicts",
         title="Gradient conflicts",
         note="Cosine between the gradients of two tasks, mean over training; where it is below 0, they conflict. "
-        f"{_seeds(list(matrices))}.",
+        f"{seeds_sentence(list(matrices))}.",
         panels=_matrix_panels(analysis, matrices),
-        limit=colour_limit(list(matrices.values())),
         unit="mean cosine",
         says="{row} and {column}: {value}",
     )
@@ -292,9 +315,9 @@ def aim_thresholds(analysis: Analysis) -> MatrixFigure | None:
         name="aim_thresholds",
         title="AIM thresholds",
         note="Thresholds after training: where the cosine of two gradients is below tau, the gradient of the task in "
-        f"the row gives way to that of the task in the column. {_seeds(list(matrices))}.",
+        f"the row gives way to that of the task in the column.{_interventions(matrices)} "
+        f"{seeds_sentence(list(matrices))}.",
         panels=_matrix_panels(analysis, matrices),
-        limit=colour_limit(list(matrices.values())),
         unit="tau (a cosine)",
         says="{row} gives way to {column}\nbelow a cosine of {value}",
         x="gives way to",
@@ -302,16 +325,28 @@ def aim_thresholds(analysis: Analysis) -> MatrixFigure | None:
     )
 
 
+def _interventions(thresholds: Mapping[Method, Array]) -> str:
+    """A sentence that says for how many pairs the cosine is usually below the threshold."""
+    pairs = below = 0
+    for method, tau in thresholds.items():
+        cosines = method.mean_cosines()
+        if cosines is not None:
+            known = np.isfinite(tau) & np.isfinite(cosines)
+            pairs, below = pairs + int(known.sum()), below + int((cosines < tau)[known].sum())
+    return f" The mean cosine is below the threshold in {below} of {pairs} cases: there AIM mostly intervenes." * (
+        pairs > 0
+    )
+
+
 def _matrix_panels(analysis: Analysis, matrices: Mapping[Method, Array]) -> list[Panel]:
     return [
-        Panel(label(method, list(matrices)), matrix=matrix, tasks=method.tasks, key=_key(analysis, method))
+        Panel(label(method, list(matrices)), matrix=matrix, tasks=method.tasks, key=key_of(analysis, method))
         for method, matrix in matrices.items()
     ]
 
 
 FIGURES: dict[str, Callable[[Analysis], FigureData | None]] = {  # None where there is nothing to draw
     "learning_curves": learning_curves,
-    "learning_curves_time": learning_curves_time,
     "final_returns": final_returns,
     "performance_profiles": performance_profiles,
     "sample_efficiency": sample_efficiency,
@@ -322,49 +357,3 @@ FIGURES: dict[str, Callable[[Analysis], FigureData | None]] = {  # None where th
     "rgb_angles": rgb_angles,
 }
 """Every figure, by the name of its files."""
-
-
-def _key(analysis: Analysis, method: Method) -> Key:
-    return method_keys(analysis)[analysis.methods.index(method)]
-
-
-def _families(analysis: Analysis) -> list[str]:
-    """Names of methods without their variants, in order."""
-    return list(dict.fromkeys(method.family for method in analysis.methods))
-
-
-def _row_names(analysis: Analysis) -> list[str]:
-    """Names of rows: with the variant only where all methods are of one variant."""
-    return _families(analysis) if len(variants(analysis)) > 1 else [method.name for method in analysis.methods]
-
-
-def _row(
-    analysis: Analysis,
-    result: Result,
-    estimate: Estimate,
-    says: str,
-    seeds: Mapping[int, float] | None = None,
-    reached: str = "",
-) -> Point:
-    """A point in the row of its method, with the blind variant a little below the aware one."""
-    method = result.method
-    shift = SHIFT if len(variants(analysis)) > 1 else 0.0
-    place = _families(analysis).index(method.family) + (shift if method.blind else -shift)
-    return Point(_key(analysis, method), method.name, estimate, place, says, seeds or {}, reached)
-
-
-def _with_margin(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
-    low, high = min(lows), max(highs)
-    margin = max(0.05 * (high - low), 1.0)
-    return low - margin, high + margin
-
-
-def _shown(estimate: Estimate) -> str:
-    interval = "" if estimate.interval is None else " [{:.1f}, {:.1f}]".format(*estimate.interval)
-    return f"{estimate.value:.1f}{interval}"
-
-
-def _seeds(methods: Sequence[Method]) -> str:
-    """The number of seeds as the beginning of a sentence."""
-    note = seeds_note(methods)
-    return note[0].upper() + note[1:]

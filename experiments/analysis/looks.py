@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 from experiments.analysis.comparison import Analysis
 from experiments.analysis.replicates import Method
@@ -27,9 +26,11 @@ COLOURS = {
     "random": "#DDCC77",
 }
 OTHER_COLOURS = ("#4477AA", "#228833", "#CCBB44", "#EE6677")
+GREY = "#BBBBBB"  # of methods that are drawn for comparison only
 DASHES = ("-", "--", "-.", ":")
 TASK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
-DIVERGING = "PuOr"  # a scale of colours around 0 that suits any kind of colour vision
+DIVERGING = "RdBu"  # the colours of cosines in every figure: red at -1, which is conflict, white at 0, blue at 1
+FEW_SEEDS = 5  # below this number, curves are drawn with those of single seeds in place of intervals
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,21 @@ class Look:
     dashes: str = "-"
 
 
-def method_look(method: Method) -> Look:
-    """The look of the lines of a method. It depends on the method's name alone, without the variant."""
-    known = COLOURS.get(method.family)
-    if known is not None:
-        return Look(known)
-    number = crc32(method.family.encode())
-    return Look(OTHER_COLOURS[number % len(OTHER_COLOURS)], DASHES[number // 7 % len(DASHES)])
+def looks_of(families: Iterable[str]) -> dict[str, Look]:
+    """The looks of methods by name, without the variant.
+
+    A method of this project has a colour of its own, and the runs of one method with different labels have its colour
+    and different dashes. Any other method gets a colour by its place in the order.
+    """
+    colours: dict[str, str] = {}
+    found: dict[str, Look] = {}
+    for family in dict.fromkeys(families):
+        method = family.partition("-")[0]
+        others = sum(other not in COLOURS for other in colours)
+        colour = colours.setdefault(method, COLOURS.get(method, OTHER_COLOURS[others % len(OTHER_COLOURS)]))
+        alike = sum(look.colour == colour for look in found.values())
+        found[family] = Look(colour, DASHES[alike % len(DASHES)])
+    return found
 
 
 def task_look(index: int) -> Look:
@@ -87,6 +96,19 @@ def mean_note(methods: Sequence[Method]) -> str:
     if all(len(method.runs) == 1 for method in methods):
         return "one seed: no intervals"
     return f"mean over {seeds_note(methods)}, 95 % intervals"
+
+
+def curves_note(methods: Sequence[Method]) -> str:
+    """The same as `mean_note` for a figure of curves, which shows few seeds one by one."""
+    counts = [len(method.runs) for method in methods]
+    if max(counts) == 1 or min(counts) >= FEW_SEEDS:
+        return mean_note(methods)
+    each = (
+        "thin lines: single seeds"
+        if max(counts) < FEW_SEEDS
+        else (f"95 % intervals from {FEW_SEEDS} seeds on, thin lines for single seeds below")
+    )
+    return f"mean over {seeds_note(methods)}; {each}"
 
 
 def label(method: Method, others: Sequence[Method], name: str | None = None) -> str:

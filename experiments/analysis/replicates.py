@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from experiments.analysis.intervals import means
 from experiments.analysis.runs import BLIND, SECONDS, Run, weight_key
+from experiments.program.run_files import STEP
 
 Array = NDArray[np.float64]
 
@@ -25,10 +26,11 @@ BINS = 30
 class Curve:
     """A quantity during training: its mean over seeds, with pointwise 95 % intervals (Student's)."""
 
-    x: Array  # (P,) environment steps over all tasks, or minutes
+    x: Array  # (P,) environment steps over all tasks
     mean: Array  # (P,)
     low: Array | None  # (P,); None from one seed
     high: Array | None  # (P,); None from one seed
+    seeds: Array | None = None  # (seeds, P): the quantity of each seed; None if it is no mean over seeds
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, because the contents are large
@@ -43,6 +45,16 @@ class Method:
     def blind(self) -> bool:
         """Whether this is the blind variant, whose observations do not contain the task."""
         return self.name.endswith(BLIND)
+
+    @cached_property
+    def last_step(self) -> float:
+        """The environment steps of the longest run, or 0 if they are unknown."""
+        return max(float(run.columns[STEP][1][-1]) if STEP in run.columns else 0.0 for run in self.runs)
+
+    @property
+    def variant(self) -> str:
+        """`aware` or `blind`."""
+        return "blind" if self.blind else "aware"
 
     @property
     def family(self) -> str:
@@ -71,24 +83,23 @@ class Method:
         """The (tasks,) scores of each seed."""
         return dict(zip(self.seeds, self.scores, strict=True))
 
-    def learning_curve(self, task: str, minutes: bool = False) -> Curve | None:
-        """Greedy return on a task during training, or None if no run has a curve.
+    @cached_property
+    def successes(self) -> tuple[int, int] | None:
+        """How many of the greedy episodes after training have a return of at least 200, and how many there are.
 
-        Args:
-            task: one of `tasks`; any other name has no curve.
-            minutes: whether the curve is against minutes of training instead of environment steps. The minutes are
-                those that seeds need on average to reach these steps.
+        None if a run, of an early version, does not hold the returns of its episodes.
         """
-        key = f"eval/{task}/return"
-        runs = [run for run in self.runs if key in run.columns]
-        curve = over_seeds([run.curve(key) for run in runs])
-        if curve is None or not minutes:
-            return curve
-        clocks = [run.curve(SECONDS) for run in runs]  # steps and seconds
-        if not all(len(steps) for steps, _ in clocks):
+        results = [run.evaluation["tasks"][task] for run in self.runs for task in self.tasks]
+        if not all("returns" in result for result in results):
             return None
-        seconds = np.mean([np.interp(curve.x, *clock) for clock in clocks], 0)
-        return replace(curve, x=seconds / 60)
+        episodes = [len(result["returns"]) for result in results]
+        wins = sum(round(result["success_rate"] * count) for result, count in zip(results, episodes, strict=True))
+        return wins, sum(episodes)
+
+    def learning_curve(self, task: str) -> Curve | None:
+        """Greedy return on a task during training, or None if no run has a curve."""
+        key = f"eval/{task}/return"
+        return over_seeds([run.curve(key) for run in self.runs if key in run.columns])
 
     def mean_return_curves(self) -> list[tuple[Array, Array]]:
         """For each seed with curves: environment steps, and the greedy return at these steps, averaged over tasks."""
@@ -187,8 +198,10 @@ def over_seeds(curves: Sequence[tuple[Array, Array]]) -> Curve | None:
         if start > stop:
             return None
         grid = np.linspace(start, stop, POINTS) if start < stop else np.array([start])
-    mean, half = means([np.interp(grid, x, y) for x, y in curves])
-    return Curve(grid, mean, None, None) if half is None else Curve(grid, mean, mean - half, mean + half)
+    each = np.array([np.interp(grid, x, y) for x, y in curves])
+    mean, half = means(each)
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    return Curve(grid, mean, low, high, each)
 
 
 def in_bins(curve: tuple[Array, Array], bins: int = BINS) -> tuple[Array, Array]:

@@ -21,9 +21,14 @@ def returns_table(analysis: Analysis) -> str:
     header = ["method", "seeds", *map(plain, analysis.tasks), "mean", "worst task", "success"]
     rows = []
     for result in analysis.results:
-        success = cell(result.success.overall, "{:.0%}")
-        rows.append([*_who(result), *_summary_cells(result, result.mean, analysis.tasks), success])
+        rows.append([*_who(result), *_summary_cells(result, result.mean, analysis.tasks), _success(result)])
     return table(header, rows)
+
+
+def _success(result: Result) -> str:
+    """The share of successful episodes, with the counts if they are known."""
+    share, counts = f"{result.success.overall.value:.0%}", result.method.successes
+    return share if counts is None else f"{share} ({counts[0]:,} of {counts[1]:,})"
 
 
 def verdicts(analysis: Analysis) -> list[str]:
@@ -105,7 +110,8 @@ RETURNS = """\
 Mean return per task, averaged over seeds, with its interval in brackets. The return of a seed is the mean over its
 greedy episodes after the last step of training, not at its best evaluation. Of 100 intervals made in this way, 95
 contain the mean over all possible seeds. One seed has no interval. *mean* is the mean over tasks; *worst task* is the
-lowest task of each seed, averaged over seeds; *success* is the share of episodes with a return of at least 200."""
+lowest task of each seed, averaged over seeds; *success* is the share of episodes with a return of at least 200, and how
+many these are."""
 
 IQM = """\
 The same returns, without the lowest and the highest quarter of the values: one failed seed of ten does not move this

@@ -71,14 +71,13 @@ def learning_curves(
 
 
 def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -> Figure:
-    """Matrices (T, T) over ordered pairs of tasks, without their diagonals. Each has its own colour scale around 0."""
+    """Matrices (T, T) over ordered pairs of tasks, without their diagonals, on a scale of colours from -1 to 1."""
     with mpl.rc_context(RC):
         figure = Figure(figsize=(0.6 + (1.6 + 0.55 * len(names)) * len(matrices), 1.5 + 0.5 * len(names)))
         figure.set_layout_engine("constrained")
         for axes, (label, matrix) in zip(grid_of_panels(figure, len(matrices), 3), matrices.items(), strict=True):
             values = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
-            limit = max(float(np.nanmax(np.abs(values))), 0.01)
-            draw_matrix(axes, values, names, limit)
+            draw_matrix(axes, values, names)
             axes.set_title(label)
             axes.set_xlabel("... along this one's")
         figure.axes[0].set_ylabel("gives up its component ...")

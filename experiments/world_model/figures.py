@@ -179,6 +179,5 @@ def _strips(strips: Sequence[tuple[str, Tensor]], text: str, path: Path, mark: i
                 given = mark is not None and place < mark
                 axes.spines[:].set(visible=True, color="#D55E00" if given else "0.6", linewidth=1.2 if given else 0.6)
             row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-        note = "; orange: given" if mark is not None else ""
-        title(figure, f"{text}{note}")
+        title(figure, text, "Orange: given." if mark is not None else "")
         save(figure, path)

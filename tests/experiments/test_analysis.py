@@ -22,11 +22,11 @@ from experiments.analysis.comparison import analyse, told_apart
 from experiments.analysis.config import AnalyzeConfig
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.intervals import summarise
-from experiments.analysis.looks import method_look
+from experiments.analysis.looks import COLOURS, GREY, looks_of
 from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.plots import SUFFIXES, draw
-from experiments.analysis.plots.style import RC
+from experiments.analysis.plots.style import NOTE, RC
 from experiments.analysis.random_policy import random_returns
 from experiments.analysis.replicates import as_methods, in_bins, over_seeds
 from experiments.analysis.runs import load_runs
@@ -204,10 +204,9 @@ def test_bins_keep_the_average():
 
 def test_curves_of_a_method(methods):
     rgb = methods["rgb"]
-    steps, minutes = rgb.learning_curve("Windy"), rgb.learning_curve("Windy", minutes=True)
-    assert steps.x[-1] == STEPS
-    assert minutes.mean == pytest.approx(steps.mean)
-    assert minutes.x == pytest.approx((steps.x // 1000 + np.mean(rgb.seeds)) / 60)
+    curve = rgb.learning_curve("Windy")
+    assert curve.x[-1] == STEPS == rgb.last_step
+    assert curve.seeds.mean(0) == pytest.approx(curve.mean)
     assert rgb.learning_curve("no such task") is None
     assert rgb.learns_weights
     assert not methods["shared_dqn"].learns_weights
@@ -426,43 +425,98 @@ def test_marl_eval_s_form_holds_every_evaluation(methods):
 # Figures
 
 
-def titles(methods):
-    """The title of each figure that has something to show, by name."""
+def drawn(methods):
+    """Each figure that has something to show, by name."""
     found = analyse(methods)
     with mpl.rc_context(RC):
-        figures = {name: draw(data) for name, make in FIGURES.items() if (data := make(found)) is not None}
-    return {name: figure.get_suptitle().replace("\n", " ") for name, figure in figures.items()}
+        return {name: draw(data) for name, make in FIGURES.items() if (data := make(found)) is not None}
 
 
-def test_every_title_says_how_many_seeds(methods):
+def captions(methods):
+    """The caption of each figure, by name."""
+    return {
+        name: text.get_text().replace("\n", " ")
+        for name, figure in drawn(methods).items()
+        for text in figure.texts
+        if text.get_gid() == NOTE
+    }
+
+
+def test_every_caption_says_how_many_seeds(methods):
     names = list(methods)
-    several = titles([methods[name] for name in names if name != "rgb_blind"])
+    several = captions([methods[name] for name in names if name != "rgb_blind"])
     assert set(several) == set(FIGURES)
     assert all("8 seeds" in title for title in several.values())
-    one = titles([methods["rgb_blind"]])
+    one = captions([methods["rgb_blind"]])
     assert set(one) == set(FIGURES) - {"aim_thresholds"}
     assert all(
         "one seed" in title.lower() and "seeds" not in title.replace("Share of seeds", "") for title in one.values()
     )
-    mixed = titles(list(methods.values()))
+    mixed = captions(list(methods.values()))
     assert {name for name, title in mixed.items() if "some methods one seed" not in title} == {"aim_thresholds"}
 
 
-def test_a_method_has_one_colour_and_methods_have_different_ones(methods):
-    assert method_look(methods["rgb"]) == method_look(methods["rgb_blind"])
-    known = [
-        "shared_dqn",
-        "gradnorm",
-        "pcgrad",
-        "gradnorm_pcgrad",
-        "rgb",
-        "aim",
-        "brc",
-        "independent_dqn",
-        "torchjd_upgrad",
-    ]
-    styles = [method_look(dataclasses.replace(methods["rgb"], name=name)).colour for name in known]
-    assert len(set(styles)) == len(known)
+def test_a_method_has_one_colour_and_methods_have_different_ones():
+    known = looks_of(COLOURS)
+    assert len({look.colour for look in known.values()}) == len(COLOURS)
+    others = looks_of(["mine", "rgb", "yours", "rgb-slow", "rgb-fast", "theirs", "hers", "his"])
+    assert len(set(others.values())) == len(others)
+    assert {others[name].colour for name in ("rgb", "rgb-slow", "rgb-fast")} == {COLOURS["rgb"]}
+    assert others["mine"] == looks_of(["mine"])["mine"]
+
+
+def test_a_learning_curve_ends_with_the_value_of_the_table_and_no_interval_stretches_its_axis(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path, "rgb", seed, 100 + 100 * seed, spread=1)  # Student's interval reaches from 0 to 500
+    methods = as_methods(load_runs(tmp_path)[0]).values()
+    figure = drawn(list(methods))["learning_curves"]
+    (method,) = methods
+    for axes, mean in zip(figure.axes, method.scores.mean(0), strict=True):
+        (end,) = (line for line in axes.lines if line.get_marker() == ">")
+        assert end.get_ydata() == pytest.approx([mean])
+        assert axes.get_ylim()[1] < 350
+        assert len([line for line in axes.lines if len(line.get_xdata()) > 2]) == 4  # the mean and three seeds
+        assert axes.get_xticks()[-1] == STEPS
+
+
+def test_at_most_six_learning_curves_have_a_colour(tmp_path):
+    names = ["shared_dqn", *(f"method{index}" for index in range(9))]
+    for index, name in enumerate(names):
+        make_run(tmp_path, name, 0, 100 + 10 * index, spread=1)
+    data = FIGURES["learning_curves"](analyse(list(as_methods(load_runs(tmp_path)[0]).values())))
+    for panel in data.panels:
+        coloured = {line.key.name for line in panel.lines if line.key.look.colour != GREY}
+        assert coloured == {"shared_dqn", *names[-5:]}
+        assert {line.label for line in panel.lines if line.key.name not in coloured} == {"others"}
+
+
+def test_rows_are_ranked_and_the_baseline_is_a_line(analysis):
+    data = FIGURES["final_returns"](analysis)
+    ranked = sorted(analysis.results, key=lambda result: -result.mean.overall.value)
+    assert data.rows == list(dict.fromkeys(result.method.family for result in ranked))
+    for panel in data.panels:
+        expected = {
+            variant: of(analysis, name).returns(panel.title)[0].value
+            for variant, name in (("aware", "shared_dqn"), ("blind", "shared_dqn_blind"))
+        }
+        assert panel.baselines == expected
+
+
+def test_heat_maps_of_cosines_have_one_scale(analysis):
+    with mpl.rc_context(RC):
+        for name in ("conflicts", "aim_thresholds"):
+            figure = draw(FIGURES[name](analysis))
+            assert {image.get_clim() for axes in figure.axes for image in axes.images} == {(-1, 1)}
+    assert "is below the threshold in" in FIGURES["aim_thresholds"](analysis).note
+
+
+def test_networks_of_one_size_stand_at_one_place(analysis):
+    data = FIGURES["parameter_efficiency"](analysis)
+    sizes = {result.method.name: result.parameters for result in analysis.results}
+    for panel in data.panels:
+        for point in panel.points:
+            assert data.sizes[round(point.place)] == sizes[point.key.name]
+            assert abs(point.place - round(point.place)) < 0.5
 
 
 def test_the_command_writes_every_file_and_takes_away_what_has_no_data_any_more(folder, tmp_path, capsys):

@@ -13,7 +13,7 @@ from experiments import analyze_results
 from experiments.analysis import tables
 from experiments.analysis.comparison import analyse
 from experiments.analysis.figures import FIGURES
-from experiments.analysis.looks import COLOURS, OTHER_COLOURS, TASK_COLOURS, method_look
+from experiments.analysis.looks import COLOURS, OTHER_COLOURS, TASK_COLOURS, looks_of
 from experiments.analysis.replicates import as_methods
 from experiments.analysis.runs import load_runs
 
@@ -118,7 +118,7 @@ def test_everything_is_there_and_nothing_is_asked_for(visit, made, analysis):
     assert [url for url in view.requests if not url.startswith("data:")] == [made.as_uri()]
     found = charts(analysis)
     names = {chart.id.replace("-", "_") for chart in found}
-    assert names == set(FIGURES) - {"learning_curves_time"}  # which is a view of the learning curves
+    assert names == set(FIGURES)
     for chart in found:
         first = next(iter(chart.views.values()))
         drawn = view.tab.evaluate(
@@ -171,20 +171,6 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     assert shown_traces(view.tab, "task-weights", "t0") > 0
     assert shown_traces(view.tab, "task-weights", "t1") == 0
     assert view.complaints == []
-
-
-def test_curves_are_shown_against_steps_or_wall_time(visit, made):
-    view = visit(made)
-    axis = "() => [...document.querySelectorAll('#learning-curves-plots .plot')].filter(p => p.offsetParent)[0].layout"
-    curves = view.tab.locator("#learning-curves-plots")
-    curves.scroll_into_view_if_needed()
-    curves.get_by_label("wall time").check()
-    scroll_through(view.tab, "learning-curves")
-    assert view.tab.evaluate(f"({axis})().xaxis.title.text") == "minutes of training"
-    assert view.tab.evaluate(f"({axis})().xaxis.range[1]") < 60
-    curves.get_by_label("environment steps").check()
-    scroll_through(view.tab, "learning-curves")
-    assert "steps" in view.tab.evaluate(f"({axis})().xaxis.title.text")
 
 
 def test_a_point_says_what_it_is(visit, made):
@@ -249,13 +235,14 @@ def test_lines_have_the_colours_of_the_figures(analysis):
     (curves,) = (chart for chart in charts(analysis) if chart.id == "learning-curves")
     lines = {
         trace["legendgroup"]: trace["line"]
-        for plot in curves.views["environment steps"]
+        for plot in curves.views[""]
         for trace in plot.figure["data"]
         if "line" in trace
     }
     assert len(lines) == len(analysis.methods)
+    looks = looks_of(method.family for method in analysis.methods)
     for index, method in enumerate(analysis.methods):
-        assert lines[f"m{index}"]["color"] == method_look(method).colour
+        assert lines[f"m{index}"]["color"] == looks[method.family].colour
         assert lines[f"m{index}"]["dash"] == ("dash" if method.blind else "solid")
 
 

@@ -388,9 +388,9 @@ def test_a_matrix_over_pairs_of_tasks():
 
 
 @pytest.mark.parametrize("tasks", [("a",), TASKS, tuple(f"a task of a long name {i}" for i in range(12))])
-def test_a_heat_map_is_red_above_zero_blue_below_and_grey_without_a_value(tasks):
+def test_a_heat_map_is_blue_above_zero_red_below_and_grey_without_a_value(tasks):
     size = len(tasks)
-    for value, brightest in ((1.0, 0), (-1.0, 2), (7.0, 0)):
+    for value, brightest in ((1.0, 2), (-1.0, 0), (7.0, 2)):
         image = heat_map(np.full((size, size), value), tasks).astype(int)
         corner = image[-4, -4]  # of the last cell, below its number
         assert corner.argmax() == brightest

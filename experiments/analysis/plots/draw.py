@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from experiments.analysis.figure_data import (
-    SOLVED,
     CurveFigure,
     FigureData,
     MatrixFigure,
@@ -38,6 +37,8 @@ from experiments.analysis.plots.style import (
 MOST_BANDS = 3  # of a panel; more would hide one another
 NARROWEST = 5.0  # inches, so that the title has room
 SPAN = 1.3  # length of an axis of steps, relative to the last step
+RAISED = 0.13  # distance of the dots of single seeds from their interval, which would hide them
+END = 1.025  # where the values after training are drawn, relative to the last step
 
 
 @singledispatch
@@ -70,12 +71,12 @@ def _curves_per_task(data: CurveFigure) -> Figure:
         _draw_lines(axes, data, panel)
     for row in grid:
         row[0].set_ylabel(data.y.label)
-        legend_beside(row[-1], handles_of(row))
+        legend_beside(row[-1], handles_of(row)[::-1])
     for axes in grid[-1]:
         _label_x(axes, data)
     if data.y.limits is not None:
         grid[0, 0].set_ylim(data.y.limits)
-    title(figure, f"{data.title}. {data.note}")
+    title(figure, data.title, data.note)
     return figure
 
 
@@ -88,7 +89,7 @@ def _curves_per_variant(data: CurveFigure) -> Figure:
         _label_x(axes, data)
         axes.legend(loc="lower left")
     panels[0].set_ylabel(data.y.label)
-    title(figure, " ".join(filter(None, (f"{data.title}. {data.note}", data.band_note if bands else ""))))
+    title(figure, data.title, " ".join(filter(None, (data.note, data.band_note if bands else ""))))
     return figure
 
 
@@ -100,7 +101,7 @@ def _curves_per_method(data: CurveFigure) -> Figure:
         _label_x(axes, data)
     only_outer(panels, columns, x=data.x.label, y=data.y.label)
     legend_beside(panels[columns - 1], handles_of(panels))
-    title(figure, f"{data.title}. {data.note}")
+    title(figure, data.title, data.note)
     return figure
 
 
@@ -115,8 +116,10 @@ def _rows(data: RowFigure) -> Figure:
         axes.set_axisbelow(True)
         for point in panel.points:
             _draw_point(axes, point)
-        if data.x.solved:
-            axes.axvline(SOLVED, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+        if data.x.mark is not None:
+            axes.axvline(data.x.mark, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+        for variant, value in panel.baselines.items():
+            axes.axvline(value, color="0.6", linewidth=0.8, linestyle="--" if variant == "blind" else "-", zorder=0)
         if data.x.limits is not None:
             axes.set_xlim(data.x.limits)
         if data.last is not None:
@@ -127,7 +130,7 @@ def _rows(data: RowFigure) -> Figure:
         legend_beside(panels[-1], variant_markers())
     fractions = any(point.reached for panel in data.panels for point in panel.points)
     note = f"{data.note} Fractions such as 9/10: how many of the seeds reached it." if fractions else data.note
-    title(figure, f"{data.title}. {note}")
+    title(figure, data.title, note)
     return figure
 
 
@@ -143,21 +146,19 @@ def _end_in_never(axes: Axes, last: float) -> None:
 
 @draw.register
 def _sizes(data: SizeFigure) -> Figure:
-    """Panels side by side with a logarithmic axis of parameters."""
+    """Panels side by side with a place for each number of parameters."""
     figure, panels = _side_by_side(data, 2.6 + 4 * len(data.panels), 3.8)
     for axes, panel in zip(panels, data.panels, strict=True):
         for point in panel.points:
             _draw_point(axes, point, upright=True)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xticks(range(len(data.sizes)), [f"{size:,}" for size in data.sizes])
+        axes.set_xlim(-0.6, len(data.sizes) - 0.4)
         axes.set_title(short(panel.title))
         axes.set_xlabel("parameters")
         axes.grid(axis="y", color="0.93", linewidth=0.8)
     panels[0].set_ylabel(data.y.label)
     legend_beside(panels[-1], handles_of(panels))
-    title(figure, f"{data.title}. {data.note}")
+    title(figure, data.title, data.note)
     return figure
 
 
@@ -167,12 +168,12 @@ def _matrices(data: MatrixFigure) -> Figure:
     figure, panels, columns = _rows_of(data, most=5, panel_width=2.3, margins=(1.4, 0.8))
     for axes, panel in zip(panels, data.panels, strict=True):
         assert panel.matrix is not None
-        draw_matrix(axes, panel.matrix, panel.tasks, data.limit)
+        draw_matrix(axes, panel.matrix, panel.tasks)
         axes.set_title(short(panel.title))
     only_outer(panels, columns, data.x, data.y)
     shrink = 0.6 if len(panels) <= columns else 0.4
     figure.colorbar(panels[0].images[0], ax=panels, label=data.unit, shrink=shrink, panchor=False)
-    title(figure, f"{data.title}. {data.note}")
+    title(figure, data.title, data.note)
     return figure
 
 
@@ -189,31 +190,40 @@ def _rows_of(
     columns = min(most, len(data.panels))
     width, height = margins[0] + panel_width * columns, margins[1] + 2.3 * -(-len(data.panels) // columns)
     figure = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
-    return figure, grid_of_panels(figure, len(data.panels), columns, sharex=isinstance(data, CurveFigure)), columns
+    shared = isinstance(data, CurveFigure)
+    return figure, grid_of_panels(figure, len(data.panels), columns, sharex=shared, sharey=shared), columns
 
 
 def _draw_lines(axes: Axes, data: CurveFigure, panel: Panel, bands: bool = True) -> None:
     for line in panel.lines:
         draw_curve(axes, line.curve, line.label, bands, **style(line.key.look))
+        if line.end is not None and data.last is not None:
+            axes.plot(END * data.last, line.end, ">", color=line.key.look.colour, markersize=5, mew=0, clip_on=False)
     across: dict[str, Any] = {"color": "0.5", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
-    if data.y.solved:
-        axes.axhline(SOLVED, **across)
-    if data.x.solved:
-        axes.axvline(SOLVED, **across)
+    if data.y.mark is not None:
+        axes.axhline(data.y.mark, **across)
+    if data.x.mark is not None:
+        axes.axvline(data.x.mark, **across)
     axes.set_title(short(panel.title))
 
 
 def _label_x(axes: Axes, data: CurveFigure) -> None:
     axes.set_xlabel(data.x.label)
     if data.x.quantity == "steps":
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
+        assert data.last is not None
+        axes.set_xticks(np.linspace(0, data.last, 4), map(_thousands, np.linspace(0, data.last, 4)))
+
+
+def _thousands(steps: float) -> str:
+    """A number of steps in at most three digits: `600k`."""
+    return f"{steps / 1000:.3g}k" if steps else "0"
 
 
 def _draw_point(axes: Axes, point: Point, upright: bool = False) -> None:
     """The estimate with its interval: along a row, or `upright`; and the values of single seeds as dots."""
     colour, interval = point.key.look.colour, point.estimate.interval
     dots = list(point.seeds.values())
-    axes.plot(dots, np.full(len(dots), point.place), ".", color=colour, alpha=0.4, markersize=5, mew=0)
+    axes.plot(dots, np.full(len(dots), point.place - RAISED), ".", color=colour, alpha=0.55, markersize=5, mew=0)
     value, place = [point.estimate.value], [point.place]
     if interval is not None:
         ends, places = list(interval), [point.place] * 2

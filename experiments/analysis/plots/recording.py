@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from experiments.analysis.figures import STEPS_LABEL, colour_limit
+from experiments.analysis.figure_parts import STEPS_LABEL
 from experiments.analysis.looks import short
 from experiments.analysis.plots.style import (
     RC,
@@ -142,7 +142,7 @@ def cosines(recording: Recording) -> Figure | None:
     for pair, (_, values) in pairs.items():
         i, j = map(recording.tasks.index, pair)
         matrix[i, j] = matrix[j, i] = values.mean()
-    draw_matrix(heat_map, matrix, recording.tasks, colour_limit([matrix]))
+    draw_matrix(heat_map, matrix, recording.tasks)
     heat_map.set_title("mean over the recording")
     figure.colorbar(heat_map.images[0], ax=heat_map, label="mean cosine")
     figure.suptitle(f"Cosines between task gradients: {recording.title}")

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from experiments.analysis.arrays import Array
-from experiments.analysis.looks import DIVERGING, Look, short, task_look
+from experiments.analysis.looks import DIVERGING, FEW_SEEDS, Look, short, task_look
 from experiments.analysis.replicates import Curve
 
 MOST_NUMBERS = 8  # largest number of tasks for which the cells of a heat map hold their numbers
@@ -30,8 +31,10 @@ RC: Any = {  # newer releases of Matplotlib type every key
     "figure.dpi": 130,  # the resolution of the saved files is also that of the layout
     "svg.hashsalt": "mtrl",  # the same figure gives the same file
 }
-CHARACTERS_PER_INCH = 11.5  # of a title
-LINE_HEIGHT = 0.15  # of a title, in inches
+CHARACTERS_PER_INCH = 13  # of a caption
+LINE_HEIGHT = 0.14  # of a caption, in inches
+NOTE = "note"  # the name of the caption among the parts of a figure
+NEVER = -1.0  # the cosine below which no two gradients are
 
 
 def style(look: Look) -> dict[str, Any]:
@@ -45,25 +48,32 @@ def task_style(index: int) -> dict[str, Any]:
 
 
 def draw_curve(axes: Axes, curve: Curve | None, label: str, band: bool = True, **style: Any) -> None:
-    """Draw the mean as a line and, unless `band` is False, its interval as a band; without a curve, draw nothing."""
+    """Draw the mean as a line, and how seeds differ: few of them as thin lines, more, if `band` is True, as a band.
+
+    Without a curve, nothing is drawn.
+    """
     if curve is None:
         return
+    few = curve.seeds is not None and 1 < len(curve.seeds) < FEW_SEEDS
+    if few and curve.seeds is not None:
+        axes.plot(curve.x, curve.seeds.T, linewidth=0.5, alpha=0.35, **style)
     alone = "o" if len(curve.x) == 1 else ""  # a line of one point would not be seen
     axes.plot(curve.x, curve.mean, label=short(label), linewidth=1.5, marker=alone, **style)
-    if band and curve.low is not None and curve.high is not None:
+    if band and not few and curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
 
 
-def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str], limit: float) -> None:
-    """Draw a heat map over pairs of tasks, with colours around 0; NaN stays empty.
+def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str]) -> None:
+    """Draw a heat map of cosines over pairs of tasks, with colours from -1 to 1; NaN stays empty.
+
+    A threshold below -1, which no cosine is below, is written as `never`.
 
     Args:
         axes: the panel to draw in.
         matrix: (T, T).
         tasks: (T,) names.
-        limit: the number that has the strongest colour.
     """
-    axes.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    axes.imshow(matrix, cmap=DIVERGING, vmin=-1, vmax=1)
     names = [short(task, 20) for task in tasks]
     axes.set_xticks(range(len(tasks)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(tasks)), names)
@@ -72,9 +82,13 @@ def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str], limit: float) -
     if len(tasks) <= MOST_NUMBERS:
         for (i, j), value in np.ndenumerate(matrix):
             if np.isfinite(value):
-                shade = "white" if abs(value) > 0.6 * limit else "black"
-                rounded = round(value, 2) + 0.0  # no -0.00
-                axes.text(j, i, f"{rounded:.2f}", ha="center", va="center", color=shade, fontsize="small")
+                shade = "white" if abs(value) > 0.6 else "black"
+                axes.text(j, i, cosine(value), ha="center", va="center", color=shade, fontsize="small")
+
+
+def cosine(value: float) -> str:
+    """A cosine or a threshold of cosines, as it stands in a cell."""
+    return "never" if value < NEVER else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:
@@ -120,11 +134,19 @@ def grid_of_panels(figure: Figure, count: int, columns: int, **options: Any) -> 
     return panels[:count]
 
 
-def title(figure: Figure, text: str) -> None:
-    """Write `text` above all panels. It is broken into lines that fit the figure, which grows for all but the first."""
-    lines = textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), int(CHARACTERS_PER_INCH * figure.get_figwidth()))
-    figure.suptitle("\n".join(lines))
-    figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * (len(lines) - 1))
+def title(figure: Figure, text: str, note: str = "") -> None:
+    """Write the title above all panels, and the note below them, in lines that fit the figure, which grows for them."""
+    figure.suptitle(text, weight="bold")
+    lines = textwrap.wrap(note.replace(" %", "\N{NO-BREAK SPACE}%"), int(CHARACTERS_PER_INCH * figure.get_figwidth()))
+    if not lines:
+        return
+    room = LINE_HEIGHT * len(lines) + 0.08
+    height = figure.get_figheight() + room
+    figure.set_figheight(height)
+    figure.text(0.01, 0.06 / height, "\n".join(lines), va="bottom", color="0.35", fontsize="small", gid=NOTE)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0, room / height, 1, 1 - room / height))
 
 
 def only_outer(panels: Sequence[Axes], columns: int, x: str | None = None, y: str | None = None) -> None:

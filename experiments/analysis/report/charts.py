@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 
 from experiments.analysis.comparison import MEAN, WORST, Analysis
 from experiments.analysis.figure_data import (
-    SOLVED,
     Axis,
     CurveFigure,
     FigureData,
@@ -36,7 +35,6 @@ HEIGHT = 300  # of a plot, in pixels
 ROW = 30  # of a method, in pixels, where methods are rows
 LONGEST = 18  # characters of a name beside a row
 BAND, FAINT = 0.13, 0.4  # opacities
-APART = 1.3  # smallest factor between two sizes that are both labelled
 SPAN = 1.24  # length of an axis of steps, relative to the last step
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
@@ -49,7 +47,6 @@ Y_SAYS = {
 }
 X_SAYS = {
     "steps": "at %{x:.4~s} steps",
-    "minutes": "after %{x:.1f} minutes",
     "return": "are above %{x:.0f}",
 }
 
@@ -92,7 +89,7 @@ def charts(analysis: Analysis) -> list[Chart]:
 
 def dash(key: Key) -> str:
     """The dashes of a line: those of a task, or dashed for a method of the blind variant and solid for an aware one."""
-    if key.id.startswith("m"):
+    if key.id.startswith("m") and key.look.dashes == "-":
         return "dash" if key.blind else "solid"
     return DASHES[key.look.dashes]
 
@@ -113,9 +110,9 @@ def _curves(data: CurveFigure) -> Chart:
     for panel in data.panels:
         traces = [trace for line in panel.lines for trace in _line(line, data)]
         if traces:
-            plots.append(_plot(panel, _figure(traces, _layout(_axis(data.x), _axis(data.y), _solved(data)))))
+            plots.append(_plot(panel, _figure(traces, _layout(_axis(data.x), _axis(data.y), *_mark(data)))))
     note = f"{data.note} {data.band_note}" if data.band_note else data.note
-    return Chart(_id(data), data.title, note, {data.against: plots}, data.keys)
+    return Chart(_id(data), data.title, note, {"": plots}, data.keys)
 
 
 @chart.register
@@ -130,7 +127,7 @@ def _rows(data: RowFigure) -> Chart:
     # A page is read from the top: the mean and the worst task come before the single tasks.
     for panel in sorted(data.panels, key=lambda panel: panel.title not in (MEAN, WORST)):
         traces = [trace for point in panel.points for trace in _point(point)]
-        layout = _layout(_axis(data.x), rows, "x" if data.x.solved else "")
+        layout = _layout(_axis(data.x), rows, data.x.mark, "x")
         if data.last is not None:
             _end_in_never(layout, data.last)
         plots.append(_plot(panel, _figure(traces, layout), 90 + ROW * len(data.rows)))
@@ -150,14 +147,13 @@ def _end_in_never(layout: Figure, last: float) -> None:
 
 @chart.register
 def _sizes(data: SizeFigure) -> Chart:
-    exponents = [math.log10(size) for sizes in data.sizes for size in sizes]
-    reach = [min(exponents) - 0.15, max(exponents) + 0.15]
-    x = {"title": "parameters", "type": "log", "range": reach, "tickformat": ".3~s", "tickangle": 0}
+    x = {"title": "parameters", "tickangle": 0, "range": [-0.6, len(data.sizes) - 0.4]}
+    x |= {"tickvals": list(range(len(data.sizes))), "ticktext": [f"{size:,}" for size in data.sizes]}
     plots = []
-    for panel, sizes in zip(data.panels, data.sizes, strict=True):
+    for panel in data.panels:
         if panel.points:
             traces = [trace for point in panel.points for trace in _point(point, upright=True)]
-            plots.append(_plot(panel, _figure(traces, _layout({**x, "tickvals": _apart(sizes)}, _axis(data.y)))))
+            plots.append(_plot(panel, _figure(traces, _layout(x, _axis(data.y)))))
     return Chart(_id(data), data.title, data.note, {"": plots})
 
 
@@ -172,8 +168,8 @@ def _matrices(data: MatrixFigure) -> Chart:
             x=names,
             y=names,
             z=[_numbers(row) for row in panel.matrix],
-            zmin=-data.limit,
-            zmax=data.limit,
+            zmin=-1,
+            zmax=1,
             colorscale=DIVERGING,
             showscale=False,
             texttemplate="%{z:.2f}",
@@ -186,7 +182,7 @@ def _matrices(data: MatrixFigure) -> Chart:
         for axis in ("xaxis", "yaxis"):
             layout[axis] |= {"showgrid": False, "ticks": ""}
         plots.append(_plot(panel, _figure([trace.to_plotly_json()], layout), 230))
-    scale = (f"{-data.limit:.2f}", f"{data.limit:.2f}", data.unit)
+    scale = ("-1", "1", data.unit)
     return Chart(_id(data), data.title, data.note, {"": plots}, scale=scale, narrow=True)
 
 
@@ -278,18 +274,19 @@ def _figure(traces: Sequence[Figure], layout: Figure) -> Figure:
     return {"data": traces, "layout": go.Layout(layout).to_plotly_json()}  # go.Layout checks the layout
 
 
-def _layout(x: Figure, y: Figure, solved: str = "") -> Figure:
-    """Two axes, and a dotted line at `SOLVED` on the axis `solved`, which is "x", "y" or none."""
+def _layout(x: Figure, y: Figure, mark: float | None = None, on: str = "") -> Figure:
+    """Two axes, and a dotted line at `mark` on the axis `on`, which is "x" or "y"."""
     layout: Figure = {"xaxis": _titled(x), "yaxis": _titled(y)}
-    if solved:
-        across = "x" if solved == "y" else "y"
-        ends = {f"{solved}0": SOLVED, f"{solved}1": SOLVED, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
+    if mark is not None:
+        across = "x" if on == "y" else "y"
+        ends = {f"{on}0": mark, f"{on}1": mark, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
         layout["shapes"] = [{"type": "line", **ends, "line": {"color": "#888888", "width": 1, "dash": "dot"}}]
     return layout
 
 
-def _solved(data: CurveFigure) -> str:
-    return "x" if data.x.solved else "y" if data.y.solved else ""
+def _mark(data: CurveFigure) -> tuple[float | None, str]:
+    """Where a dotted line stands, and on which axis."""
+    return (data.y.mark, "y") if data.x.mark is None else (data.x.mark, "x")
 
 
 def _axis(axis: Axis) -> Figure:
@@ -305,19 +302,6 @@ def _axis(axis: Axis) -> Figure:
 
 def _titled(axis: Figure) -> Figure:
     return {**axis, "title": {"text": axis["title"]}} if "title" in axis else dict(axis)
-
-
-def _apart(sizes: Iterable[int]) -> list[int]:
-    """Sizes whose labels do not touch on a logarithmic axis, from the smallest on.
-
-    Args:
-        sizes: all sizes, in order.
-    """
-    chosen: list[int] = []
-    for size in sizes:
-        if not chosen or size > APART * chosen[-1]:
-            chosen.append(size)
-    return chosen
 
 
 # Words

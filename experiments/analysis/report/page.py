@@ -26,7 +26,7 @@ from plotly.offline import get_plotlyjs
 import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
-from experiments.analysis.figures import method_keys
+from experiments.analysis.figure_parts import method_keys
 from experiments.analysis.looks import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
 from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash, faded, rgb
 

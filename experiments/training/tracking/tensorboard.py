@@ -95,7 +95,7 @@ def pair_matrix(line: Mapping[str, Any], name: str, tasks: Sequence[str]) -> NDA
 
 
 def heat_map(matrix: NDArray[np.float64], tasks: Sequence[str], cell: int = 56) -> NDArray[np.uint8]:
-    """A picture of a matrix over pairs of tasks, (H, W, 3): blue at -1, white at 0, red at 1, grey where it is NaN.
+    """A picture of a matrix over pairs of tasks, (H, W, 3): red at -1, white at 0, blue at 1, grey where it is NaN.
 
     It is drawn without Matplotlib, which takes a hundred times as long.
 
@@ -123,10 +123,10 @@ def heat_map(matrix: NDArray[np.float64], tasks: Sequence[str], cell: int = 56) 
 
 
 def _diverging(value: float) -> tuple[int, int, int]:
-    """A colour from blue (-1) over white (0) to red (1). People with any kind of colour vision can tell them apart."""
+    """A colour from red (-1) over white (0) to blue (1). People with any kind of colour vision can tell them apart."""
     if np.isnan(value):
         return (224, 224, 224)
-    end = (178, 24, 43) if value > 0 else (33, 102, 172)
+    end = (33, 102, 172) if value > 0 else (178, 24, 43)
     share = min(abs(value), 1.0)
     red, green, blue = (round(255 + share * (colour - 255)) for colour in end)
     return red, green, blue
