@@ -17,11 +17,11 @@ from experiments.program.stopping import disk_errors
 from experiments.program.weights_and_biases import check_wandb, start_run, wandb_session
 from mtrl.files import one_line
 
-FIGURE = "task_weights"
+PICTURES = ("weight_profile", "task_weights")
 
 
 def compare_weights(config: CompareWeightsConfig) -> int:
-    """Write task_weights.png and task_weights.svg, and log to W&B where asked.
+    """Write the pictures of weights as PNG and SVG, and log to W&B where asked.
 
     Returns:
         The exit status: 1 if W&B failed.
@@ -33,7 +33,7 @@ def compare_weights(config: CompareWeightsConfig) -> int:
     runs, broken = load_runs(config.results_dir)
     chosen = _choose(config, runs)
     check_folder(config.output_dir, "pictures need a folder")
-    for name in plots.file_names(FIGURE):
+    for name in (file for picture in PICTURES for file in plots.file_names(picture)):
         check_file(config.output_dir / name)
     check_wandb(config.wandb)
 
@@ -41,8 +41,9 @@ def compare_weights(config: CompareWeightsConfig) -> int:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         for error in broken:  # only here, because a command that cannot be carried out says nothing else
             print(f"skipped {one_line(error, longest=0)}", file=sys.stderr)
-        written = plots.write(FIGURE, analyse(list(as_methods(chosen).values())), config.output_dir)
-    print(f"{' and '.join(map(str, written))} written" if written else "no task weight ever changes: no picture")
+        analysis = analyse(list(as_methods(chosen).values()))
+        written = [path for picture in PICTURES for path in plots.write(picture, analysis, config.output_dir)]
+    print(f"{', '.join(map(str, written))} written" if written else "no task weight ever changes: no picture")
     if config.wandb == "disabled":
         return 0
     try:

@@ -98,12 +98,16 @@ class CurveFigure(FigureData):
 
 @dataclass(frozen=True)
 class RowFigure(FigureData):
-    """Estimates along a horizontal axis, with a row for each method; both variants of a method share its row."""
+    """Estimates along a horizontal axis, with a row for each method; both variants of a method share its row.
+
+    Where the estimates are of tasks, `keys` is their legend.
+    """
 
     x: Axis
     rows: Sequence[str]
     both_variants: bool
     last: float | None = None  # the last step; points beyond it mean "never"
+    keys: Sequence[Key] = ()
 
 
 @dataclass(frozen=True)

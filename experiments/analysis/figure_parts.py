@@ -62,17 +62,19 @@ def row_point(
     return Point(key_of(analysis, method), method.name, estimate, place, says, seeds or {}, reached)
 
 
-def with_margin(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
-    """The limits of an axis that holds all these numbers, with room at both ends."""
+def with_margin(lows: Sequence[float], highs: Sequence[float], least: float = 1.0) -> tuple[float, float]:
+    """The limits of an axis that holds all these numbers, with room at both ends, which is at least `least`."""
     low, high = min(lows), max(highs)
-    margin = max(0.05 * (high - low), 1.0)
+    margin = max(0.05 * (high - low), least)
     return low - margin, high + margin
 
 
-def in_words(estimate: Estimate) -> str:
+def in_words(estimate: Estimate, digits: int = 1) -> str:
     """An estimate as text, with its interval if it has one."""
-    interval = "" if estimate.interval is None else " [{:.1f}, {:.1f}]".format(*estimate.interval)
-    return f"{estimate.value:.1f}{interval}"
+    if estimate.interval is None:
+        return f"{estimate.value:.{digits}f}"
+    low, high = estimate.interval
+    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def seeds_sentence(methods: Sequence[Method]) -> str:

@@ -8,21 +8,19 @@ renderers know the four classes of figures in `figure_data.py` and need a change
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from experiments.analysis.arrays import Array
+from experiments.analysis.balancer_figures import aim_thresholds, conflicts, rgb_angles, task_weights, weight_profile
 from experiments.analysis.comparison import MEAN, THRESHOLDS, WORST, Analysis, Result
 from experiments.analysis.figure_data import (
     SOLVED,
     Axis,
     CurveFigure,
     FigureData,
-    Key,
     Line,
-    MatrixFigure,
     Panel,
     Point,
     RowFigure,
@@ -46,11 +44,10 @@ from experiments.analysis.looks import (
     label,
     mean_note,
     seeds_note,
-    task_look,
     variants,
 )
 from experiments.analysis.measures import performance_profile
-from experiments.analysis.replicates import BINS, Curve, Method
+from experiments.analysis.replicates import Curve, Method
 
 LOWEST = -300
 """Return below which learning curves are cut off. A random policy reaches about -200; returns far below that say little
@@ -242,109 +239,6 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
     )
 
 
-def task_weights(analysis: Analysis) -> CurveFigure | None:
-    """Learned coefficients of the task gradients during training: a panel per method, a line per task."""
-    methods = [method for method in analysis.methods if method.learns_weights]
-    axis = Axis("coefficient of gradient", "coefficient", mark=1)
-    note = f"Learned coefficients of the task gradients, averaged over every 1/{BINS} of training; dotted line: 1"
-    return _curves_per_method(analysis, methods, Method.weight_curve, axis, "task_weights", "Task weights", note)
-
-
-def rgb_angles(analysis: Analysis) -> CurveFigure | None:
-    """Angles by which RGB rotates the task gradients: a panel per method, a line per task."""
-    methods = [method for method in analysis.methods if any(map(method.angle_curve, method.tasks))]
-    axis = Axis("rotation (rad)", "rotation")
-    note = f"Angles by which RGB rotates the task gradients, averaged over every 1/{BINS} of training"
-    return _curves_per_method(analysis, methods, Method.angle_curve, axis, "rgb_angles", "RGB angles", note)
-
-
-def _curves_per_method(
-    analysis: Analysis,
-    methods: Sequence[Method],
-    find: Callable[[Method, str], Curve | None],
-    y: Axis,
-    name: str,
-    title: str,
-    note: str,
-) -> CurveFigure | None:
-    if not methods:
-        return None
-    keys = [Key(f"t{index}", task, task_look(index)) for index, task in enumerate(analysis.tasks)]
-    panels = [
-        Panel(
-            label(method, methods),
-            [
-                Line(key, key.name, curve)
-                for key in keys
-                if key.name in method.tasks and (curve := find(method, key.name)) is not None
-            ],
-            key=key_of(analysis, method),
-        )
-        for method in methods
-    ]
-    note = f"{note}; {curves_note(methods)}."
-    return CurveFigure(
-        name, title, note, panels, Axis(STEPS_LABEL, "steps"), y, "method", keys=keys, last=last_step_of(methods)
-    )
-
-
-def conflicts(analysis: Analysis) -> MatrixFigure | None:
-    """Cosines between task gradients, averaged over training: a heat map per method."""
-    matrices = {method: cosines for method in analysis.methods if (cosines := method.mean_cosines()) is not None}
-    for cosines in matrices.values():
-        np.fill_diagonal(cosines, np.nan)  # always 1, which says nothing
-    if not matrices:
-        return None
-    return MatrixFigure(
-        name="conflicts",
-        title="Gradient conflicts",
-        note="Cosine between the gradients of two tasks, mean over training; where it is below 0, they conflict. "
-        f"{seeds_sentence(list(matrices))}.",
-        panels=_matrix_panels(analysis, matrices),
-        unit="mean cosine",
-        says="{row} and {column}: {value}",
-    )
-
-
-def aim_thresholds(analysis: Analysis) -> MatrixFigure | None:
-    """AIM's thresholds at the end of training: a heat map per method."""
-    matrices = {method: tau for method in analysis.methods if (tau := method.thresholds()) is not None}
-    if not matrices:
-        return None
-    return MatrixFigure(
-        name="aim_thresholds",
-        title="AIM thresholds",
-        note="Thresholds after training: where the cosine of two gradients is below tau, the gradient of the task in "
-        f"the row gives way to that of the task in the column.{_interventions(matrices)} "
-        f"{seeds_sentence(list(matrices))}.",
-        panels=_matrix_panels(analysis, matrices),
-        unit="tau (a cosine)",
-        says="{row} gives way to {column}\nbelow a cosine of {value}",
-        x="gives way to",
-        y="gradient of",
-    )
-
-
-def _interventions(thresholds: Mapping[Method, Array]) -> str:
-    """A sentence that says for how many pairs the cosine is usually below the threshold."""
-    pairs = below = 0
-    for method, tau in thresholds.items():
-        cosines = method.mean_cosines()
-        if cosines is not None:
-            known = np.isfinite(tau) & np.isfinite(cosines)
-            pairs, below = pairs + int(known.sum()), below + int((cosines < tau)[known].sum())
-    return f" The mean cosine is below the threshold in {below} of {pairs} cases: there AIM mostly intervenes." * (
-        pairs > 0
-    )
-
-
-def _matrix_panels(analysis: Analysis, matrices: Mapping[Method, Array]) -> list[Panel]:
-    return [
-        Panel(label(method, list(matrices)), matrix=matrix, tasks=method.tasks, key=key_of(analysis, method))
-        for method, matrix in matrices.items()
-    ]
-
-
 FIGURES: dict[str, Callable[[Analysis], FigureData | None]] = {  # None where there is nothing to draw
     "learning_curves": learning_curves,
     "final_returns": final_returns,
@@ -352,6 +246,7 @@ FIGURES: dict[str, Callable[[Analysis], FigureData | None]] = {  # None where th
     "sample_efficiency": sample_efficiency,
     "parameter_efficiency": parameter_efficiency,
     "task_weights": task_weights,
+    "weight_profile": weight_profile,
     "conflicts": conflicts,
     "aim_thresholds": aim_thresholds,
     "rgb_angles": rgb_angles,

@@ -33,6 +33,15 @@ class Curve:
     seeds: Array | None = None  # (seeds, P): the quantity of each seed; None if it is no mean over seeds
 
 
+@dataclass(frozen=True)
+class WeightProfile:
+    """What a method does with the weights of tasks, by seed."""
+
+    relative: Array  # (seeds, tasks): mean weight over training, relative to the mean of all tasks
+    deviation: Array  # (seeds, tasks): standard deviation over training, relative to the mean of all tasks
+    size: Array  # (seeds, 1): mean weight over training and tasks
+
+
 @dataclass(frozen=True, eq=False)  # compared by identity, because the contents are large
 class Method:
     """The finished runs of one method and variant, a run per seed, all on the same tasks."""
@@ -117,6 +126,21 @@ class Method:
     def angle_curve(self, task: str) -> Curve | None:
         """RGB's rotation of the task's gradient in radians, averaged over `BINS` stretches of training."""
         return over_seeds([in_bins(run.curve(f"balancer/{task}/angle")) for run in self.runs])
+
+    def weight_profile(self) -> WeightProfile | None:
+        """The weights of tasks during training in three numbers per run; None if a run has no weights of a task."""
+        curves = [[in_bins(run.curve(weight_key(task)))[1] for task in self.tasks] for run in self.runs]
+        if not all(len(curve) and len(curve) == len(of_run[0]) for of_run in curves for curve in of_run):
+            return None
+        weights = [np.array(of_run) for of_run in curves]  # (tasks, bins) of each run
+        sizes = [run.mean() for run in weights]
+        if not all(size > 0 for size in sizes):
+            return None
+        return WeightProfile(
+            relative=np.array([run.mean(1) / size for run, size in zip(weights, sizes, strict=True)]),
+            deviation=np.array([run.std(1) / size for run, size in zip(weights, sizes, strict=True)]),
+            size=np.array(sizes)[:, None],
+        )
 
     @cached_property
     def learns_weights(self) -> bool:

@@ -510,6 +510,20 @@ def test_heat_maps_of_cosines_have_one_scale(analysis):
     assert "is below the threshold in" in FIGURES["aim_thresholds"](analysis).note
 
 
+def test_the_profile_of_weights_is_that_of_the_runs(tmp_path):
+    for seed in range(2):
+        folder = make_run(tmp_path, "gradnorm", seed)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for index, line in enumerate(lines):
+            weights = (3.0, 2.0, 1.0 + seed * (-1) ** index)
+            line |= {f"balancer/{task}/weight": weight for task, weight in zip(NAMES, weights, strict=True)}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    profile = as_methods(load_runs(tmp_path)[0])["gradnorm"].weight_profile()
+    assert profile.relative == pytest.approx(np.array([[1.5, 1, 0.5]] * 2), rel=0.01)
+    assert profile.deviation == pytest.approx(np.array([[0, 0, 0], [0, 0, 0.5]]), abs=0.01)
+    assert profile.size == pytest.approx(np.full((2, 1), 2), rel=0.01)
+
+
 def test_networks_of_one_size_stand_at_one_place(analysis):
     data = FIGURES["parameter_efficiency"](analysis)
     sizes = {result.method.name: result.parameters for result in analysis.results}

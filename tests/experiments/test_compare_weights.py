@@ -70,7 +70,9 @@ def test_wandb_has_the_weights_of_every_run_under_the_same_keys(results, wandb_r
 
 def test_the_picture_is_written_without_wandb(results):
     output = compare(results, "--methods", "rgb", "gradnorm")
-    assert {path.name for path in output.iterdir()} == {"task_weights.png", "task_weights.svg"}
+    assert {path.name for path in output.iterdir()} == {
+        f"{name}.{kind}" for name in ("task_weights", "weight_profile") for kind in ("png", "svg")
+    }
     with Image.open(output / "task_weights.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
 

@@ -128,6 +128,8 @@ def _rows(data: RowFigure) -> Figure:
         axes.set_xlabel(data.x.label)
     if data.both_variants:
         legend_beside(panels[-1], variant_markers())
+    elif data.keys:
+        legend_beside(panels[-1], handles_of(panels))
     fractions = any(point.reached for panel in data.panels for point in panel.points)
     note = f"{data.note} Fractions such as 9/10: how many of the seeds reached it." if fractions else data.note
     title(figure, data.title, note)

@@ -132,7 +132,7 @@ def _rows(data: RowFigure) -> Chart:
             _end_in_never(layout, data.last)
         plots.append(_plot(panel, _figure(traces, layout), 90 + ROW * len(data.rows)))
     note = f"{data.note} Filled: aware; open: blind." if data.both_variants else data.note
-    return Chart(_id(data), data.title, note, {"": plots})
+    return Chart(_id(data), data.title, note, {"": plots}, data.keys)
 
 
 def _end_in_never(layout: Figure, last: float) -> None:

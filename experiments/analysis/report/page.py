@@ -27,7 +27,7 @@ import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
 from experiments.analysis.figure_parts import method_keys
-from experiments.analysis.looks import COLOURS, DIVERGING, OTHER_COLOURS, TASK_COLOURS
+from experiments.analysis.looks import COLOURS, DIVERGING, GREY, OTHER_COLOURS, TASK_COLOURS
 from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash, faded, rgb
 
 EMBEDDED = 8_000_000
@@ -247,7 +247,7 @@ def _videos(captions: Mapping[Path, str], folder: Path) -> list[Video]:
 def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
     """For each colour of the plots, its colour in the dark theme."""
     found = {}
-    for colour in dict.fromkeys((*colours, *COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS)):
+    for colour in dict.fromkeys((*colours, *COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS, GREY)):
         found[colour] = on_dark(colour)
         for opacity in (BAND, FAINT):
             found[faded(colour, opacity)] = faded(found[colour], opacity)
