@@ -12,6 +12,7 @@ from experiments.analysis.replicates import Method
 
 STEPS_LABEL = "environment steps (all tasks)"
 SHIFT = 0.17  # distance of a variant from the middle of its row
+RAISED = 0.13  # distance of the dots of single seeds from their interval, which would hide them
 
 
 def method_keys(analysis: Analysis) -> list[Key]:

@@ -240,8 +240,8 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
 
 
 FIGURES: dict[str, Callable[[Analysis], FigureData | None]] = {  # None where there is nothing to draw
-    "learning_curves": learning_curves,
     "final_returns": final_returns,
+    "learning_curves": learning_curves,
     "performance_profiles": performance_profiles,
     "sample_efficiency": sample_efficiency,
     "parameter_efficiency": parameter_efficiency,

@@ -72,6 +72,7 @@ def markdown(analysis: Analysis) -> str:
     """The contents of table.md."""
     parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {plain(warning)}" for warning in analysis.warnings]
+    parts += ["## Ranking", RANKING, _ranking_table(analysis)]
     parts += ["## Returns", RETURNS, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
@@ -105,6 +106,11 @@ def _extent(analysis: Analysis) -> str:
         "Made by `python -m experiments.analyze_results`; table.csv has every number."
     )
 
+
+RANKING = """\
+Methods by their difference to the baseline of their variant: the mean return over tasks, paired by seed, with its 95 %
+interval. Only a verdict of better or worse says that the order is more than chance. The other columns are explained
+below."""
 
 RETURNS = """\
 Mean return per task, averaged over seeds, with its interval in brackets. The return of a seed is the mean over its
@@ -146,6 +152,37 @@ def _summary_table(
     return table(["method", "seeds", *map(plain, analysis.tasks), overall, "worst task"], rows)
 
 
+def _ranking_table(analysis: Analysis) -> str:
+    """A row per method, the largest difference to the baseline first; those without a baseline last."""
+    baselines = {result.baseline for result in analysis.results}
+
+    def place(result: Result) -> tuple[bool, float, float]:
+        known = result.comparison is not None or result.method.name in baselines
+        difference = result.comparison.difference.value if result.comparison else 0.0
+        return not known, -difference, -result.mean.overall.value
+
+    rows = []
+    for result in sorted(analysis.results, key=place):
+        comparison = result.comparison
+        difference = "-" if comparison is None else cell(comparison.difference, "{:+.1f}")
+        numbers = [cell(estimate, "{:.1f}") for estimate in (result.mean.overall, result.mean.worst)]
+        told = "baseline" if result.method.name in baselines else _told(result)
+        rows.append([*_who(result), difference, told, *numbers, _success(result)])
+    return table(["method", "seeds", "difference", "verdict", "mean", "worst task", "success"], rows)
+
+
+def _told(result: Result) -> str:
+    """What the comparison with the baseline says."""
+    comparison = result.comparison
+    if comparison is None:
+        return "cannot tell"
+    if comparison.p is None:
+        return "one seed: cannot tell"
+    if not told_apart(result):
+        return "not told apart"
+    return "better" if comparison.difference.value > 0 else "worse"
+
+
 def _comparison_table(analysis: Analysis) -> str:
     header = ["method", "baseline", "common seeds", "P(better)", "difference", "p", "p (Holm)", "detectable", "verdict"]
     rows = []
@@ -156,19 +193,15 @@ def _comparison_table(analysis: Analysis) -> str:
         improvement = cell(result.improvement, "{:.2f}")
         comparison = result.comparison
         if comparison is None:
-            rows.append([*names, "none", improvement, "-", "-", "-", "-", "cannot tell"])
+            rows.append([*names, "none", improvement, "-", "-", "-", "-", _told(result)])
             continue
-        verdict = "one seed: cannot tell"
-        if comparison.p is not None:
-            better = "better" if comparison.difference.value > 0 else "worse"
-            verdict = better if told_apart(result) else "not told apart"
         numbers = [
             number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
         ]
         rows.append(
             [
                 *(*names, _seeds(comparison.seeds), improvement),
-                *(cell(comparison.difference, "{:+.1f}"), *numbers, number(result.detectable, "{:.0f}"), verdict),
+                *(cell(comparison.difference, "{:+.1f}"), *numbers, number(result.detectable, "{:.0f}"), _told(result)),
             ]
         )
     return table(header, rows)

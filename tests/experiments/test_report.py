@@ -13,7 +13,7 @@ from experiments import analyze_results
 from experiments.analysis import tables
 from experiments.analysis.comparison import analyse
 from experiments.analysis.figures import FIGURES
-from experiments.analysis.looks import COLOURS, OTHER_COLOURS, TASK_COLOURS, looks_of
+from experiments.analysis.looks import COLOURS, GREY, OTHER_COLOURS, TASK_COLOURS, looks_of
 from experiments.analysis.replicates import as_methods
 from experiments.analysis.runs import load_runs
 
@@ -22,7 +22,7 @@ pytest.importorskip("plotly", reason="the extra `report` is not installed")
 from experiments.analysis import report
 from experiments.analysis.report import page as page_module
 from experiments.analysis.report.charts import charts
-from experiments.analysis.report.page import CONTRAST, DARK, contrast, on_dark
+from experiments.analysis.report.page import DARK, contrast, on_dark
 
 REFERENCE_RUNS = Path(__file__).parents[2] / "results" / "reference"
 NAMES = ("shared_dqn", "shared_dqn_blind", "rgb", "aim", "aim_blind", "gradnorm")
@@ -79,11 +79,12 @@ def made(analysis, tmp_path_factory):
 def scroll_through(tab, *ids):
     """Bring the plots of these charts (default: all) into view, and wait until they are drawn."""
     places = ", ".join(f"#{chart}-plots" for chart in ids) or "main"
-    for plot in tab.locator(places).locator(".plot:visible").all():
-        plot.scroll_into_view_if_needed()
+    for plot in tab.locator(places).locator(".plot").all():
+        if plot.evaluate("p => p.checkVisibility()"):  # `:visible` is also what lies in closed sections
+            plot.scroll_into_view_if_needed()
     wait_until(
         tab,
-        "[...document.querySelectorAll('.plot')].every(p => p.data || !p.offsetParent || !p.closest(places))",
+        "[...document.querySelectorAll('.plot')].every(p => p.data || !p.checkVisibility() || !p.closest(places))",
         places,
     )
 
@@ -98,7 +99,7 @@ def shown_traces(tab, chart, method):
     """How many lines, dots and bands of a method are to be seen in a chart."""
     return tab.evaluate(
         """([chart, method]) => [...document.querySelectorAll(`#${chart}-plots .plot`)]
-        .filter(p => p.offsetParent).flatMap(p => p.data)
+        .filter(p => p.checkVisibility()).flatMap(p => p.data)
         .filter(t => t.visible && t.legendgroup === method).length""",
         [chart, method],
     )
@@ -120,14 +121,13 @@ def test_everything_is_there_and_nothing_is_asked_for(visit, made, analysis):
     names = {chart.id.replace("-", "_") for chart in found}
     assert names == set(FIGURES)
     for chart in found:
-        first = next(iter(chart.views.values()))
         drawn = view.tab.evaluate(
-            f"[...document.querySelectorAll('#{chart.id}-plots .plot')].filter(p => p.offsetParent)"
+            f"[...document.querySelectorAll('#{chart.id}-plots .plot')].filter(p => p.checkVisibility())"
             ".map(p => [p.data.length, p.querySelectorAll('.main-svg').length > 0])"
         )
-        assert drawn == [[len(plot.figure["data"]), True] for plot in first]
+        assert drawn == [[len(plot.figure["data"]), True] for plot in chart.plots]
     headings = view.tab.locator("h2").all_inner_texts()
-    assert {"Summary", "Returns", "Against the baseline", "Settings", "Versions", "Skipped folders"} <= set(headings)
+    assert {"Summary", "Ranking", "Returns", "Against the baseline", "Settings", "Versions"} <= set(headings)
     for link in view.tab.locator("nav a").all():
         assert view.tab.locator(link.get_attribute("href")).count() == 1
 
@@ -146,7 +146,7 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     rgb, shared = key_of(analysis, "rgb"), key_of(analysis, "shared_dqn")
     ids = ("learning-curves", "final-returns", "performance-profiles")
     scroll_through(view.tab, *ids)
-    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [6, 10, 2]  # with bands, and with dots of seeds
+    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [6, 10, 1]  # with bands, and with dots of seeds
     panel = view.tab.locator(f"#task-weights-plots [data-of={rgb}]")
     assert panel.is_visible()
 
@@ -158,7 +158,7 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     assert not panel.is_visible()
     scroll_through(view.tab, *ids)
     assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [0, 0, 0]
-    assert [shown_traces(view.tab, chart, shared) for chart in ids] == [6, 10, 2]
+    assert [shown_traces(view.tab, chart, shared) for chart in ids] == [6, 10, 1]
 
     entry.focus()
     view.tab.keyboard.press("Enter")
@@ -171,6 +171,57 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     assert shown_traces(view.tab, "task-weights", "t0") > 0
     assert shown_traces(view.tab, "task-weights", "t1") == 0
     assert view.complaints == []
+
+
+def test_a_panel_without_anything_to_see_is_hidden(visit, made):
+    view = visit(made)
+    panels = view.tab.locator("#learning-curves-plots figure")
+    view.tab.get_by_role("button", name="blind", exact=True).click()
+    shown = [panel.locator("figcaption").inner_text() for panel in panels.all() if panel.is_visible()]
+    assert shown == ["Standard, blind", "Windy, blind", "Heavy, blind"]
+    view.tab.get_by_role("button", name="all", exact=True).click()
+    assert all(panel.is_visible() for panel in panels.all())
+
+
+def test_a_table_is_sorted_by_any_of_its_columns(visit, made):
+    view = visit(made)
+    head = view.tab.locator("#ranking thead th").nth(4)
+    column = view.tab.locator("#ranking tbody tr > :nth-child(5)")
+    for key, order, sign in (("Enter", "descending", -1), ("Space", "ascending", 1)):
+        head.locator("button").focus()
+        view.tab.keyboard.press(key)
+        assert head.get_attribute("aria-sort") == order
+        means = [float(text.split()[0]) for text in column.all_inner_texts()]
+        assert means == sorted(means, key=lambda mean: sign * mean)
+    view.tab.locator("#ranking thead th").nth(2).locator("button").click()
+    differences = view.tab.locator("#ranking tbody tr > :nth-child(3)").all_inner_texts()
+    assert differences[-1] == "-"  # of the baselines, last in both directions
+    assert head.get_attribute("aria-sort") is None
+    assert view.complaints == []
+
+
+def test_a_profile_s_band_is_shown_while_the_pointer_is_on_its_line(visit, made, analysis):
+    view = visit(made)
+    scroll_through(view.tab, "performance-profiles")
+    rgb = key_of(analysis, "rgb")
+    assert shown_traces(view.tab, "performance-profiles", rgb) == 1
+    plot = "document.querySelector('#performance-profiles-plots .plot')"
+    place = f"{plot}.data.findIndex(t => t.legendgroup === '{rgb}' && t.hovertemplate)"
+    view.tab.evaluate(f"{plot}.emit('plotly_hover', {{points: [{{data: {plot}.data[{place}]}}]}})")
+    wait_until(view.tab, f"{plot}.data.filter(t => t.visible && t.legendgroup === '{rgb}').length === 2")
+    view.tab.evaluate(f"{plot}.emit('plotly_unhover', {{}})")
+    wait_until(view.tab, f"{plot}.data.filter(t => t.visible && t.legendgroup === '{rgb}').length === 1")
+
+
+def test_on_a_phone_all_but_the_answer_is_folded(visit, made):
+    narrow, wide = visit(made, 390, 844, is_mobile=True, has_touch=True), visit(made)
+    folds = narrow.tab.locator("details.fold")
+    assert [fold.get_attribute("open") is not None for fold in folds.all()] == [True] + [False] * (folds.count() - 1)
+    assert narrow.tab.locator("#ranking table").is_visible()
+    folds.nth(1).locator("summary").tap()
+    scroll_through(narrow.tab, "learning-curves")
+    assert narrow.tab.locator("#learning-curves-plots .main-svg").first.is_visible()
+    assert all(fold.get_attribute("open") is not None for fold in wide.tab.locator("details.fold").all())
 
 
 def test_a_point_says_what_it_is(visit, made):
@@ -188,7 +239,7 @@ def test_a_phone_scrolls_in_one_direction(visit, made):
     scroll_through(view.tab)
     assert view.tab.evaluate("document.documentElement.scrollWidth") == 390
     assert view.tab.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(p => p.offsetWidth))") <= 390
-    table = view.tab.locator("#returns .scroll")
+    table = view.tab.locator("#ranking .scroll")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # on its own
     assert not view.tab.locator("#legend .keys").is_visible()
     view.tab.locator("#legend summary").tap()
@@ -234,10 +285,7 @@ def test_the_dark_theme_has_lines_that_are_seen_and_paper_is_white(visit, made, 
 def test_lines_have_the_colours_of_the_figures(analysis):
     (curves,) = (chart for chart in charts(analysis) if chart.id == "learning-curves")
     lines = {
-        trace["legendgroup"]: trace["line"]
-        for plot in curves.views[""]
-        for trace in plot.figure["data"]
-        if "line" in trace
+        trace["legendgroup"]: trace["line"] for plot in curves.plots for trace in plot.figure["data"] if "line" in trace
     }
     assert len(lines) == len(analysis.methods)
     looks = looks_of(method.family for method in analysis.methods)
@@ -257,10 +305,11 @@ def test_every_chart_says_how_many_seeds(analysis, tmp_path):
 
 
 def test_colours_are_seen_on_a_dark_ground_and_stay_different():
-    colours = {*COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS}
+    colours = {*COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS, GREY}
     dark = {on_dark(colour) for colour in colours}
     assert len(dark) == len(colours)
-    assert all(contrast(colour, DARK) >= CONTRAST for colour in dark)
+    assert all(contrast(colour, DARK) >= 3 for colour in dark)
+    assert sum(contrast(colour, DARK) >= 4.5 for colour in dark) >= len(dark) - 2  # all but greys
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
 

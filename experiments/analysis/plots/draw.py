@@ -20,6 +20,7 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
+from experiments.analysis.figure_parts import RAISED
 from experiments.analysis.looks import short
 from experiments.analysis.plots.style import (
     draw_curve,
@@ -37,7 +38,6 @@ from experiments.analysis.plots.style import (
 MOST_BANDS = 3  # of a panel; more would hide one another
 NARROWEST = 5.0  # inches, so that the title has room
 SPAN = 1.3  # length of an axis of steps, relative to the last step
-RAISED = 0.13  # distance of the dots of single seeds from their interval, which would hide them
 END = 1.025  # where the values after training are drawn, relative to the last step
 
 

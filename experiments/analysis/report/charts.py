@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -25,6 +25,7 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
+from experiments.analysis.figure_parts import RAISED
 from experiments.analysis.figures import FIGURES
 from experiments.analysis.looks import DIVERGING
 
@@ -35,6 +36,7 @@ HEIGHT = 300  # of a plot, in pixels
 ROW = 30  # of a method, in pixels, where methods are rows
 LONGEST = 18  # characters of a name beside a row
 BAND, FAINT = 0.13, 0.4  # opacities
+MOST_BANDS = 3  # of a panel of profiles; more would hide one another
 SPAN = 1.24  # length of an axis of steps, relative to the last step
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
@@ -68,23 +70,15 @@ class Chart:
     id: str
     title: str
     note: str
-    views: Mapping[str, Sequence[Plot]]  # by what the plots are drawn against; the page shows one view at a time
+    plots: Sequence[Plot]
     keys: Sequence[Key] = ()  # a legend for this section alone
     scale: tuple[str, str, str] | None = None  # of the colours of heat maps: lowest number, highest number, unit
     narrow: bool = False  # whether more than three plots fit side by side
 
 
 def charts(analysis: Analysis) -> list[Chart]:
-    """Every chart that there is data for. Figures of one title become the views of one chart."""
-    found: dict[str, Chart] = {}
-    for make in FIGURES.values():
-        if (data := make(analysis)) is None:
-            continue
-        view = chart(data)
-        if data.title in found:
-            view = replace(found[data.title], views={**found[data.title].views, **view.views})
-        found[data.title] = view
-    return list(found.values())
+    """Every chart that there is data for."""
+    return [chart(data) for make in FIGURES.values() if (data := make(analysis)) is not None]
 
 
 def dash(key: Key) -> str:
@@ -108,11 +102,14 @@ def chart(data: FigureData) -> Chart:
 def _curves(data: CurveFigure) -> Chart:
     plots = []
     for panel in data.panels:
-        traces = [trace for line in panel.lines for trace in _line(line, data)]
+        hovered = data.y.quantity == "share" and len(panel.lines) > MOST_BANDS
+        traces = [trace for line in panel.lines for trace in _line(line, data, hovered)]
         if traces:
-            plots.append(_plot(panel, _figure(traces, _layout(_axis(data.x), _axis(data.y), *_mark(data)))))
+            plots.append(
+                _plot(panel, _figure(traces, _layout(_axis(data.x) | _ticks(data), _axis(data.y), *_mark(data))))
+            )
     note = f"{data.note} {data.band_note}" if data.band_note else data.note
-    return Chart(_id(data), data.title, note, {"": plots}, data.keys)
+    return Chart(_id(data), data.title, note, plots, data.keys)
 
 
 @chart.register
@@ -128,11 +125,20 @@ def _rows(data: RowFigure) -> Chart:
     for panel in sorted(data.panels, key=lambda panel: panel.title not in (MEAN, WORST)):
         traces = [trace for point in panel.points for trace in _point(point)]
         layout = _layout(_axis(data.x), rows, data.x.mark, "x")
+        layout["shapes"] = [*layout.get("shapes", ()), *map(_baseline, panel.baselines.items())]
         if data.last is not None:
             _end_in_never(layout, data.last)
         plots.append(_plot(panel, _figure(traces, layout), 90 + ROW * len(data.rows)))
     note = f"{data.note} Filled: aware; open: blind." if data.both_variants else data.note
-    return Chart(_id(data), data.title, note, {"": plots}, data.keys)
+    return Chart(_id(data), data.title, note, plots, data.keys)
+
+
+def _baseline(line: tuple[str, float]) -> Figure:
+    """The line of a variant's baseline: dashed for the blind one."""
+    variant, value = line
+    dashes = "dash" if variant == "blind" else "solid"
+    ends = {"x0": value, "x1": value, "y0": 0, "y1": 1, "yref": "paper"}
+    return {"type": "line", **ends, "line": {"color": "#888888", "width": 1, "dash": dashes}, "layer": "below"}
 
 
 def _end_in_never(layout: Figure, last: float) -> None:
@@ -154,7 +160,7 @@ def _sizes(data: SizeFigure) -> Chart:
         if panel.points:
             traces = [trace for point in panel.points for trace in _point(point, upright=True)]
             plots.append(_plot(panel, _figure(traces, _layout(x, _axis(data.y)))))
-    return Chart(_id(data), data.title, data.note, {"": plots})
+    return Chart(_id(data), data.title, data.note, plots)
 
 
 @chart.register
@@ -183,14 +189,17 @@ def _matrices(data: MatrixFigure) -> Chart:
             layout[axis] |= {"showgrid": False, "ticks": ""}
         plots.append(_plot(panel, _figure([trace.to_plotly_json()], layout), 230))
     scale = ("-1", "1", data.unit)
-    return Chart(_id(data), data.title, data.note, {"": plots}, scale=scale, narrow=True)
+    return Chart(_id(data), data.title, data.note, plots, scale=scale, narrow=True)
 
 
 # Traces
 
 
-def _line(line: Line, data: CurveFigure) -> Iterator[Figure]:
-    """The interval as a band, and above it the mean as a line that shows its interval in words."""
+def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figure]:
+    """The interval as a band, and above it the mean as a line that shows its interval in words.
+
+    With `hovered`, the band is shown only while the pointer is on the line: many bands would hide one another.
+    """
     key, curve, colour = line.key, line.curve, line.key.look.colour
     says, form = Y_SAYS[data.y.quantity]
     keep = np.unique(np.linspace(0, len(curve.x) - 1, min(len(curve.x), MOST_POINTS)).round().astype(int))
@@ -199,7 +208,10 @@ def _line(line: Line, data: CurveFigure) -> Iterator[Figure]:
         low, high = curve.low[keep], curve.high[keep]
         intervals = [f" [{form.format(a)}, {form.format(b)}]" for a, b in zip(low, high, strict=True)]
         outline = [*x, *x[::-1]], [*low, *high[::-1]]
-        yield _scatter(key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip")
+        band = "hovered" if hovered else None
+        yield _scatter(
+            key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip", meta=band
+        )
     yield _scatter(
         key,
         x,
@@ -219,7 +231,7 @@ def _point(point: Point, upright: bool = False) -> Iterator[Figure]:
         yield _scatter(
             key,
             point.seeds.values(),
-            [point.place] * len(point.seeds),
+            [point.place - RAISED] * len(point.seeds),
             "%{fullData.name}, seed %{customdata}<br>return %{x:.1f}",
             mode="markers",
             marker={"color": faded(colour, FAINT), "size": 5},
@@ -282,6 +294,14 @@ def _layout(x: Figure, y: Figure, mark: float | None = None, on: str = "") -> Fi
         ends = {f"{on}0": mark, f"{on}1": mark, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
         layout["shapes"] = [{"type": "line", **ends, "line": {"color": "#888888", "width": 1, "dash": "dot"}}]
     return layout
+
+
+def _ticks(data: CurveFigure) -> Figure:
+    """Ticks on an axis of steps, the last of which is at the last step."""
+    if data.x.quantity != "steps" or data.last is None:
+        return {}
+    steps = [data.last * share / 3 for share in range(4)]
+    return {"tickvals": _numbers(steps), "ticktext": [f"{step / 1000:.3g}k" if step else "0" for step in steps]}
 
 
 def _mark(data: CurveFigure) -> tuple[float | None, str]:

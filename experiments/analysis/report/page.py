@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import hashlib
 import os
 import re
@@ -11,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,7 +34,8 @@ EMBEDDED = 8_000_000
 """Most bytes of videos that go into the page; further videos are linked."""
 
 DARK = "#15181e"  # the background of the dark theme, also in page.css
-CONTRAST = 3.2  # contrast of lines on this background; WCAG 2 asks for 3
+CONTRAST = 4.5  # contrast of coloured lines on this background; WCAG 2 asks for 3, and for 4.5 of text
+GREY_CONTRAST = 3.0  # contrast of grey lines, which are there for comparison only
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def render(
     figures: dict[str, Figure] = {}
     places: dict[int, str] = {}
     for chart in found:
-        for plot in chain.from_iterable(chart.views.values()):
+        for plot in chart.plots:
             places[id(plot)] = f"plot-{len(figures)}"
             figures[places[id(plot)]] = plot.figure
     scripts = [get_plotlyjs(), source("page.js")]
@@ -154,6 +155,7 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
             name = _plain(tokens[place + 1])
             if name in keys:
                 token.attrSet("data-key", keys[name])
+                tokens[place + 1].children = _breakable(name)
             next(other for other in tokens[place:] if other.type == "td_close").tag = "th"
         elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", _plain(token))):
             value, interval, rest = cell.groups()
@@ -162,6 +164,12 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
         if token.type == "table_close":
             found.append(_raw("</div>"))
     return found
+
+
+def _breakable(name: str) -> list[Token]:
+    """A name that a line may break at `_` and `-`, and nowhere else."""
+    parts = re.split("(?<=[_-])", name)
+    return [_text(parts[0]), *(token for part in parts[1:] for token in (_raw("<wbr>"), _text(part)))]
 
 
 def _plain(inline: Token) -> str:
@@ -255,15 +263,19 @@ def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
 
 
 def on_dark(colour: str) -> str:
-    """A colour `#rrggbb` for the dark background: greys are inverted, others made just light enough to be seen."""
+    """A colour `#rrggbb` for the dark background: greys are inverted, others made just light enough to be seen.
+
+    The hue and the saturation stay, so that colours which differ in them still differ.
+    """
     parts = rgb(colour)
-    if len(set(parts)) == 1:
-        return _hex(255 - part for part in parts)
-    for white in range(101):
-        mixed = _hex(round(part + (255 - part) * white / 100) for part in parts)
-        if contrast(mixed, DARK) >= CONTRAST:
+    grey = len(set(parts)) == 1
+    hue, lightness, saturation = colorsys.rgb_to_hls(*((255 - part if grey else part) / 255 for part in parts))
+    for step in range(101):
+        mixed = colorsys.hls_to_rgb(hue, lightness + (1 - lightness) * step / 100, saturation)
+        found = _hex(round(255 * part) for part in mixed)
+        if contrast(found, DARK) >= (GREY_CONTRAST if grey else CONTRAST):
             break
-    return mixed
+    return found
 
 
 def contrast(colour: str, other: str) -> float:
