@@ -11,7 +11,7 @@ __all__ = ["free_shapes"]
 
 
 def free_shapes() -> None:
-    """Let a shape be freed together with the fixture definition that it was given to, in the whole process.
+    """In the whole process, free each shape together with the fixture definition that it was given to.
 
     The bindings take the ownership of the shape away from Python and then never free it. Python can keep the
     ownership, because Box2D copies the shape when the fixture is made, and needs the original only as long as the

@@ -4,7 +4,7 @@ Seeds are the replicates (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)
 (seeds, tasks). Each entry is the mean over one seed's greedy episodes on one task. All functions are pure; those that
 draw random numbers take a `seed`. The confidence level is 0.95, two-sided, unless another is given.
 
-**What is resampled.** All scores of one seed come from one training run of one network, so a row of the matrix is one
+**What is resampled.** All scores of one seed come from one training run, so a row of the matrix is one
 draw: seeds are resampled with all their tasks. Resampling each task's column alone, as rliable does, assumes that a
 seed that fails on one task is no more likely to fail on another. With a correlation of 0.7 between tasks and 10 seeds,
 such intervals for the mean over tasks covered the true value in 83 % of the draws instead of 95 %. Where tasks are in
@@ -26,9 +26,10 @@ failed seeds from N(80, 30); or log-normal with sigma 0.75.
 
 The expanded percentile interval (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789) takes more extreme
 quantiles, chosen such that for the mean of normal scores the interval is as wide as Student's. It is used from 7 seeds
-on. With fewer seeds, resamples cannot reach beyond the few values that exist (for means of normal scores this interval
-covers .93 with 5 seeds and .75 with 3). There the interval is Student's: t times the bootstrap's standard error over
-all n^n resamples, which for a mean is s / sqrt(n). The second table is the coverage of what is used, in 2000 draws:
+on. With fewer seeds, resamples cannot reach beyond the few values that exist (for means of normal scores this
+interval covers .93 with 5 seeds and .75 with 3). With fewer than 7 seeds the interval is Student's: t sqrt(n / (n -
+1)) times the standard error over all n^n resamples, which for a mean is t s / sqrt(n). The second table is the
+coverage of what is used, in 2000 draws:
 
 | seeds           | 3         | 5         | 7         | 10        | 20        |
 | --------------- | --------- | --------- | --------- | --------- | --------- |

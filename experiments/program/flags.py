@@ -39,8 +39,8 @@ MOST_SEEDS = 10_000
 # Errors of the operating system that a name can cause and that have no exception class of their own.
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENXIO, errno.ENODEV)
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError)
-# Spellings of earlier versions, which programs still understand and `--help` does not show: the words that stand for
-# them where a program has the flag of the new spelling and no flag of the old one.
+# Spellings of earlier versions, which are understood but not shown by `--help`, and what they stand for now. They count
+# in programs that have the new flag and not the old one.
 FORMER_FLAGS = {
     "--overwrite": ("--existing", "replace"),
     "--no-overwrite": ("--existing", "continue"),

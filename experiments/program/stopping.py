@@ -1,4 +1,7 @@
-"""How a training ends before its time: by a signal, or because a disk is full."""
+"""How a training ends before its time: by a signal, or because a disk is full.
+
+What it leaves in its folder then is decided in `experiments.program.run_folder`.
+"""
 
 from __future__ import annotations
 

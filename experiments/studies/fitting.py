@@ -53,7 +53,7 @@ class Fit:
     weights: Array  # (T,), the balancer's coefficients, mean over the end of the last phase
     tau: Array | None = None  # (T, T), AIM's thresholds at the end of training
     intervention: Array | None = (
-        None  # (T, T), AIM's w, mean over the end of the last phase: task i gives way to task j
+        None  # (T, T), AIM's w: how far task i gives way to task j, mean over the end of the last phase
     )
 
     @property

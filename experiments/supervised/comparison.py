@@ -158,7 +158,7 @@ def markdown(results: Results, settings: Settings) -> str:
 
 
 def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) -> str:
-    """The conclusion in sentences: which balancers differ from the baseline, and which differences could be found."""
+    """The conclusion in sentences: which balancers differ from the baseline, and how large a difference shows."""
     found: dict[str, list[str]] = {}
     detectable = []
     for column, compared in differences.items():
@@ -171,10 +171,10 @@ def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) 
             if column == MEAN and comparison.detectable is not None:
                 detectable.append(comparison.detectable)
     told = [f"{name} is {', '.join(where)}" for name, where in found.items()]
-    nothing = "nothing else is told apart" if told else "no balancer is told apart in any column"
+    nothing = "nothing else is told apart from it" if told else "no balancer is told apart from it in any column"
     return (
-        f"Against {baseline}, at p < {ALPHA}: {'; '.join([*told, nothing])}. A true difference in the mean has to be "
-        f"{_span(detectable)} to be found with probability 0.8 by one such test; smaller ones may well be there."
+        f"Against {baseline}, at p < {ALPHA}: {'; '.join([*told, nothing])}. Without Holm's correction, one test "
+        f"finds a true difference in the mean of {_span(detectable)} with probability 0.8; smaller ones may be there."
     )
 
 

@@ -19,7 +19,7 @@ from experiments.program.saved_run import differences
 from experiments.training.config import TrainConfig, Variant
 
 # Flags of a run that a sweep does not pass on, and why.
-_KEPT = "a sweep continues its runs and skips finished ones; for others give another --results-dir"
+_KEPT = "a sweep continues runs and skips finished ones; to start anew, give another --results-dir"
 REFUSED_FLAGS = {
     "--variant": "a sweep has --variants, before the '--'",
     "--seed": "a sweep has --seeds, before the '--'",
@@ -92,7 +92,7 @@ def plan(
 
     Raises:
         UsageError: a method is unknown, a flag is one of `REFUSED_FLAGS`, or the search has no settings for a run.
-        SystemExit: a method has no such flags; a line on stderr says what is wrong.
+        SystemExit: a method refuses `train_flags`; a line on stderr says why.
     """
     for word in train_flags:
         flag = word.partition("=")[0].replace("_", "-")
@@ -134,7 +134,7 @@ def _family(
         if tuned is not None:
             best = tuned.absolute() / config.run_name / "best.json"
             if not best.is_file():
-                raise UsageError(f"argument --tuned: there is no '{best}'; search for it: experiments.tune")
+                raise UsageError(f"argument --tuned: there is no '{best}'; experiments.tune makes it")
             words = ("--settings", str(best), *words)
             config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
         yield PlannedRun(package, config, words)
@@ -146,7 +146,7 @@ def _has_variants(config_type: type[TrainConfig]) -> bool:
 
 
 def refuse_other_settings(runs: Sequence[PlannedRun]) -> None:
-    """Make sure that every finished or unfinished run which is there already has the settings of this sweep.
+    """Make sure that each run that is in its folder, finished or not, has the settings of this sweep.
 
     Args:
         runs: the runs of the sweep.

@@ -16,7 +16,7 @@ from experiments.training.config import TrainConfig
 
 @contextmanager
 def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskDQN, TaskVecEnv]]:
-    """The agent that a run trains, and the environments that it learns in. They are closed when the block ends.
+    """The agent that a run trains, and its environments, which are closed when the block ends.
 
     Args:
         config: the settings of the run.

@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         coarse = self.coarse(torch.cat([plan, seen.patches], 1))
         fine = self.fine(torch.cat([coarse.relu(), seen.fine], 1))
         change = self.change(torch.cat([fine, before], 1))
-        shares = (SHARPNESS * change[:, :1]).sigmoid().movedim(1, -1)  # (N, H, W, 1), the part of the displacement
+        shares = (SHARPNESS * change[:, :1]).sigmoid().movedim(1, -1)  # (N, H, W, 1), how far each pixel moves
         moves = shares * (STRIDE * self.displacement(latent) * self.pixel)[:, None, None]
         if not bool(moves.isfinite().all()):  # on NaN, the backward pass of `grid_sample` ends the process
             raise FloatingPointError("a displacement of the decoder is not finite")

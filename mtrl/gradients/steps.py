@@ -18,12 +18,13 @@ place, which is up to four times as fast as computing it as (out, in)."""
 class Step:
     """One layer of a chain, for a fixed number N of rows; `register_step` takes a subclass.
 
-    The constructor makes `y`, the buffer (N, ...) of the output, and `forward` fills it from `x`. Both methods should
-    allocate as little as they can.
+    The constructor makes `y`, the buffer (N, ...) of the output, and `forward` fills it from `x`. What runs at each
+    update should allocate as little as it can.
 
     Args:
         layer: the layer. Its parameters must stay where they are in memory.
-        x: the buffer of the input, (N, ...). A step may overwrite it, since nothing else reads it.
+        x: the buffer of the input, (N, ...). It is the `y` of the step before. A step may overwrite it
+            only where that step does not read its `y` on the way back.
     """
 
     y: Tensor
@@ -36,7 +37,7 @@ class Step:
         raise NotImplementedError
 
     def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
-        """Prepare the way back through the layer. This is called once, and what it returns serves all updates.
+        """Prepare the way back through the layer, once for each `rows`. What is returned serves all updates.
 
         Args:
             grad: the buffer of the gradient of `y`.
@@ -86,7 +87,7 @@ class _LinearStep(Step):
 
 class _ReLUStep(Step):
     def __init__(self, layer: nn.ReLU, x: Tensor) -> None:
-        self.y = x  # the output overwrites the input, and the gradient of the input that of the output
+        self.y = x  # the output overwrites the input, and the input's gradient overwrites the output's
 
     def forward(self) -> None:
         self.y.relu_()

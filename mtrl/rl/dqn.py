@@ -47,7 +47,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`, `layer_norm`).
         tensorboard_log: folder for TensorBoard files. Default None.
         verbose: 0 is silent, 1 prints logs.
-        seed: of everything random. Default None: fresh entropy.
+        seed: the seed of everything random. Default None: fresh entropy.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         **settings: the fields of `DQNSettings`, which describes them with their defaults and limits.
 

@@ -12,9 +12,9 @@ from mtrl.rl.settings import DQNSettings
 
 
 class EpsilonGreedy:
-    """Replaces greedy actions by random ones, and decides with which probability epsilon.
+    """Replaces greedy actions by random ones with a probability epsilon, and decides how large it is.
 
-    Epsilon is drawn for each environment, where `stable_baselines3.DQN` draws one coin for the whole batch.
+    Each environment has a coin of its own; `stable_baselines3.DQN` tosses one for the whole batch.
 
     Args:
         settings: the settings whose names begin with `exploration_`.

@@ -82,7 +82,7 @@ class SharedUpdate(Update):
         balancer: combines the task gradients.
         settings: how to update.
         guard: checks that all numbers are finite.
-        learning_rate: of the first update.
+        learning_rate: the learning rate of the first update.
         held_out: returns a batch that the network is never trained on, for the balancer's guidance. Default: none.
 
     Attributes:
@@ -303,8 +303,8 @@ class TDLoss:
     Args:
         num_tasks: T.
         name: `"huber"`: e^2 / 2 up to |e| = delta and delta (|e| - delta / 2) beyond; or `"mse"`: e^2.
-        delta: of the Huber loss, in units of returns. No error has a derivative above delta, so that a rare large
-            error, such as that of an unforeseen crash, does not dominate the batch.
+        delta: the limit of the Huber loss, in units of returns. No error has a derivative above delta, so that a rare
+            large error, such as that of an unforeseen crash, does not dominate the batch.
     """
 
     num_tasks: int

@@ -61,7 +61,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         state = json.loads(header["__metadata__"][KEY])
         low, high = (tensors.pop(bound).numpy() for bound in BOUNDS)
         if not isinstance(state, dict) or state.keys() != set(TEXTS):
-            raise ValueError("it does not say what agent it is of")
+            raise ValueError("it does not describe its agent")
         state |= {part: tuple(state[part]) for part in ("task_names", "one_hot_places")}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot load weights {name}: it holds no agent ({one_line(error)})") from error

@@ -315,7 +315,7 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(experiments.training.evaluate_run, "moments", moments)
     monkeypatch.setattr(experiments.training.evaluate_run, "film", film)
     monkeypatch.setattr(experiments.analysis.plots, "draw", lambda data: Figure())
-    for name in {*FIGURES} - {"learning_curves", "task_weights"}:
+    for name in {*FIGURES} - {"learning_curves", *experiments.analysis.compare_weights.PICTURES}:
         monkeypatch.delitem(FIGURES, name)
     monkeypatch.setattr(
         experiments.analysis.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks}

@@ -37,7 +37,7 @@ from experiments.sweep.progress import read_progress
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "gradnorm" / "seed_0"
 FILES = ("config.json", "evaluation.json", "metrics.jsonl")
 BATCHES, PER_BATCH = 44, 50
-HEADINGS = ("Returns", "Interquartile means", "Against the baseline", "Sample efficiency", "Size and speed")
+HEADINGS = ("Ranking", "Returns", "Interquartile means", "Against the baseline", "Sample efficiency", "Size and speed")
 SECRET = "the user's own words"
 
 TEXTS = (
