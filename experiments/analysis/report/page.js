@@ -55,6 +55,7 @@
       responsive: true,
       displaylogo: false,
       displayModeBar: false,
+      typesetMath: false, // a name may have dollar signs
     });
     if (listening.has(plot)) return;
     listening.add(plot);
