@@ -299,6 +299,8 @@ def test_on_a_phone_all_but_the_answer_is_folded(visit, made):
     assert narrow.tab.locator("#final-returns-plots .main-svg").first.is_visible()
     narrow.tab.evaluate("location.hash = 'learning-curves-plots'")  # as a link does
     wait_until(narrow.tab, "document.querySelector('#learning-curves-plots .fold').open")
+    legend, title = (narrow.tab.locator(at).bounding_box() for at in ("#legend", "#learning-curves-plots h2"))
+    assert title["y"] >= legend["y"] + legend["height"]  # which stays at the top
     assert all(fold.get_attribute("open") is not None for fold in wide.tab.locator("details.fold").all())
 
 
