@@ -70,9 +70,9 @@ def _verdict(analysis: Analysis, baseline: str) -> list[str]:
 
 def markdown(analysis: Analysis) -> str:
     """The contents of table.md."""
-    parts = ["# Comparison of methods", _extent(analysis), *verdicts(analysis)]
+    parts = ["# Comparison of methods", extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {plain(warning)}" for warning in analysis.warnings]
-    parts += ["## Ranking", RANKING, _ranking_table(analysis)]
+    parts += ["## Ranking", RANKING, table(RANKING_COLUMNS, [row for _, row in ranking(analysis)])]
     parts += ["## Returns", RETURNS, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
@@ -95,7 +95,7 @@ def markdown(analysis: Analysis) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _extent(analysis: Analysis) -> str:
+def extent(analysis: Analysis) -> str:
     """How many methods, runs and environment steps the comparison rests on."""
     runs = [run for method in analysis.methods for run in method.runs]
     steps = {run.settings.get("total_steps") for run in runs}
@@ -152,8 +152,14 @@ def _summary_table(
     return table(["method", "seeds", *map(plain, analysis.tasks), overall, "worst task"], rows)
 
 
-def _ranking_table(analysis: Analysis) -> str:
-    """A row per method, the largest difference to the baseline first; those without a baseline last."""
+RANKING_COLUMNS = ("method", "seeds", "difference", "verdict", "mean", "worst task", "success")
+
+
+def ranking(analysis: Analysis) -> list[tuple[Result, list[str]]]:
+    """Every result with its row of the ranking, the largest difference to the baseline first.
+
+    Those without a baseline come last. Names in the rows are escaped for Markdown.
+    """
     baselines = {result.baseline for result in analysis.results}
 
     def place(result: Result) -> tuple[bool, float, float]:
@@ -167,8 +173,8 @@ def _ranking_table(analysis: Analysis) -> str:
         difference = "-" if comparison is None else cell(comparison.difference, "{:+.1f}")
         numbers = [cell(estimate, "{:.1f}") for estimate in (result.mean.overall, result.mean.worst)]
         told = "baseline" if result.method.name in baselines else _told(result)
-        rows.append([*_who(result), difference, told, *numbers, _success(result)])
-    return table(["method", "seeds", "difference", "verdict", "mean", "worst task", "success"], rows)
+        rows.append((result, [*_who(result), difference, told, *numbers, _success(result)]))
+    return rows
 
 
 def _told(result: Result) -> str:

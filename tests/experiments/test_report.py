@@ -22,7 +22,7 @@ pytest.importorskip("plotly", reason="the extra `report` is not installed")
 from experiments.analysis import report
 from experiments.analysis.report import page as page_module
 from experiments.analysis.report.charts import charts
-from experiments.analysis.report.page import DARK, contrast, on_dark
+from experiments.analysis.report.colours import DARK, LIGHT, contrast, on_dark, on_light
 
 REFERENCE_RUNS = Path(__file__).parents[2] / "results" / "reference"
 NAMES = ("shared_dqn", "shared_dqn_blind", "rgb", "aim", "aim_blind", "gradnorm")
@@ -127,7 +127,7 @@ def test_everything_is_there_and_nothing_is_asked_for(visit, made, analysis):
         )
         assert drawn == [[len(plot.figure["data"]), True] for plot in chart.plots]
     headings = view.tab.locator("h2").all_inner_texts()
-    assert {"Summary", "Ranking", "Returns", "Against the baseline", "Settings", "Versions"} <= set(headings)
+    assert {"Ranking", "Returns", "Against the baseline", "Settings", "Versions"} <= set(headings)
     for link in view.tab.locator("nav a").all():
         assert view.tab.locator(link.get_attribute("href")).count() == 1
 
@@ -146,7 +146,7 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     rgb, shared = key_of(analysis, "rgb"), key_of(analysis, "shared_dqn")
     ids = ("learning-curves", "final-returns", "performance-profiles")
     scroll_through(view.tab, *ids)
-    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [6, 10, 1]  # with bands, and with dots of seeds
+    assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [9, 10, 1]  # with lines or dots of single seeds
     panel = view.tab.locator(f"#task-weights-plots [data-of={rgb}]")
     assert panel.is_visible()
 
@@ -158,7 +158,7 @@ def test_methods_are_switched_off_by_the_legend_everywhere(visit, made, analysis
     assert not panel.is_visible()
     scroll_through(view.tab, *ids)
     assert [shown_traces(view.tab, chart, rgb) for chart in ids] == [0, 0, 0]
-    assert [shown_traces(view.tab, chart, shared) for chart in ids] == [6, 10, 1]
+    assert [shown_traces(view.tab, chart, shared) for chart in ids] == [9, 10, 1]
 
     entry.focus()
     view.tab.keyboard.press("Enter")
@@ -179,49 +179,146 @@ def test_a_panel_without_anything_to_see_is_hidden(visit, made):
     view.tab.get_by_role("button", name="blind", exact=True).click()
     shown = [panel.locator("figcaption").inner_text() for panel in panels.all() if panel.is_visible()]
     assert shown == ["Standard, blind", "Windy, blind", "Heavy, blind"]
+    nothing = view.tab.locator("#learning-curves-plots .nothing")
+    assert not nothing.is_visible()
+    view.tab.get_by_role("button", name="none", exact=True).click()
+    assert nothing.is_visible()
+    assert not any(panel.is_visible() for panel in panels.all())
     view.tab.get_by_role("button", name="all", exact=True).click()
     assert all(panel.is_visible() for panel in panels.all())
+    assert not nothing.is_visible()
+
+
+def test_the_page_opens_with_the_verdicts_and_a_ranking_with_pictures(visit, made, analysis):
+    tab = visit(made).tab
+    best = tab.locator("#ranking tbody tr").first
+    for part in (tab.locator(".verdicts"), best, best.locator(".picture circle")):
+        box = part.bounding_box()
+        assert box["y"] + box["height"] < 600  # in the first view of any screen
+    verdicts = tab.locator(".verdicts").inner_text()
+    assert verdicts.count("Against shared_dqn") == 2
+    rows = tab.locator("#ranking tbody tr").all()
+    assert len(rows) == len(analysis.methods)
+    differences = [row.locator(".difference").inner_text().split()[0] for row in rows]
+    known = [0.0 if text == "-" else float(text) for text in differences]
+    assert known == sorted(known, reverse=True)
+    dots = [float(row.locator("circle").get_attribute("cx")) for row in rows]
+    assert dots == sorted(dots, reverse=True)
+    zero = float(rows[0].locator(".zero").get_attribute("x1"))
+    for row, text, dot in zip(rows, differences, dots, strict=True):
+        name = row.locator("th").inner_text()
+        (result,) = (result for result in analysis.results if result.method.name == name)
+        told = row.locator("td").nth(1).inner_text() in ("better", "worse")
+        assert row.locator("circle.told").count() == told
+        assert row.locator("td").nth(4).inner_text() == "{:.0%} ({} of {})".format(
+            result.success.overall.value, *result.method.successes
+        )
+        if text == "-":
+            assert (dot, row.locator("td").nth(1).inner_text()) == (zero, "baseline")
+            continue
+        assert (dot - zero) * float(text) >= 0
+        if result.comparison.difference.interval is not None:
+            low, high = (float(row.locator(".interval").get_attribute(end)) for end in ("x1", "x2"))
+            assert 0 <= low < dot < high <= 160
+            assert told == (result.comparison.p_holm <= 0.05)
 
 
 def test_a_table_is_sorted_by_any_of_its_columns(visit, made):
     view = visit(made)
-    head = view.tab.locator("#ranking thead th").nth(4)
-    column = view.tab.locator("#ranking tbody tr > :nth-child(5)")
+    head = view.tab.locator("#ranking thead th").nth(3)
+    column = view.tab.locator("#ranking tbody tr > :nth-child(4)")
     for key, order, sign in (("Enter", "descending", -1), ("Space", "ascending", 1)):
         head.locator("button").focus()
         view.tab.keyboard.press(key)
         assert head.get_attribute("aria-sort") == order
         means = [float(text.split()[0]) for text in column.all_inner_texts()]
         assert means == sorted(means, key=lambda mean: sign * mean)
-    view.tab.locator("#ranking thead th").nth(2).locator("button").click()
-    differences = view.tab.locator("#ranking tbody tr > :nth-child(3)").all_inner_texts()
-    assert differences[-1] == "-"  # of the baselines, last in both directions
+    for _ in range(2):
+        view.tab.locator("#ranking thead th").nth(1).locator("button").click()
+        differences = view.tab.locator("#ranking tbody tr .difference").all_inner_texts()
+        assert differences[-1].strip() == "-"  # of the baselines, last in both directions
     assert head.get_attribute("aria-sort") is None
+    first = view.tab.locator("#ranking thead th").first
+    first.locator("button").click()
+    assert first.get_attribute("aria-sort") == "ascending"  # words begin with A
+    names = view.tab.locator("#ranking tbody th").all_inner_texts()
+    assert names[1:] == sorted(names[1:])  # the first is the bad name
     assert view.complaints == []
 
 
-def test_a_profile_s_band_is_shown_while_the_pointer_is_on_its_line(visit, made, analysis):
+def test_the_band_of_a_method_is_shown_while_the_pointer_or_the_focus_is_on_it(visit, made, analysis):
     view = visit(made)
     scroll_through(view.tab, "performance-profiles")
     rgb = key_of(analysis, "rgb")
-    assert shown_traces(view.tab, "performance-profiles", rgb) == 1
-    plot = "document.querySelector('#performance-profiles-plots .plot')"
-    place = f"{plot}.data.findIndex(t => t.legendgroup === '{rgb}' && t.hovertemplate)"
-    view.tab.evaluate(f"{plot}.emit('plotly_hover', {{points: [{{data: {plot}.data[{place}]}}]}})")
-    wait_until(view.tab, f"{plot}.data.filter(t => t.visible && t.legendgroup === '{rgb}').length === 2")
-    view.tab.evaluate(f"{plot}.emit('plotly_unhover', {{}})")
-    wait_until(view.tab, f"{plot}.data.filter(t => t.visible && t.legendgroup === '{rgb}').length === 1")
+    bands = (
+        "document.querySelector('#performance-profiles-plots .plot').data"  # aware; the other has two lines, and bands
+        ".filter(t => t.fill && t.visible).map(t => t.legendgroup).join()"
+    )
+    assert view.tab.evaluate(bands) == ""
+    plot = view.tab.locator("#performance-profiles-plots .plot").first
+    x, y = plot.evaluate(
+        """(p, key) => {
+            const { x, y } = p.data.find(t => t.legendgroup === key && !t.fill);
+            const { xaxis, yaxis, _size } = p._fullLayout;
+            const last = y.findLastIndex(share => share > 0.05);  // there no other line is near
+            const box = p.getBoundingClientRect();
+            return [box.x + _size.l + xaxis.d2p(x[last]), box.y + _size.t + yaxis.d2p(y[last])];
+        }""",
+        rgb,
+    )
+    view.tab.mouse.move(x - 5, y)
+    view.tab.mouse.move(x, y)
+    wait_until(view.tab, f"{bands} === '{rgb}'")
+    view.tab.mouse.move(5, 5)
+    wait_until(view.tab, f"{bands} === ''")
+    view.tab.locator(f"#legend button[data-key={rgb}]").focus()
+    wait_until(view.tab, f"{bands} === '{rgb}'")
+    view.tab.keyboard.press("Tab")
+    wait_until(view.tab, f"{bands} !== '{rgb}'")
+    assert view.complaints == []
+
+
+def test_axes_of_steps_have_a_tick_at_the_last_step(visit, made):
+    view = visit(made)
+    charts_of_steps = ("learning-curves", "sample-efficiency", "task-weights")
+    scroll_through(view.tab, *charts_of_steps)
+    for chart in charts_of_steps:
+        for plot in view.tab.locator(f"#{chart}-plots .plot").all():
+            assert "600k" in plot.locator(".xtick text").all_text_contents()
 
 
 def test_on_a_phone_all_but_the_answer_is_folded(visit, made):
     narrow, wide = visit(made, 390, 844, is_mobile=True, has_touch=True), visit(made)
     folds = narrow.tab.locator("details.fold")
-    assert [fold.get_attribute("open") is not None for fold in folds.all()] == [True] + [False] * (folds.count() - 1)
-    assert narrow.tab.locator("#ranking table").is_visible()
-    folds.nth(1).locator("summary").tap()
-    scroll_through(narrow.tab, "learning-curves")
-    assert narrow.tab.locator("#learning-curves-plots .main-svg").first.is_visible()
+    assert not any(fold.get_attribute("open") is not None for fold in folds.all())
+    assert narrow.tab.evaluate("document.documentElement.scrollHeight") < 4000
+    assert narrow.tab.locator("#ranking .picture circle").first.is_visible()
+    assert narrow.tab.locator("#legend .keys").is_visible()
+    folds.first.locator("summary").tap()
+    scroll_through(narrow.tab, "final-returns")
+    assert narrow.tab.locator("#final-returns-plots .main-svg").first.is_visible()
+    narrow.tab.evaluate("location.hash = 'learning-curves-plots'")  # as a link does
+    wait_until(narrow.tab, "document.querySelector('#learning-curves-plots .fold').open")
+    legend, title = (narrow.tab.locator(at).bounding_box() for at in ("#legend", "#learning-curves-plots h2"))
+    assert title["y"] >= legend["y"] + legend["height"]  # which stays at the top
     assert all(fold.get_attribute("open") is not None for fold in wide.tab.locator("details.fold").all())
+
+
+def test_a_phone_breaks_names_between_words_only(visit, made):
+    tab = visit(made, 390, 844, is_mobile=True, has_touch=True).tab
+    for fold in tab.locator("#numbers details").all():
+        fold.evaluate("fold => fold.open = true")
+    lines = tab.evaluate(
+        """() => [...document.querySelectorAll('th[data-key]')].flatMap(head => [...head.childNodes])
+        .filter(node => node.nodeType === Node.TEXT_NODE && node.data.trim() && !node.data.includes(' '))
+        .map(node => {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            return [node.data, range.getClientRects().length];
+        })"""
+    )
+    assert len(lines) > 20
+    assert [name for name, count in lines if count != 1] == []
 
 
 def test_a_point_says_what_it_is(visit, made):
@@ -241,9 +338,8 @@ def test_a_phone_scrolls_in_one_direction(visit, made):
     assert view.tab.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(p => p.offsetWidth))") <= 390
     table = view.tab.locator("#ranking .scroll")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # on its own
-    assert not view.tab.locator("#legend .keys").is_visible()
     view.tab.locator("#legend summary").tap()
-    assert view.tab.locator("#legend .keys").is_visible()
+    assert not view.tab.locator("#legend .keys").is_visible()
     assert view.complaints == []
 
 
@@ -267,8 +363,8 @@ def test_the_dark_theme_has_lines_that_are_seen_and_paper_is_white(visit, made, 
     scroll_through(view.tab, "learning-curves")
     black = key_of(analysis, "shared_dqn")
     colour = (
-        f"document.querySelector('#learning-curves-plots .plot').data.find(t => t.line && t.legendgroup === '{black}')"
-        ".line.color"
+        f"document.querySelector('#learning-curves-plots .plot').data"
+        f".findLast(t => t.line && t.legendgroup === '{black}').line.color"
     )
     assert view.tab.evaluate(colour) == "#ffffff"
     view.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -304,13 +400,30 @@ def test_every_chart_says_how_many_seeds(analysis, tmp_path):
     )
 
 
-def test_colours_are_seen_on_a_dark_ground_and_stay_different():
+def test_lines_are_seen_in_both_themes_and_stay_different():
     colours = {*COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS, GREY}
-    dark = {on_dark(colour) for colour in colours}
-    assert len(dark) == len(colours)
-    assert all(contrast(colour, DARK) >= 3 for colour in dark)
-    assert sum(contrast(colour, DARK) >= 4.5 for colour in dark) >= len(dark) - 2  # all but greys
+    for shown, ground in ((on_light, LIGHT), (on_dark, DARK)):
+        found = {shown(colour) for colour in colours}
+        assert len(found) == len(colours)
+        assert min(contrast(colour, ground) for colour in found) >= 3
+    assert all(on_light(colour) == colour for colour in colours if contrast(colour, LIGHT) >= 3)
+    # Two pinks of one hue differ in their lightness on both grounds, the darker one on paper being the lighter on a
+    # dark ground.
+    wine, rose = on_dark("#882255"), on_dark("#CC6677")
+    assert contrast(wine, rose) > 1.5
+    assert contrast(wine, DARK) > contrast(rose, DARK)
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+def test_text_is_read_in_both_themes():
+    style = Path(report.__file__).with_name("page.css").read_text()
+    themes = [dict(re.findall(r"--(\w+): (#\w{6});", block)) for block in re.findall(r":root \{([^}]*)\}", style)]
+    assert [theme["ground"] for theme in themes] == [LIGHT, DARK]
+    for theme in themes:
+        for text in ("text", "muted", "link"):
+            for ground in ("ground", "raised"):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        assert contrast(theme["text"], theme["line"]) >= 4.5  # of a button under the pointer
 
 
 def test_videos_are_inside_the_page_while_they_are_small(analysis, tmp_path, monkeypatch):

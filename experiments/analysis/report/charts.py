@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -27,7 +28,8 @@ from experiments.analysis.figure_data import (
 )
 from experiments.analysis.figure_parts import RAISED
 from experiments.analysis.figures import FIGURES
-from experiments.analysis.looks import DIVERGING
+from experiments.analysis.looks import DIVERGING, FEW_SEEDS, GREY
+from experiments.analysis.report.colours import faded
 
 Figure = dict[str, Any]  # `data` and `layout` of plotly.js
 
@@ -36,8 +38,9 @@ HEIGHT = 300  # of a plot, in pixels
 ROW = 30  # of a method, in pixels, where methods are rows
 LONGEST = 18  # characters of a name beside a row
 BAND, FAINT = 0.13, 0.4  # opacities
-MOST_BANDS = 3  # of a panel of profiles; more would hide one another
-SPAN = 1.24  # length of an axis of steps, relative to the last step
+MOST_BANDS = 3  # of a panel of curves; more would hide one another
+# Relative to the last step: where the value after training stands, and where axes end, without and with "never".
+END, BEYOND, SPAN = 1.025, 1.06, 1.24
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 # What is said of a point of a curve, and how the numbers of its interval are written.
@@ -102,13 +105,15 @@ def chart(data: FigureData) -> Chart:
 def _curves(data: CurveFigure) -> Chart:
     plots = []
     for panel in data.panels:
-        hovered = data.y.quantity == "share" and len(panel.lines) > MOST_BANDS
+        hovered = len(panel.lines) > MOST_BANDS
         traces = [trace for line in panel.lines for trace in _line(line, data, hovered)]
         if traces:
             plots.append(
                 _plot(panel, _figure(traces, _layout(_axis(data.x) | _ticks(data), _axis(data.y), *_mark(data))))
             )
     note = f"{data.note} {data.band_note}" if data.band_note else data.note
+    if any(trace.get("meta") == "hovered" for plot in plots for trace in plot.figure["data"]):
+        note += " The interval of a method is shown while the pointer is on its line or its name in the legend."
     return Chart(_id(data), data.title, note, plots, data.keys)
 
 
@@ -116,7 +121,7 @@ def _curves(data: CurveFigure) -> Chart:
 def _rows(data: RowFigure) -> Chart:
     rows = {
         "tickvals": list(range(len(data.rows))),
-        "ticktext": [_text(_short(name)) for name in data.rows],
+        "ticktext": ["<br>".join(map(_text, _in_lines(name))) for name in data.rows],
         "range": [len(data.rows) - 0.4, -0.6],
         "zeroline": False,
     }
@@ -143,10 +148,12 @@ def _baseline(line: tuple[str, float]) -> Figure:
 
 def _end_in_never(layout: Figure, last: float) -> None:
     """Steps up to the last one, and beyond it a grey band for what never happened."""
-    middle = f"{last / 2000:,.0f}k" if last >= 4000 else f"{last / 2:,.0f}"
-    never = (SPAN + 1) / 2 * last
+    steps = [0, last / 2, last]
     layout["xaxis"] |= {"range": [0, SPAN * last], "tickangle": 0}
-    layout["xaxis"] |= {"tickvals": _numbers([0, last / 2, never]), "ticktext": ["0", middle, "never"]}
+    layout["xaxis"] |= {
+        "tickvals": _numbers([*steps, (SPAN + 1) / 2 * last]),
+        "ticktext": [*map(_thousands, steps), "<br>never"],  # on a line of its own: the last step is beside it
+    }
     band = {"type": "rect", "x0": 1.05 * last, "x1": SPAN * last, "y0": 0, "y1": 1, "yref": "paper"}
     layout["shapes"] = [{**band, "fillcolor": "rgba(128, 128, 128, 0.12)", "line": {"width": 0}, "layer": "below"}]
 
@@ -196,7 +203,7 @@ def _matrices(data: MatrixFigure) -> Chart:
 
 
 def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figure]:
-    """The interval as a band, and above it the mean as a line that shows its interval in words.
+    """The interval as a band, or few seeds as thin lines, and above them the mean, which says its interval in words.
 
     With `hovered`, the band is shown only while the pointer is on the line: many bands would hide one another.
     """
@@ -207,10 +214,22 @@ def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figu
     if curve.low is not None and curve.high is not None:
         low, high = curve.low[keep], curve.high[keep]
         intervals = [f" [{form.format(a)}, {form.format(b)}]" for a, b in zip(low, high, strict=True)]
-        outline = [*x, *x[::-1]], [*low, *high[::-1]]
-        band = "hovered" if hovered else None
+        if curve.seeds is None or len(curve.seeds) >= FEW_SEEDS:
+            outline = [*x, *x[::-1]], [*low, *high[::-1]]
+            band = "hovered" if hovered else None
+            yield _scatter(
+                key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip", meta=band
+            )
+    if curve.seeds is not None and 1 < len(curve.seeds) < FEW_SEEDS:
+        thin = {"color": faded(colour, FAINT), "dash": dash(key), "width": 1}
+        gap = [math.nan]  # one trace has the lines of all seeds, with gaps between them
         yield _scatter(
-            key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip", meta=band
+            key,
+            [step for _ in curve.seeds for step in [*x, *gap]],
+            [value for seed in curve.seeds for value in [*seed[keep], *gap]],
+            mode="lines",
+            line=thin,
+            hoverinfo="skip",
         )
     yield _scatter(
         key,
@@ -218,9 +237,23 @@ def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figu
         curve.mean[keep],
         f"<b>%{{fullData.name}}</b><br>{says}%{{customdata}}<br>{X_SAYS[data.x.quantity]}",
         mode="lines" if len(x) > 1 else "markers",  # a line of one point would not be seen
-        line={"color": colour, "dash": dash(key), "width": 2},
+        line={"color": colour, "dash": dash(key), "width": 1 if colour == GREY else 2},
         marker={"color": colour},
         customdata=intervals,
+    )
+    if line.end is not None and data.last is not None:
+        yield _end(line, data.last)
+
+
+def _end(line: Line, last: float) -> Figure:
+    """The value after training: a marker behind the end of the curve."""
+    return _scatter(
+        line.key,
+        [END * last],
+        [line.end] if line.end is not None else [],
+        "<b>%{fullData.name}</b><br>return %{y:.1f} in the final evaluation",
+        mode="markers",
+        marker={"color": line.key.look.colour, "symbol": "triangle-right", "size": 8},
     )
 
 
@@ -263,18 +296,6 @@ def _scatter(key: Key, x: Iterable[float], y: Iterable[float], says: str = "", *
     return found
 
 
-def faded(colour: str, opacity: float) -> str:
-    """`#rrggbb` as a CSS colour of this opacity."""
-    red, green, blue = rgb(colour)
-    return f"rgba({red}, {green}, {blue}, {opacity:g})"
-
-
-def rgb(colour: str) -> tuple[int, int, int]:
-    """The parts of `#rrggbb`, each from 0 to 255."""
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
-    return red, green, blue
-
-
 # Layout
 
 
@@ -301,7 +322,13 @@ def _ticks(data: CurveFigure) -> Figure:
     if data.x.quantity != "steps" or data.last is None:
         return {}
     steps = [data.last * share / 3 for share in range(4)]
-    return {"tickvals": _numbers(steps), "ticktext": [f"{step / 1000:.3g}k" if step else "0" for step in steps]}
+    span = {"range": [0, BEYOND * data.last], "rangemode": "normal"}
+    return span | {"tickvals": _numbers(steps), "ticktext": list(map(_thousands, steps))}
+
+
+def _thousands(steps: float) -> str:
+    """A number of steps in at most three digits: `600k`."""
+    return f"{steps / 1000:.3g}k" if steps else "0"
 
 
 def _mark(data: CurveFigure) -> tuple[float | None, str]:
@@ -337,9 +364,14 @@ def _text(name: str) -> str:
     return html.escape(name, quote=False)
 
 
-def _short(name: str) -> str:
-    """A name cut to the length that has room beside a plot on a phone."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def _in_lines(name: str) -> list[str]:
+    """A name in one or two lines that have room beside a plot on a phone. It breaks at a space or after `_` or `-`."""
+    lines = [""]
+    for part in re.split(r"(?<=[_-])(?=.)| (?=\()", name):
+        if len(lines) == 1 and lines[0] and len(lines[0] + part) >= LONGEST:
+            lines.append("")
+        lines[-1] += " " + part if part.startswith("(") and lines[-1] else part
+    return [line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…" for line in lines]
 
 
 def _id(data: FigureData) -> str:

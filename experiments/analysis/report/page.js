@@ -2,7 +2,7 @@
 
 // Plots are drawn when they come into view, and again when what they show has changed: which methods, which theme.
 (() => {
-  const { figures, dark } = JSON.parse(document.getElementById("data").textContent);
+  const { figures, themes } = JSON.parse(document.getElementById("data").textContent);
   const darkScheme = matchMedia("(prefers-color-scheme: dark)");
   const wide = matchMedia("(min-width: 60.01rem)"); // page.css: then the legend has a column of its own
   const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page, not the plot
@@ -13,7 +13,8 @@
   const hidden = new Set(); // ids of methods and tasks
   const stale = new Set(plots);
   const inView = new Set();
-  const listening = new Set(); // plots that show a band while the pointer is on its line
+  const listening = new Set(); // plots that say which line the pointer is on
+  let pointed; // id of the method under the pointer
   let isDark = darkScheme.matches;
 
   function template() {
@@ -45,57 +46,73 @@
 
   function draw(plot) {
     stale.delete(plot);
-    const inTheme = (key, value) => (isDark && typeof value === "string" && dark[value]) || value;
+    const theme = isDark ? themes.dark : themes.light;
+    const inTheme = (key, value) => (typeof value === "string" && theme[value]) || value;
     const { data, layout } = JSON.parse(JSON.stringify(figures[plot.id]), inTheme);
-    for (const trace of data) trace.visible = !hidden.has(trace.legendgroup) && trace.meta !== "hovered";
+    for (const trace of data) trace.visible = isShown(trace);
     // The same uirevision keeps what the reader has zoomed into.
     Plotly.react(plot, data, { ...layout, template: template(), uirevision: "same" }, {
       responsive: true,
       displaylogo: false,
       displayModeBar: false,
+      typesetMath: false, // a name may have dollar signs
     });
     if (listening.has(plot)) return;
     listening.add(plot);
-    const bands = data.flatMap((trace, place) => (trace.meta === "hovered" ? [place] : []));
-    if (!bands.length) return;
-    const show = (shown) => {
-      const groups = figures[plot.id].data.map((trace) => trace.legendgroup);
-      Plotly.restyle(plot, { visible: bands.map((band) => groups[band] === shown && !hidden.has(shown)) }, bands);
-    };
-    plot.on("plotly_hover", ({ points }) => show(points[0].data.legendgroup));
-    plot.on("plotly_unhover", () => show());
+    plot.on("plotly_hover", ({ points }) => pointAt(points[0].data.legendgroup));
+    plot.on("plotly_unhover", () => pointAt());
   }
 
-  // A click on the head of a column sorts the rows by it, and a second one the other way round.
+  function isShown(trace) {
+    return !isHidden(trace) && (trace.meta !== "hovered" || trace.legendgroup === pointed);
+  }
+
+  // The bands of one method: many bands would hide one another.
+  function pointAt(key) {
+    if (pointed === key) return;
+    pointed = key;
+    for (const plot of inView) {
+      if (stale.has(plot) || !plot.data) continue;
+      const bands = plot.data.flatMap((trace, place) => (trace.meta === "hovered" ? [place] : []));
+      const changed = bands.filter((band) => plot.data[band].visible !== isShown(plot.data[band]));
+      if (changed.length) Plotly.restyle(plot, { visible: changed.map((band) => isShown(plot.data[band])) }, changed);
+    }
+  }
+
+  // A click on the head of a column sorts the rows by it: numbers from the largest one, words from A, and a second
+  // click the other way round.
   function makeSortable(table) {
     const heads = [...table.querySelectorAll("thead th")];
     heads.forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(...head.childNodes);
-      head.append(button);
+      button.append(...[...head.childNodes].filter((node) => node.nodeName !== "svg"));
+      head.prepend(button);
       button.addEventListener("click", () => {
-        const up = head.getAttribute("aria-sort") === "descending";
+        const body = table.querySelector("tbody");
+        const rows = [...body.rows].map((row) => [sortKey(row.cells[column]), row]);
+        const sorted = head.getAttribute("aria-sort");
+        const up = sorted ? sorted === "descending" : !rows.some(([key]) => typeof key === "number");
         for (const other of heads) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
-        const body = table.querySelector("tbody");
-        const rows = [...body.rows].map((row) => [sortKey(row.cells[column].textContent), row]);
         rows.sort(([a], [b]) => compare(a, b, up));
         body.append(...rows.map(([, row]) => row));
       });
     });
   }
 
-  function sortKey(text) {
+  function sortKey(cell) {
+    const text = cell.textContent.trim();
     const number = parseFloat(text.replace(/,/g, "").replace("<", ""));
-    return Number.isNaN(number) ? text.trim() : number;
+    if (text.startsWith("never")) return Infinity;
+    return cell.tagName === "TH" || Number.isNaN(number) ? text : number; // a name may begin with a digit
   }
 
   // Numbers come before words, and dashes, which stand for what is unknown, come last in both directions.
   function compare(a, b, up) {
     const rank = (key) => (typeof key === "number" ? 0 : key === "-" ? 2 : 1);
-    if (rank(a) !== rank(b)) return rank(a) - rank(b);
-    const order = typeof a === "number" ? a - b : b.localeCompare(a);
+    if (a === b || rank(a) !== rank(b)) return rank(a) - rank(b);
+    const order = typeof a === "number" ? a - b : a.localeCompare(b);
     return up ? order : -order;
   }
 
@@ -111,11 +128,16 @@
       const figure = plot.closest("figure"); // a panel without anything to see would be an empty pair of axes
       figure.hidden = hidden.has(figure.dataset.of) || figures[plot.id].data.every(isHidden);
     }
+    for (const section of document.querySelectorAll(".chart")) {
+      section.querySelector(".nothing").hidden = section.querySelector("figure:not([hidden])") !== null;
+    }
     const shown = methods.filter((key) => !hidden.has(key.dataset.key)).length;
     document.getElementById("shown").textContent = `${shown} of ${methods.length} shown`;
   }
 
   for (const key of keys) {
+    for (const event of ["pointerenter", "focus"]) key.addEventListener(event, () => pointAt(key.dataset.key));
+    for (const event of ["pointerleave", "blur"]) key.addEventListener(event, () => pointAt());
     key.addEventListener("click", () => {
       if (!hidden.delete(key.dataset.key)) hidden.add(key.dataset.key);
       refresh();
@@ -138,8 +160,13 @@
   function setPaper(on) {
     document.body.classList.toggle("paper", on);
     isDark = darkScheme.matches && !on; // paper is white
-    legend.open = on || wide.matches;
-    for (const fold of document.querySelectorAll(".fold")) fold.open = on || wide.matches || "first" in fold.dataset;
+    for (const fold of document.querySelectorAll(".fold")) fold.open = on || wide.matches;
+  }
+
+  // A link leads to what a section holds, not to its closed lid.
+  function openTarget() {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    for (const fold of (target && target.querySelectorAll(":scope > .fold")) || []) fold.open = true;
   }
 
   darkScheme.addEventListener("change", () => {
@@ -155,8 +182,11 @@
     refresh();
   });
 
+  addEventListener("hashchange", openTarget);
+
   setPaper(false);
   refresh();
+  openTarget();
 
   const observer = new IntersectionObserver(
     (entries) => {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import colorsys
 import hashlib
 import os
 import re
@@ -26,16 +25,15 @@ from plotly.offline import get_plotlyjs
 import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
+from experiments.analysis.figure_data import SOLVED
 from experiments.analysis.figure_parts import method_keys
-from experiments.analysis.looks import COLOURS, DIVERGING, GREY, OTHER_COLOURS, TASK_COLOURS
-from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash, faded, rgb
+from experiments.analysis.looks import DIVERGING
+from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash
+from experiments.analysis.report.colours import on_dark, on_light, themes
+from experiments.analysis.report.ranking import breakable, ranking
 
 EMBEDDED = 8_000_000
 """Most bytes of videos that go into the page; further videos are linked."""
-
-DARK = "#15181e"  # the background of the dark theme, also in page.css
-CONTRAST = 4.5  # contrast of coloured lines on this background; WCAG 2 asks for 3, and for 4.5 of text
-GREY_CONTRAST = 3.0  # contrast of grey lines, which are there for comparison only
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,9 @@ def render(
         dash=dash,
         place=lambda plot: places[id(plot)],
         sections=sections,
+        ranking=ranking(analysis, keys),
+        extent=_html(tables.extent(analysis)),
+        verdicts=[_html(verdict) for verdict in tables.verdicts(analysis)],
         gradient=Markup(", ".join(getattr(diverging, DIVERGING))),
         settings=_settings([(m.name, run.settings) for m in analysis.methods for run in m.runs], INDIFFERENT),
         versions=_settings([(m.name, _versions(run.config)) for m in analysis.methods for run in m.runs]),
@@ -102,7 +103,10 @@ def render(
         limit=f"{EMBEDDED / 1e6:.0f} MB",
         skipped=skipped,
         command=command,
-        dark=_dark_colours(key.look.colour for key in keys),
+        solved=SOLVED,
+        themes=themes((key.look.colour for key in keys), (BAND, FAINT)),
+        on_light=on_light,
+        on_dark=on_dark,
         figures=figures,
         style=Markup(source("page.css")),
         scripts=[Markup(script) for script in scripts],
@@ -125,13 +129,23 @@ def _hash(script: str) -> str:
 # Tables
 
 
-def _sections(markdown: str, keys: Mapping[str, str]) -> dict[str, Markup]:
-    """The sections of table.md as HTML, by heading. The part before the first section has the heading ""."""
+def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     # Names of methods are plain text: nothing in them may become a link or a picture.
     reader.disable(["link", "image", "autolink", "html_inline", "html_block", "entity", "reference"])
-    first, *others = re.split(r"^## ", markdown, flags=re.MULTILINE)
-    parts = {"": first.partition("\n")[2]} | dict(part.split("\n", 1) for part in others)
+    return reader
+
+
+def _html(markdown: str) -> Markup:
+    """Sentences in Markdown as a paragraph of HTML."""
+    return Markup(_reader().render(markdown))
+
+
+def _sections(markdown: str, keys: Mapping[str, str]) -> dict[str, Markup]:
+    """The sections of table.md as HTML, by heading, without what comes before the first one."""
+    reader = _reader()
+    _, *others = re.split(r"^## ", markdown, flags=re.MULTILINE)
+    parts = dict(part.split("\n", 1) for part in others)
     return {
         title: Markup(reader.renderer.render(_accessible(reader.parse(text), keys, title), reader.options, {}))
         for title, text in parts.items()
@@ -155,7 +169,7 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
             name = _plain(tokens[place + 1])
             if name in keys:
                 token.attrSet("data-key", keys[name])
-                tokens[place + 1].children = _breakable(name)
+                tokens[place + 1].children = _breaks(name)
             next(other for other in tokens[place:] if other.type == "td_close").tag = "th"
         elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", _plain(token))):
             value, interval, rest = cell.groups()
@@ -166,10 +180,10 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
     return found
 
 
-def _breakable(name: str) -> list[Token]:
+def _breaks(name: str) -> list[Token]:
     """A name that a line may break at `_` and `-`, and nowhere else."""
-    parts = re.split("(?<=[_-])", name)
-    return [_text(parts[0]), *(token for part in parts[1:] for token in (_raw("<wbr>"), _text(part)))]
+    first, *others = breakable(name)
+    return [_text(first), *(token for part in others for token in (_raw("<wbr>"), _text(part)))]
 
 
 def _plain(inline: Token) -> str:
@@ -247,48 +261,3 @@ def _videos(captions: Mapping[Path, str], folder: Path) -> list[Video]:
             source = quote(Path(os.path.relpath(path, folder)).as_posix())
         found.append(Video(caption, source, embedded))
     return found
-
-
-# Colours
-
-
-def _dark_colours(colours: Iterable[str]) -> dict[str, str]:
-    """For each colour of the plots, its colour in the dark theme."""
-    found = {}
-    for colour in dict.fromkeys((*colours, *COLOURS.values(), *OTHER_COLOURS, *TASK_COLOURS, GREY)):
-        found[colour] = on_dark(colour)
-        for opacity in (BAND, FAINT):
-            found[faded(colour, opacity)] = faded(found[colour], opacity)
-    return found
-
-
-def on_dark(colour: str) -> str:
-    """A colour `#rrggbb` for the dark background: greys are inverted, others made just light enough to be seen.
-
-    The hue and the saturation stay, so that colours which differ in them still differ.
-    """
-    parts = rgb(colour)
-    grey = len(set(parts)) == 1
-    hue, lightness, saturation = colorsys.rgb_to_hls(*((255 - part if grey else part) / 255 for part in parts))
-    for step in range(101):
-        mixed = colorsys.hls_to_rgb(hue, lightness + (1 - lightness) * step / 100, saturation)
-        found = _hex(round(255 * part) for part in mixed)
-        if contrast(found, DARK) >= (GREY_CONTRAST if grey else CONTRAST):
-            break
-    return found
-
-
-def contrast(colour: str, other: str) -> float:
-    """The contrast ratio of two colours, from 1 to 21 (WCAG 2)."""
-    dark, light = sorted(map(_luminance, (colour, other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    shares = (part / 255 for part in rgb(colour))
-    linear = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def _hex(parts: Iterable[int]) -> str:
-    return "#" + bytes(parts).hex()
