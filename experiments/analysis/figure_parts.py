@@ -11,6 +11,8 @@ from experiments.analysis.looks import looks_of, seeds_note, variants
 from experiments.analysis.replicates import Method
 
 STEPS_LABEL = "environment steps (all tasks)"
+MOST_BANDS = 3  # of a panel; more would hide one another
+END = 1.025  # where the values after training are drawn, relative to the last step
 SHIFT = 0.17  # distance of a variant from the middle of its row
 RAISED = 0.13  # distance of the dots of single seeds from their interval, which would hide them
 

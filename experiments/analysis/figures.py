@@ -111,7 +111,8 @@ def _returns_on(analysis: Analysis, task: str, methods: Sequence[Method], drawn:
 def final_returns(analysis: Analysis) -> RowFigure:
     """Return after training: a panel for each task, for the mean over tasks, and for the worst task."""
     panels = []
-    baselines = {r.method.name: r for r in analysis.results if r.method.name in {r.baseline for r in analysis.results}}
+    names = {result.baseline for result in analysis.results}
+    baselines = {result.method.name: result for result in analysis.results if result.method.name in names}
     for name in (*analysis.tasks, MEAN, WORST):
         points = []
         for result in analysis.results:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from experiments.analysis.arrays import Array
 from experiments.analysis.comparison import Analysis
-from experiments.analysis.replicates import Method
+from experiments.analysis.replicates import Curve, Method
 
 # Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision, with black for the baseline
 # and grey for agents that share nothing. A method has the same colour in every figure and in both variants.
@@ -69,6 +70,21 @@ def short(text: str, longest: int = 36) -> str:
         return text
     end = longest // 3
     return f"{text[: longest - end - 1]}…{text[-end:]}"
+
+
+def thousands(steps: float) -> str:
+    """A number of steps in at most three digits: `600k`."""
+    return f"{steps / 1000:.3g}k" if steps else "0"
+
+
+def cosine(value: float) -> str:
+    """A cosine, or a threshold of cosines: below -1, which no cosine is below, it is `never`."""
+    return "never" if value < -1 else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
+
+
+def few_seeds(curve: Curve) -> Array | None:
+    """The curves of single seeds, (seeds, P), if they are so few that they are drawn in place of an interval."""
+    return curve.seeds if curve.seeds is not None and 1 < len(curve.seeds) < FEW_SEEDS else None
 
 
 def variants(analysis: Analysis) -> dict[str, list[Method]]:

@@ -20,8 +20,8 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
-from experiments.analysis.figure_parts import RAISED
-from experiments.analysis.looks import short
+from experiments.analysis.figure_parts import END, MOST_BANDS, RAISED
+from experiments.analysis.looks import short, thousands
 from experiments.analysis.plots.style import (
     draw_curve,
     draw_matrix,
@@ -35,10 +35,8 @@ from experiments.analysis.plots.style import (
     variant_markers,
 )
 
-MOST_BANDS = 3  # of a panel; more would hide one another
 NARROWEST = 5.0  # inches, so that the title has room
 SPAN = 1.3  # length of an axis of steps, relative to the last step
-END = 1.025  # where the values after training are drawn, relative to the last step
 
 
 @singledispatch
@@ -213,12 +211,7 @@ def _label_x(axes: Axes, data: CurveFigure) -> None:
     axes.set_xlabel(data.x.label)
     if data.x.quantity == "steps":
         assert data.last is not None
-        axes.set_xticks(np.linspace(0, data.last, 4), map(_thousands, np.linspace(0, data.last, 4)))
-
-
-def _thousands(steps: float) -> str:
-    """A number of steps in at most three digits: `600k`."""
-    return f"{steps / 1000:.3g}k" if steps else "0"
+        axes.set_xticks(steps := np.linspace(0, data.last, 4), map(thousands, steps))
 
 
 def _draw_point(axes: Axes, point: Point, upright: bool = False) -> None:

@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from experiments.analysis.arrays import Array
-from experiments.analysis.looks import DIVERGING, FEW_SEEDS, Look, short, task_look
+from experiments.analysis.looks import DIVERGING, Look, cosine, few_seeds, short, task_look
 from experiments.analysis.replicates import Curve
 
 MOST_NUMBERS = 8  # largest number of tasks for which the cells of a heat map hold their numbers
@@ -34,7 +34,6 @@ RC: Any = {  # newer releases of Matplotlib type every key
 CHARACTERS_PER_INCH = 13  # of a caption
 LINE_HEIGHT = 0.14  # of a caption, in inches
 NOTE = "note"  # the name of the caption among the parts of a figure
-NEVER = -1.0  # the cosine below which no two gradients are
 
 
 def style(look: Look) -> dict[str, Any]:
@@ -54,12 +53,12 @@ def draw_curve(axes: Axes, curve: Curve | None, label: str, band: bool = True, *
     """
     if curve is None:
         return
-    few = curve.seeds is not None and 1 < len(curve.seeds) < FEW_SEEDS
-    if few and curve.seeds is not None:
-        axes.plot(curve.x, curve.seeds.T, linewidth=0.5, alpha=0.35, **style)
+    seeds = few_seeds(curve)
+    if seeds is not None:
+        axes.plot(curve.x, seeds.T, linewidth=0.5, alpha=0.35, **style)
     alone = "o" if len(curve.x) == 1 else ""  # a line of one point would not be seen
     axes.plot(curve.x, curve.mean, label=short(label), linewidth=1.5, marker=alone, **style)
-    if band and not few and curve.low is not None and curve.high is not None:
+    if band and seeds is None and curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
 
 
@@ -84,11 +83,6 @@ def draw_matrix(axes: Axes, matrix: Array, tasks: Sequence[str]) -> None:
             if np.isfinite(value):
                 shade = "white" if abs(value) > 0.6 else "black"
                 axes.text(j, i, cosine(value), ha="center", va="center", color=shade, fontsize="small")
-
-
-def cosine(value: float) -> str:
-    """A cosine or a threshold of cosines, as it stands in a cell."""
-    return "never" if value < NEVER else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def legend_beside(axes: Axes, handles: Iterable[Artist] | None = None) -> None:

@@ -26,9 +26,9 @@ from experiments.analysis.figure_data import (
     RowFigure,
     SizeFigure,
 )
-from experiments.analysis.figure_parts import RAISED
+from experiments.analysis.figure_parts import END, MOST_BANDS, RAISED
 from experiments.analysis.figures import FIGURES
-from experiments.analysis.looks import DIVERGING, FEW_SEEDS, GREY
+from experiments.analysis.looks import DIVERGING, GREY, cosine, few_seeds, thousands
 from experiments.analysis.report.colours import faded
 
 Figure = dict[str, Any]  # `data` and `layout` of plotly.js
@@ -38,9 +38,7 @@ HEIGHT = 300  # of a plot, in pixels
 ROW = 30  # of a method, in pixels, where methods are rows
 LONGEST = 18  # characters of a name beside a row
 BAND, FAINT = 0.13, 0.4  # opacities
-MOST_BANDS = 3  # of a panel of curves; more would hide one another
-# Relative to the last step: where the value after training stands, and where axes end, without and with "never".
-END, BEYOND, SPAN = 1.025, 1.06, 1.24
+BEYOND, SPAN = 1.06, 1.24  # where axes of steps end, without and with "never", relative to the last step
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 # What is said of a point of a curve, and how the numbers of its interval are written.
@@ -152,7 +150,7 @@ def _end_in_never(layout: Figure, last: float) -> None:
     layout["xaxis"] |= {"range": [0, SPAN * last], "tickangle": 0}
     layout["xaxis"] |= {
         "tickvals": _numbers([*steps, (SPAN + 1) / 2 * last]),
-        "ticktext": [*map(_thousands, steps), "<br>never"],  # on a line of its own: the last step is beside it
+        "ticktext": [*map(thousands, steps), "<br>never"],  # on a line of its own: the last step is beside it
     }
     band = {"type": "rect", "x0": 1.05 * last, "x1": SPAN * last, "y0": 0, "y1": 1, "yref": "paper"}
     layout["shapes"] = [{**band, "fillcolor": "rgba(128, 128, 128, 0.12)", "line": {"width": 0}, "layer": "below"}]
@@ -172,7 +170,7 @@ def _sizes(data: SizeFigure) -> Chart:
 
 @chart.register
 def _matrices(data: MatrixFigure) -> Chart:
-    says = data.says.format(row="%{y}", column="%{x}", value="%{z:.3f}").replace("\n", "<br>")
+    says = data.says.format(row="%{y}", column="%{x}", value="%{text}").replace("\n", "<br>")
     plots = []
     for panel in data.panels:
         assert panel.matrix is not None
@@ -185,7 +183,8 @@ def _matrices(data: MatrixFigure) -> Chart:
             zmax=1,
             colorscale=DIVERGING,
             showscale=False,
-            texttemplate="%{z:.2f}",
+            text=[["" if math.isnan(value) else cosine(value) for value in row] for row in panel.matrix],
+            texttemplate="%{text}",
             hovertemplate=f"{says}<extra></extra>",
             hoverongaps=False,
             xgap=2,
@@ -209,24 +208,25 @@ def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figu
     """
     key, curve, colour = line.key, line.curve, line.key.look.colour
     says, form = Y_SAYS[data.y.quantity]
+    seeds = few_seeds(curve)
     keep = np.unique(np.linspace(0, len(curve.x) - 1, min(len(curve.x), MOST_POINTS)).round().astype(int))
     x, intervals = curve.x[keep], [""] * len(keep)
     if curve.low is not None and curve.high is not None:
         low, high = curve.low[keep], curve.high[keep]
         intervals = [f" [{form.format(a)}, {form.format(b)}]" for a, b in zip(low, high, strict=True)]
-        if curve.seeds is None or len(curve.seeds) >= FEW_SEEDS:
+        if seeds is None:
             outline = [*x, *x[::-1]], [*low, *high[::-1]]
             band = "hovered" if hovered else None
             yield _scatter(
                 key, *outline, mode="none", fill="toself", fillcolor=faded(colour, BAND), hoverinfo="skip", meta=band
             )
-    if curve.seeds is not None and 1 < len(curve.seeds) < FEW_SEEDS:
+    if seeds is not None:
         thin = {"color": faded(colour, FAINT), "dash": dash(key), "width": 1}
         gap = [math.nan]  # one trace has the lines of all seeds, with gaps between them
         yield _scatter(
             key,
-            [step for _ in curve.seeds for step in [*x, *gap]],
-            [value for seed in curve.seeds for value in [*seed[keep], *gap]],
+            [step for _ in seeds for step in [*x, *gap]],
+            [value for seed in seeds for value in [*seed[keep], *gap]],
             mode="lines",
             line=thin,
             hoverinfo="skip",
@@ -242,18 +242,18 @@ def _line(line: Line, data: CurveFigure, hovered: bool = False) -> Iterator[Figu
         customdata=intervals,
     )
     if line.end is not None and data.last is not None:
-        yield _end(line, data.last)
+        yield _end(key, line.end, data.last)
 
 
-def _end(line: Line, last: float) -> Figure:
+def _end(key: Key, value: float, last: float) -> Figure:
     """The value after training: a marker behind the end of the curve."""
     return _scatter(
-        line.key,
+        key,
         [END * last],
-        [line.end] if line.end is not None else [],
+        [value],
         "<b>%{fullData.name}</b><br>return %{y:.1f} in the final evaluation",
         mode="markers",
-        marker={"color": line.key.look.colour, "symbol": "triangle-right", "size": 8},
+        marker={"color": key.look.colour, "symbol": "triangle-right", "size": 8},
     )
 
 
@@ -323,12 +323,7 @@ def _ticks(data: CurveFigure) -> Figure:
         return {}
     steps = [data.last * share / 3 for share in range(4)]
     span = {"range": [0, BEYOND * data.last], "rangemode": "normal"}
-    return span | {"tickvals": _numbers(steps), "ticktext": list(map(_thousands, steps))}
-
-
-def _thousands(steps: float) -> str:
-    """A number of steps in at most three digits: `600k`."""
-    return f"{steps / 1000:.3g}k" if steps else "0"
+    return span | {"tickvals": _numbers(steps), "ticktext": list(map(thousands, steps))}
 
 
 def _mark(data: CurveFigure) -> tuple[float | None, str]:

@@ -39,8 +39,8 @@ class TensorBoardView(TensorBoardOutputFormat, View):
     def __init__(self, folder: Path, tasks: Sequence[str], continued_at: int | None = None) -> None:
         purge_from = None if continued_at is None else continued_at + 1
         self._folder = folder / TENSORBOARD_FOLDER
-        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
         self.writer = SummaryWriter(str(self._folder), purge_step=purge_from)
+        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
         self._there = identity(self._folder)
         self._is_closed = False
         self._tasks = tuple(tasks)
