@@ -77,15 +77,23 @@ def train(package: str, flags: Sequence[str], folder: Path, log: Path) -> Outcom
         output.flush()
         begin = output.seek(0, os.SEEK_END)
         wait_for_lock(folder, LOCK_SECONDS)  # if the lock is still held then, the run will say so
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.sweep.child", str(os.getpid()), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
-            start_new_session=True,  # so that Ctrl-C in the sweep's terminal reaches the sweep alone
-        )
+        # An interrupt that comes while the process is started waits until `finally` below would stop the process.
+        interrupts: list[int] = []
+        handler = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
         try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.sweep.child", str(os.getpid()), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": path},
+                start_new_session=True,  # so that Ctrl-C in the sweep's terminal reaches the sweep alone
+            )
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        try:
+            if interrupts:
+                raise KeyboardInterrupt
             # It waits in small steps, because an exception from outside is raised only when a call returns.
             while (status := process.poll()) is None:
                 time.sleep(POLL_SECONDS)

@@ -296,7 +296,7 @@ def test_on_a_phone_all_but_the_answer_is_folded(visit, made):
     assert narrow.tab.locator("#legend .keys").is_visible()
     folds.first.locator("summary").tap()
     scroll_through(narrow.tab, "final-returns")
-    assert narrow.tab.locator("#final-returns-plots .main-svg").first.is_visible()
+    narrow.tab.locator("#final-returns-plots .main-svg").first.wait_for(state="visible")
     narrow.tab.evaluate("location.hash = 'learning-curves-plots'")  # as a link does
     wait_until(narrow.tab, "document.querySelector('#learning-curves-plots .fold').open")
     legend, title = (narrow.tab.locator(at).bounding_box() for at in ("#legend", "#learning-curves-plots h2"))

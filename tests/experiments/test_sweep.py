@@ -273,6 +273,24 @@ def test_a_run_can_be_cancelled_below_a_shell_that_ignores_interrupts(tmp_path):
     assert not processes(str(tmp_path))
 
 
+@needs_proc
+def test_an_interrupt_while_the_process_is_started_stops_it(tmp_path, monkeypatch):
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            _thread.interrupt_main()
+            time.sleep(0.1)  # here Python calls the handler
+
+    (run,) = plan("shared_dqn", variants=("aware",), results=tmp_path, flags=SMALL)
+    run.log.parent.mkdir()
+    run.log.touch()
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.train(run.package, run.flags, run.folder, run.log)
+    assert not processes(str(tmp_path))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_node_that_does_not_see_the_results_trains_nothing(tmp_path):
     (run,) = plan("rgb", variants=("aware",), results=tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError):

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import urllib.request
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -53,9 +54,13 @@ def untimed(lines):
 
 
 def children():
-    """Command lines of this process's children."""
-    pids = [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
-    return {int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
+    """Command lines of this process's children. Threads and children may end while they are looked at."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for pid in (task / "children").read_text().split():
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return found
 
 
 def services():
