@@ -1,5 +1,6 @@
 """Multi-task agents for Stable-Baselines3, and the tasks that they learn. This package needs the extra `rl`."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mtrl.lazy import import_on_use
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from mtrl.rl.vec_env import TaskOneHot as TaskOneHot
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
+
+for _package in ("gymnasium", "stable_baselines3", "psutil"):
+    if find_spec(_package) is None:
+        raise ModuleNotFoundError(f"mtrl.rl needs {_package}: pip install 'mtrl-balance[rl]'", name=_package)
 
 _HOMES = {
     "mtrl.rl.algorithm": ("MultiTaskAlgorithm",),

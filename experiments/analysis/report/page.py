@@ -30,7 +30,7 @@ from experiments.analysis.figure_parts import method_keys
 from experiments.analysis.looks import DIVERGING
 from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash
 from experiments.analysis.report.colours import on_dark, on_light, themes
-from experiments.analysis.report.ranking import breakable, ranking
+from experiments.analysis.report.ranking import Cell, breakable, ranking
 
 EMBEDDED = 8_000_000
 """Most bytes of videos that go into the page; further videos are linked."""
@@ -171,9 +171,9 @@ def _accessible(tokens: Sequence[Token], keys: Mapping[str, str], title: str) ->
                 token.attrSet("data-key", keys[name])
                 tokens[place + 1].children = _breaks(name)
             next(other for other in tokens[place:] if other.type == "td_close").tag = "th"
-        elif token.type == "inline" and (cell := re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", _plain(token))):
-            value, interval, rest = cell.groups()
-            token.children = [_text(value + " "), _raw("<small>"), _text(interval), _raw("</small>"), _text(rest)]
+        elif token.type == "inline" and (cell := Cell.of(_plain(token))).interval:
+            small = _raw("<small>"), _text(cell.interval), _raw("</small>")
+            token.children = [_text(cell.value + " "), *small, _text(cell.rest)]
         found.append(token)
         if token.type == "table_close":
             found.append(_raw("</div>"))

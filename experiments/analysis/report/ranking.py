@@ -22,6 +22,12 @@ class Cell:
     interval: str = ""
     rest: str = ""
 
+    @classmethod
+    def of(cls, text: str) -> Cell:
+        """The parts of a cell of table.md."""
+        found = re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", text)
+        return cls(*found.groups()) if found else cls(text)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -72,7 +78,7 @@ def ranking(analysis: Analysis, keys: Sequence[Key]) -> Ranking:
 
     rows = []
     for result, texts in ranked:
-        cells = {name: _cell(text) for name, text in zip(tables.RANKING_COLUMNS, texts, strict=True)}
+        cells = {name: Cell.of(text) for name, text in zip(tables.RANKING_COLUMNS, texts, strict=True)}
         picture = Picture(place(0.0) if cells["verdict"].value == "baseline" else None)
         if result.comparison is not None:
             difference = result.comparison.difference
@@ -105,9 +111,3 @@ def _ticks(low: float, high: float) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(reach))
     step = max(factor * unit for factor in (1, 2, 5) if factor * unit <= reach)
     return [tick for tick in (-step, 0.0, step) if low <= tick <= high]
-
-
-def _cell(text: str) -> Cell:
-    """The parts of a cell of table.md."""
-    found = re.fullmatch(r"(\S+) (\[[^]]*\])(.*)", text)
-    return Cell(*found.groups()) if found else Cell(text)
