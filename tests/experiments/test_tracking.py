@@ -264,16 +264,24 @@ def test_the_run_goes_on_where_wandb_fails(wandb_runs, plain, tmp_path, capsys):
 
 KILLED = """
     import os, signal, sys, time
+    from pathlib import Path
+    sys.path.insert(0, sys.argv.pop(1))
+    from conftest import wandb_records
     from experiments.program import run_folder
     from experiments.training import tracking
     from experiments.aim.train import main
     run_folder.LARGEST_SHARE = 1.0  # a small run: the interval alone decides
     settle, write, lines = tracking.Views.settle, tracking.Views.write, []
 
+    def written():
+        (path,) = Path(sys.argv[sys.argv.index("--results-dir") + 1]).glob("aim/seed_0/wandb/offline-run-*/run-*.wandb")
+        return sum(record.WhichOneof("record_type") == "history" for record in wandb_records(path))
+
     def settle_and_wait(views):
         settle(views)
-        if len(lines) > 4:
-            time.sleep(2.5)  # until W&B has written them
+        if len(lines) > 4 and not isinstance(lines[-1], str):
+            while written() < len(lines):
+                time.sleep(0.1)
             lines.append("and now one that no checkpoint has")
 
     def write_and_die(views, *arguments):
@@ -290,7 +298,7 @@ KILLED = """
 @pytest.mark.slow
 def test_a_continued_run_goes_on_in_a_new_run_of_the_same_group(wandb_runs, plain, tmp_path):
     arguments = [*SMALL, "--results-dir", str(tmp_path), "--wandb", "offline", "--checkpoint-interval", "0.05"]
-    assert train_in_process(KILLED, *arguments) == -signal.SIGKILL
+    assert train_in_process(KILLED, Path(__file__).parent, *arguments) == -signal.SIGKILL
     folder = tmp_path / "aim" / "seed_0"
     (first,) = wandb_runs(folder)
     lost = lines_of(folder)[-1]["env_step"]
