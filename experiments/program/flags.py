@@ -263,7 +263,11 @@ def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
 
 @cache
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """How words become values where tyro's own way is too narrow: an integer may be written as 1e5."""
+    """How words become values where tyro's own way is too narrow or too wide.
+
+    An integer may be written as 1e5. A path may not be empty, as that of a shell variable without a value is: Python
+    would take it for the current folder.
+    """
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -278,7 +282,26 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
             str_from_instance=lambda value: [str(value)],
         )
 
+    @registry.primitive_rule
+    def path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda words: _path(words[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     return registry
+
+
+def _path(word: str) -> Path:
+    """The path that a word stands for."""
+    if not word:
+        raise ValueError("the path is empty; the current folder is '.'")
+    return Path(word)
 
 
 def _integer(word: str) -> int:
@@ -319,7 +342,7 @@ def _bad_value(event: Any, words: Sequence[str]) -> str:
             problem = "missing value" if got is None else f"takes no value but got {got!r}"
         case _:
             problem = str(event.message).partition("\n")[0]
-            if given and problem.startswith(GENERIC_REASONS):
+            if problem.startswith(GENERIC_REASONS):
                 problem = f"invalid value {given!r}"
     return f"argument {event.argument.display_name()}: {problem}; {expected}"
 

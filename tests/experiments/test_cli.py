@@ -128,6 +128,8 @@ def test_a_good_command_line() -> None:
         ("--preset", "argument --preset: missing value; choose from default, notes"),
         ("--preset --lr 1", "argument --preset: missing value; choose from default, notes"),
         ("--preset note --help", "argument --preset: invalid choice 'note'; choose from default, notes"),
+        ("--out=", "argument --out: the path is empty; the current folder is '.'; expected PATH"),
+        ("--total-steps=", "argument --total-steps: invalid value ''; expected INT"),
         ("--tyro-print-completion", "unrecognized argument '--tyro-print-completion'; see --help"),
         ("--tyro-write-completion bash /no/such/file", "No such file or directory: '/no/such/file'"),
     ],
