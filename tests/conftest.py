@@ -39,7 +39,7 @@ def visit(browser):
 
     def visit(path, width=1400, height=1000, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(0)  # a slow machine is no fault
+        context.set_default_timeout(300_000)  # ms: a slow machine is no fault
         contexts.append(context)
         tab, complaints, requests = context.new_page(), [], []
         tab.on("console", lambda message: complaints.append(message.text))
