@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import MultiTaskDQN
 from experiments.training.evaluation import CURVE_SEED, evaluate
+from mtrl.rl.tasks import TaskLike
 from mtrl.states import Whole, check_form
 
 
@@ -16,12 +17,12 @@ class CurveEvaluation(BaseCallback):
     """Evaluates greedily every `interval` environment steps and logs `eval/<task>/return` and `eval/mean_return`.
 
     Args:
-        tasks: the names of the tasks.
+        tasks: the tasks.
         interval: environment steps between evaluations.
         episodes: episodes of each task in one evaluation.
     """
 
-    def __init__(self, tasks: Sequence[str], interval: int, episodes: int) -> None:
+    def __init__(self, tasks: Sequence[TaskLike], interval: int, episodes: int) -> None:
         super().__init__()
         self._tasks = tasks
         self._interval = interval

@@ -79,7 +79,7 @@ class RunSettings:
     are given beside it take precedence."""
 
     variant: Variant = "aware"
-    """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
+    """`aware`: observations end with a one-hot of the task; `blind`: they are as the environment gives them."""
 
     seed: Whole = 0
     """Seed of everything random."""
@@ -89,7 +89,9 @@ class RunSettings:
     `--label slow` makes `rgb-slow` of `rgb`. At most 40 letters, digits, `_` and `.`."""
 
     tasks: tuple[str, ...] = ("Standard", "Windy", "Heavy")
-    """Names of the tasks, in the order of the one-hot."""
+    """The tasks, in the order of the one-hot: names of landers (`Windy`), ids of Gymnasium (`CartPole-v1`), and
+    addresses of your own (`my_tasks:MOON` is MOON in my_tasks.py in the current folder: a task, a list of tasks, or a
+    function that makes an environment)."""
 
     total_steps: Count = 600_000
     """Environment steps over all tasks."""
@@ -261,7 +263,11 @@ class EvaluateConfig:
     """Episodes per task."""
 
     task: str = "all"
-    """The name of a task, or `all` for all tasks that the model was trained on."""
+    """The name of a task, or `all` for all tasks that the model was trained on, or those after --tasks."""
+
+    tasks: tuple[str, ...] = ()
+    """The tasks to play, as `train --tasks` takes them. Default: all that the model was trained on. A task of your own
+    (`my_tasks:MOON`) has to be given here: no address is taken from a file."""
 
     variant: Variant = "aware"
     """The variant of the run."""
@@ -282,7 +288,8 @@ class EvaluateConfig:
     """Show the episodes in a window."""
 
     video_dir: Path | None = None
-    """Write one mp4 per task into this folder, with task, step and return so far on every frame."""
+    """Write one mp4 per task into this folder, with task, step and return so far on every frame. Characters of a task's
+    name that do not suit a file's become `_`."""
 
     grid: bool = False
     """Also write `grid.mp4` to --video-dir: all tasks side by side, episode by episode."""
@@ -291,8 +298,7 @@ class EvaluateConfig:
     """Number of episodes in each video."""
 
     picture: Path | None = None
-    """Write a PNG that shows the first successful episode of each task, with the craft at several moments of its
-    descent."""
+    """Write a PNG that shows the first successful episode of each task, with what moves at several moments."""
 
     def __post_init__(self) -> None:
         check_fields(self)
