@@ -49,6 +49,10 @@ from experiments.analysis.looks import (
 from experiments.analysis.measures import performance_profile
 from experiments.analysis.replicates import Curve, Method
 
+LOWEST = -1.5
+"""Returns below this many times the return that counts as solved are cut off in learning curves: how far below says
+little. A random lander reaches about -200, and lands at 200."""
+
 PROFILE_POINTS = 301
 NEVER = 1.12  # where "never" is drawn on an axis of steps, relative to the last step
 SPREAD = 0.09  # distance of two networks of equal size, which would otherwise hide one another
@@ -72,16 +76,18 @@ def learning_curves(analysis: Analysis) -> CurveFigure | None:
         for task in analysis.tasks
     ]
     lines = [line for panel in panels for line in panel.lines]
-    limits, is_cut = _limits_of_curves(lines, analysis.solved.values())
+    limits, lowest = _limits_of_curves(lines, analysis.solved.values())
     if limits is None or _have_scales_of_their_own(analysis):
-        limits, is_cut, found = None, False, []
+        limits, lowest, found = None, None, []
         for panel, task in zip(panels, tasks, strict=True):
             of_task = [line for other, of in zip(panels, tasks, strict=True) if of == task for line in other.lines]
             own, cut = _limits_of_curves(of_task, [analysis.solved[task]])
             found.append(replace(panel, limits=own))
-            is_cut = is_cut or cut
+            lowest = cut if lowest is None else lowest
         panels = found
-    cut_note = " Far lower returns are cut off." if is_cut else ""
+    cut_note = "" if lowest is None else f" Curves are cut off at {lowest:g}."
+    if lowest is not None and limits is None:
+        cut_note = " Curves are cut off where they are far below what counts as solved."
     grey = " The other methods are grey." if any(line.key.look.colour == GREY for line in lines) else ""
     return CurveFigure(
         name="learning_curves",
@@ -101,21 +107,27 @@ def _have_scales_of_their_own(analysis: Analysis) -> bool:
     return len(set(analysis.solved.values())) > 1
 
 
-def _limits_of_curves(lines: Sequence[Line], marks: Iterable[float | None]) -> tuple[tuple[float, float] | None, bool]:
-    """Limits of an axis of returns, and whether low returns are cut off; no limits without returns.
+def _limits_of_curves(
+    lines: Sequence[Line], marks: Iterable[float | None]
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Limits of an axis of returns, and where low returns are cut off, if they are; no limits without returns.
 
-    The axis reaches as far as returns do: intervals of few seeds reach beyond what is possible. But early in training
-    returns may lie far below all others; those below Tukey's fence are cut off.
+    The axis reaches as far as returns do: intervals of few seeds reach beyond what is possible.
     """
     values = [(line.curve.mean if line.curve.seeds is None else line.curve.seeds).ravel() for line in lines]
     if not values:
-        return None, False
-    ends = [mark for mark in marks if mark is not None] + [line.end for line in lines if line.end is not None]
-    returns = np.concatenate(values)
-    first, third = np.quantile(returns, (0.25, 0.75))
-    lowest = min([float(first - 1.5 * (third - first)), *ends])
-    low, high = float(returns.min()), float(returns.max())
-    return with_margin([*ends, max(low, lowest)], [*ends, high]), low < lowest
+        return None, None
+    thresholds = [mark for mark in marks if mark is not None]
+    ends = [*thresholds, *(line.end for line in lines if line.end is not None)]
+    ends += [float(end(of_line)) for of_line in values for end in (np.min, np.max)]
+    low, high = _with_margin(ends)
+    lowest = LOWEST * max(thresholds, default=0.0)
+    return ((lowest, high), lowest) if low < lowest < 0 else ((low, high), None)
+
+
+def _with_margin(ends: Sequence[float]) -> tuple[float, float]:
+    """The limits of an axis that holds all these returns, of whatever size they are."""
+    return with_margin(ends, ends, least=min(1.0, 0.05 * max(map(abs, ends)) or 1.0))
 
 
 def _returns_on(analysis: Analysis, task: str, methods: Sequence[Method], drawn: Sequence[Method]) -> list[Line]:
@@ -176,7 +188,7 @@ def _limits_of_points(panel: Panel) -> tuple[float, float] | None:
     ends = [end for point in panel.points for end in (point.estimate.value, *(point.estimate.interval or ()))]
     ends += [value for point in panel.points for value in point.seeds.values()]
     ends += [*panel.baselines.values(), *([] if panel.mark is None else [panel.mark])]
-    return with_margin(ends, ends) if ends else None
+    return _with_margin(ends) if ends else None
 
 
 def _baseline_note(baselines: Collection[str]) -> str:

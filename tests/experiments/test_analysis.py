@@ -306,7 +306,8 @@ def test_normalised_scores_are_1_for_the_independent_agents(methods, analysis):
     rgb = of(analyse(list(methods.values()), random=half), "rgb").normalised_mean
     for task, end, estimate in zip(NAMES, ends, rgb.tasks, strict=True):
         assert estimate.value == pytest.approx(100 / (end - half[task]))
-    alone = of(analyse([methods["rgb"]], random=half), "rgb").normalised_mean  # without them, 1 is what counts as solved
+    # Without them, 1 is the return that counts as solved.
+    alone = of(analyse([methods["rgb"]], random=half), "rgb").normalised_mean
     for task, mean, estimate in zip(NAMES, methods["rgb"].scores.mean(0), alone.tasks, strict=True):
         assert estimate.value == pytest.approx((mean - half[task]) / (200 - half[task]))
     above = dict.fromkeys(NAMES, 1e6)
