@@ -68,8 +68,10 @@ def success_note(solved: Solved, methods: Iterable[Method]) -> str:
     rated = {task for method in methods for task in method.rated}
     of_task = []
     for task, value in solved.items():
-        reported = "as its environment reports" if task in rated else "unknown, and not counted"
-        of_task.append(f"{plain(task)}: {reported if value is None else f'a return of at least {value:g}'}")
+        what = "as its environment reports" if task in rated else "unknown, and not counted"
+        if value is not None:
+            what = f"a return of at least {value:g}, or what its environment reports"
+        of_task.append(f"{plain(task)}: {what}")
     return f"that were successful ({'; '.join(of_task)})"
 
 

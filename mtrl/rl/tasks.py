@@ -77,8 +77,8 @@ class Task:
     Attributes:
         name: the name under which results are filed: 1 to 100 printable characters.
         make: makes a new environment; it is called with the keyword `render_mode` if it takes it.
-        solved_at: the return from which an episode counts as a success. Default None: the `reward_threshold` of the
-            environment's specification, if it has one, or else what the environment reports (see `succeeded`).
+        solved_at: the return from which an episode counts as a success, unless the environment itself reports success
+            (see `succeeded`). Default None: the `reward_threshold` of the environment's specification, if it has one.
 
     Raises:
         ValueError: the name or `solved_at` is not as described, or `make` can't be called.
@@ -244,18 +244,20 @@ def succeeded(infos: Iterable[Mapping[str, Any]], total: float, threshold: float
     """Whether an episode was a success; None if nothing says what success is.
 
     Args:
-        infos: the `info` of each step of the episode. Without a threshold, an episode is a success if `"is_success"`
-            was true at its last step, or `"success"` at any step, as Meta-World counts.
+        infos: the `info` of each step of the episode. Where they have `"is_success"` or `"success"`, these decide: an
+            episode is a success if `"is_success"` is true at its last step, or `"success"` at any step, as Meta-World
+            counts.
         total: the undiscounted return of the episode.
-        threshold: the return from which an episode is a success, as `solved_at` gives it; None if there is none.
+        threshold: otherwise, the return from which an episode is a success, as `solved_at` gives it; None if there is
+            none.
     """
-    if threshold is not None:
-        return total >= threshold
     last, anywhere = None, None
     for info in infos:
-        last = bool(info["is_success"]) if "is_success" in info else last
+        last = bool(info["is_success"]) if "is_success" in info else None
         anywhere = bool(info["success"]) or bool(anywhere) if "success" in info else anywhere
-    return anywhere if last is None else last
+    if last is not None or anywhere is not None:
+        return anywhere if last is None else last
+    return None if threshold is None else total >= threshold
 
 
 # ------------------------------------------------------------------------------------------ from what is given to tasks
