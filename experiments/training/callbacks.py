@@ -65,15 +65,14 @@ class StopAfterEpisodes(BaseCallback):
 
     Args:
         episodes: how many.
-        num_tasks: the number of tasks.
-        envs_per_task: the number of columns of each task in the vector environment.
+        columns: the number of columns of each task in the vector environment.
     """
 
-    def __init__(self, episodes: int, num_tasks: int, envs_per_task: int) -> None:
+    def __init__(self, episodes: int, columns: Sequence[int]) -> None:
         super().__init__()
         self._episodes = episodes
-        self._envs_per_task = envs_per_task
-        self._finished = [0] * num_tasks
+        self._task_of_column = [task for task, count in enumerate(columns) for _ in range(count)]
+        self._finished = [0] * len(columns)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of episodes that each task has finished."""
@@ -90,5 +89,5 @@ class StopAfterEpisodes(BaseCallback):
 
     def _on_step(self) -> bool:
         for column, done in enumerate(self.locals["dones"]):
-            self._finished[column // self._envs_per_task] += bool(done)
+            self._finished[self._task_of_column[column]] += bool(done)
         return min(self._finished) < self._episodes

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
-from mtrl.limits import Limits, check_fields
+from mtrl.limits import Limits, check_fields, check_number
 from mtrl.rl.settings import RESUMABLE, DQNSettings
 
 PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
@@ -99,8 +99,8 @@ class RunSettings:
     episodes_per_task: Count | None = None
     """Stop when every task has finished this many episodes, even if steps are left."""
 
-    envs_per_task: Annotated[int, Limits(least=1, most=1_000)] = 4
-    """Copies of each task that are stepped side by side, at most 1,000."""
+    envs_per_task: int | tuple[int, ...] = 4
+    """Copies of each task that are stepped side by side, at most 1,000: one number, or one for each task."""
 
     results_dir: Path = field(default=Path("results/runs"), metadata=RESUMABLE)
     """The run goes to `<results-dir>/<method>[-<label>][_blind]/seed_<k>/`."""
@@ -180,6 +180,9 @@ class TrainConfig(DQNSettings, RunSettings):
         super().__post_init__()
         check_label(self.label)
         check_wandb_project(self.wandb_project)
+        counts = self.envs_per_task if isinstance(self.envs_per_task, tuple) else (self.envs_per_task,)
+        for count in counts:
+            check_number("envs_per_task", count, least=1, most=1_000, whole=True)
 
     @property
     def search_space(self) -> Mapping[str, Space]:

@@ -57,8 +57,8 @@ def train(config: TrainConfig) -> Evaluation:
         run.begin(records=(TENSORBOARD_FOLDER, WANDB_FOLDER))
         metrics = MetricsFile(run.file(METRICS_FILE))
         views.open(config, description, None if run.saved is None else run.saved.state.get("steps"))
-        episodes = Episodes(agent.task_names, config.envs_per_task)
-        parts = [episodes, *_parts(config, tasks)]
+        episodes = Episodes(agent.task_names, agent.column_counts)
+        parts = [episodes, *_parts(config, tasks, agent.column_counts)]
         checkpoints = Checkpoints(run, env, metrics, parts, views.settle)
         _learn(config, agent, [metrics, views], checkpoints, parts)
         run.signals.answer_at_once()
@@ -87,13 +87,15 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _parts(config: TrainConfig, tasks: Sequence[AnyTask]) -> list[CurveEvaluation | StopAfterEpisodes]:
+def _parts(
+    config: TrainConfig, tasks: Sequence[AnyTask], columns: Sequence[int]
+) -> list[CurveEvaluation | StopAfterEpisodes]:
     """The callbacks that the settings ask for."""
     parts: list[CurveEvaluation | StopAfterEpisodes] = []
     if config.eval_interval:
         parts.append(CurveEvaluation(tasks, config.eval_interval, config.eval_episodes))
     if config.episodes_per_task is not None:
-        parts.append(StopAfterEpisodes(config.episodes_per_task, len(tasks), config.envs_per_task))
+        parts.append(StopAfterEpisodes(config.episodes_per_task, columns))
     return parts
 
 

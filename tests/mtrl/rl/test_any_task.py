@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from mtrl.rl import Task, UnknownTaskError, get_task, get_tasks, make_env, make_task_vec_env, solved_at, succeeded
+from agents import BRC
+from mtrl.rl import (
+    MultiTaskDQN,
+    Task,
+    UnknownTaskError,
+    evaluate_tasks,
+    get_task,
+    get_tasks,
+    make_env,
+    make_task_vec_env,
+    solved_at,
+    succeeded,
+)
 
 MODULE = """
 import gymnasium
@@ -170,6 +182,52 @@ def test_columns_may_be_more_for_one_task() -> None:
 
 def make_pole() -> gymnasium.Env[Any, Any]:
     return gymnasium.make("CartPole-v1")
+
+
+class Numbered(gymnasium.Env[Any, Any]):
+    """Observes its own number and the step of the episode, which has three."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        self.number, Numbered.made = Numbered.made, Numbered.made + 1
+        self.observation_space, self.action_space = spaces.Box(0, 100, (2,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.array([self.number, 0], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        observation = np.array([self.number, self.steps], np.float32)
+        return observation, float(self.number), self.steps == 3, False, {}
+
+
+@pytest.mark.parametrize("kind", [MultiTaskDQN, BRC])
+@pytest.mark.parametrize("n_step", [1, 2])
+def test_an_agent_learns_from_columns_that_are_more_for_one_task(kind: Any, n_step: int) -> None:
+    Numbered.made = 0
+    env = make_task_vec_env([Task("few", Numbered), Task("many", Numbered)], [2, 3], seed=0, variant="blind")
+    few, many = (0, 1), (2, 3, 4)
+    small = {"learning_starts": 60, "buffer_size": 400, "batch_size": 8, "device": "cpu", "seed": 0}
+    agent = kind("MlpPolicy", env, n_step=n_step, **small)
+    assert len(agent.exploration_rates) == 5
+    agent.learn(300)
+    rows = agent.replay_buffer.state_dict()["rows"]
+    assert rows.shape[1] == 3 * (60 - n_step + 1)  # all tasks store as many as the one with most columns
+    for task, numbers in enumerate((few, many)):
+        stored = rows[task, :, 0]  # the column in which a transition began, and the one in which it ended
+        assert (stored == rows[task, :, 2]).all()
+        counts = [int((stored == number).sum()) for number in numbers]
+        assert sum(counts) == len(stored)
+        assert max(counts) - min(counts) <= 1  # the columns take turns
+    assert agent.recent_returns == [pytest.approx(3 * np.mean(few), abs=0.2), pytest.approx(3 * np.mean(many), abs=0.2)]
+    returns = evaluate_tasks(agent, env, n_eval_episodes=6)
+    assert sorted(returns["few"].returns) == [0] * 3 + [3] * 3
+    assert sorted(returns["many"].returns) == [6] * 2 + [9] * 2 + [12] * 2
+    if kind is BRC:
+        assert agent.update.return_scale.largest[1] > 2 * agent.update.return_scale.largest[0]
 
 
 def test_what_counts_as_solved() -> None:
