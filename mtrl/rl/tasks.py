@@ -208,7 +208,7 @@ def make_env(task: AnyTask, render_mode: str | None = None) -> gymnasium.Env[Any
     of_task = f"the environment of task {task.name!r}"
     try:
         env = task.make(**_render_argument(task.make, render_mode))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's function may do anything
         raise ValueError(f"{of_task} can't be made: {_reason(error)}") from error
     if not isinstance(env, gymnasium.Env):
         hint = "gymnasium.make makes one"
