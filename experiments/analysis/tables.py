@@ -98,7 +98,8 @@ def markdown(analysis: Analysis) -> str:
         numbers = _summary_table(analysis, lambda result: result.normalised_mean, form="{:.2f}")
         parts += ["## Normalised returns", note, numbers]
     if any(result.steps_to for result in analysis.results):
-        parts += ["## Sample efficiency", EFFICIENCY, _efficiency_table(analysis)]
+        note = SOLUTION if "solved" in goals_of(analysis.solved) else EFFICIENCY
+        parts += ["## Sample efficiency", note, _efficiency_table(analysis)]
     parts += ["## Size and speed", SIZE, _size_table(analysis)]
     return "\n\n".join(parts) + "\n"
 
@@ -124,8 +125,8 @@ RETURNS = """\
 Mean return per task, averaged over seeds, with its interval in brackets. The return of a seed is the mean over its
 greedy episodes after the last step of training, not at its best evaluation. Of 100 intervals made in this way, 95
 contain the mean over all possible seeds. One seed has no interval. *mean* is the mean over tasks; *worst task* is the
-lowest task of each seed, averaged over seeds; *success* is the share of episodes {success},
-and how many these are."""
+lowest task of each seed, averaged over seeds; *success* is the share of episodes {success}, and how
+many these are."""
 
 IQM = """\
 The same returns, without the lowest and the highest quarter of the values: one failed seed of ten does not move this
@@ -145,10 +146,14 @@ over seeds, with 95 % intervals."""
 REFERENCE = "are the independent agents, which have a network for each task ({seeds})"
 
 EFFICIENCY = """\
-Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number (*solved*:
-after which the greedy returns of all tasks at once first reached what counts as solved in them): the median over seeds
-with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at the evaluations for
-the learning curves, so it is no finer than their spacing."""
+Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: the
+median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at the
+evaluations for the learning curves, so it is no finer than their spacing."""
+
+SOLUTION = """\
+Environment steps over all tasks after which the greedy returns of all tasks at once first reached what counts as solved
+in them: the median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is
+measured at the evaluations for the learning curves, so it is no finer than their spacing."""
 
 SIZE = """\
 *parameters* are those of the network that was trained. Times are means over seeds and depend

@@ -13,6 +13,8 @@ import envs
 from experiments.program.flags import UsageError
 from mtrl.rl.tasks import AnyTask, GymTask, UnknownTaskError, get_task, get_tasks
 
+MOST_BYTES = 200  # of a name of a file; file systems take 255
+
 __all__ = ["describe_tasks", "file_stems", "get_task", "get_tasks", "tasks_called"]
 
 
@@ -54,10 +56,11 @@ def file_stems(names: Iterable[str]) -> Mapping[str, str]:
     """A name of a file, without its ending, for each name of a task, all of them different.
 
     Letters, digits, `-`, `_`, `.` and spaces stay; other characters, such as the slash in Gymnasium's ids, become `_`.
+    What is too long for a name of a file is cut.
     """
     stems: dict[str, str] = {}
     for name in names:
-        stem = re.sub(r"[^\w. -]", "_", name).strip(" .") or "task"
+        stem = re.sub(r"[^\w. -]", "_", name).encode()[:MOST_BYTES].decode(errors="ignore").strip(" .") or "task"
         taken = {other.lower() for other in stems.values()}  # some file systems do not tell cases apart
         number = 2
         unique = stem

@@ -206,6 +206,8 @@ def test_names_of_files() -> None:
     names = ["grid", "a/b", "a:b", "Ä-1.x", "..", "GRID"]
     stems = file_stems(names)
     assert list(stems.values()) == ["grid", "a_b", "a_b_2", "Ä-1.x", "task", "GRID_2"]
+    long = file_stems(["月" * 100, "月" * 99])
+    assert sorted(len(stem) for stem in long.values()) == [66, 68]
 
 
 def test_the_range_of_returns_is_that_of_each_task() -> None:
