@@ -166,19 +166,24 @@ class ReturnScale:
         self.largest = np.zeros(num_tasks)  # (T,)
         self.unfinished: list[list[float]] = []
 
-    def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
-        """Add one step of T * K columns, in task-major order. Each argument has the shape (T * K,); see `Step`."""
+    def add(
+        self,
+        rewards: NDArray[np.float32],
+        dones: NDArray[np.bool_],
+        terminals: NDArray[np.bool_],
+        task_of_column: NDArray[np.int64],
+    ) -> None:
+        """Add one step of N columns, given the number of each column's task. Each argument has the shape (N,)."""
         if len(self.unfinished) != len(rewards):
             self.unfinished = [[] for _ in rewards]
         for column, reward in enumerate(rewards.tolist()):
             self.unfinished[column].append(reward)
-        columns_per_task = len(rewards) // len(self.largest)
         for column in np.flatnonzero(dones).tolist():
             episode, self.unfinished[column] = self.unfinished[column], []
             value = 0.0 if terminals[column] else float(np.mean(episode)) / (1 - self.gamma)
             for received in reversed(episode):
                 value = received + self.gamma * value
-                task = column // columns_per_task
+                task = task_of_column[column]
                 self.largest[task] = max(self.largest[task], abs(value))
 
     def forget_unfinished(self) -> None:
@@ -258,7 +263,7 @@ class CategoricalUpdate(SharedUpdate):
 
     def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """Add the step's rewards to the returns."""
-        self.return_scale.add(rewards, dones, terminals)
+        self.return_scale.add(rewards, dones, terminals, self.task_of_column)
 
     def forget_unfinished(self) -> None:
         """Drop the rewards of episodes that will not be finished."""

@@ -125,6 +125,7 @@ class BenchmarkConfig:
         """The number of environment steps after which every task's part of the replay is certainly full."""
         training = self.training
         tasks, columns = len(training.tasks), training.envs_per_task
+        assert isinstance(columns, int)
         rows = -(-(self.buffer_size // tasks) // columns)  # vector steps, rounded up
         return (rows + training.n_step - 1) * tasks * columns  # a transition is complete n_step - 1 steps later
 

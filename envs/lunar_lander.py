@@ -1,6 +1,6 @@
 """Gymnasium environments made from a task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat, cast
 
 import gymnasium
@@ -118,7 +118,7 @@ def make_task_env(
 
 def make_task_vec_env(
     tasks: TaskLike | Iterable[TaskLike] = DEFAULT_TASKS,
-    envs_per_task: int = 4,
+    envs_per_task: int | Sequence[int] = 4,
     seed: int | None = None,
     variant: str = "aware",
     **options: Any,

@@ -9,18 +9,20 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from envs import TASKS
-from experiments.analysis import plots, random_policy, report, tables
+from experiments.analysis import plots, report, tables
 from experiments.analysis.comparison import Analysis, analyse
 from experiments.analysis.config import ALL, AnalyzeConfig
 from experiments.analysis.figures import FIGURES
+from experiments.analysis.goals import solved_returns
 from experiments.analysis.marl_eval import to_marl_eval
 from experiments.analysis.replicates import Method, as_methods
 from experiments.analysis.runs import BASELINE, BLIND, REFERENCE, Run, load_runs
+from experiments.program import random_policy
 from experiments.program.flags import UsageError
 from experiments.program.locking import locked
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.stopping import disk_errors
+from experiments.program.tasks import get_tasks, tasks_called
 from experiments.program.terminal import console, progress
 from mtrl.files import one_line, replacing
 
@@ -42,6 +44,8 @@ def analyze(config: AnalyzeConfig) -> None:
     """
     if config.html:
         report.check(config.video_dir)
+    if config.tasks:
+        get_tasks(config.tasks)
     runs, broken = load_runs(config.results_dir)
     _check_runs(config, runs, broken)
     figures = [file for name in FIGURES for file in plots.file_names(name)]
@@ -55,7 +59,7 @@ def analyze(config: AnalyzeConfig) -> None:
 
     methods = as_methods(runs)
     chosen = [methods[name] for name in dict.fromkeys(methods if ALL in config.method else config.method)]
-    analysis = analyse(chosen, methods, config.baseline, _random_returns(methods))
+    analysis = analyse(chosen, methods, config.baseline, _random_returns(methods, config.tasks))
     with locked(config.output_dir, otherwise="wait for it, or give another --output-dir"):
         written = write(analysis, config.output_dir)
         path = config.output_dir / report.REPORT_FILE
@@ -112,15 +116,31 @@ def _check_runs(config: AnalyzeConfig, runs: Mapping[str, Sequence[Run]], broken
         raise UsageError(f"no finished runs of baseline {config.baseline!r} {where}; there are {known}")
 
 
-def _random_returns(methods: Mapping[str, Method]) -> dict[str, float] | None:
-    """Mean returns of a random policy on the tasks of the independent agents, which normalised scores need."""
-    if REFERENCE not in methods:
-        return None
-    tasks = [task for task in methods[REFERENCE].tasks if task in TASKS]
-    return {
-        task: sum(random_policy.random_returns([task], RANDOM_EPISODES)[task]) / RANDOM_EPISODES
-        for task in _shown(tasks, "playing at random")
-    }
+def _random_returns(methods: Mapping[str, Method], given: Sequence[str]) -> dict[str, float] | None:
+    """Mean returns of a random policy, which normalised scores need; None if scores are not normalised.
+
+    They are normalised where there are independent agents, and where the returns of different tasks are of different
+    sizes, as far as what counts as solved tells.
+
+    Args:
+        methods: all methods.
+        given: words of the user's, which say where tasks are.
+    """
+    solved = solved_returns(methods.values())
+    if REFERENCE in methods:
+        names: Sequence[str] = methods[REFERENCE].tasks
+    else:
+        names = [task for task, threshold in solved.items() if threshold is not None]
+        if len(set(solved.values())) < 2:
+            return None
+    found = {}
+    for name in _shown(names, "playing at random"):
+        try:
+            task = tasks_called([name], given)[name]
+            found[name] = sum(random_policy.random_returns([task], RANDOM_EPISODES)[name]) / RANDOM_EPISODES
+        except ValueError as error:
+            print(f"scores are not normalised on {one_line(name)}: {one_line(error)}", file=sys.stderr)
+    return found
 
 
 def _shown(items: Iterable[str], doing: str = "drawing") -> Iterator[str]:

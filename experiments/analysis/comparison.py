@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.goals import Goal, disagreements, goals_of, solved_returns
 from experiments.analysis.intervals import Estimate, Summary, probability_of_improvement, success_rates, summarise
 from experiments.analysis.measures import SampleEfficiency, normalise, sample_efficiency, steps_to_reach
 from experiments.analysis.parameters import count_parameters
@@ -22,7 +23,6 @@ T = TypeVar("T")
 
 ALPHA = 0.05
 MEAN, WORST = "mean over tasks", "worst task"  # shown beside the tasks in figures
-THRESHOLDS = (50, 100, 150, 200)  # returns for which sample efficiency is measured
 
 # Settings of the budget and of the evaluation. A comparison is about the methods alone only if these are the same.
 BUDGET = (
@@ -41,8 +41,8 @@ class Scale:
     """The two ends of the scale of normalised scores, by task."""
 
     random: Mapping[str, float]  # mean return of a random policy: 0
-    reference: Mapping[str, float]  # mean return of the independent agents: 1
-    reference_seeds: int
+    reference: Mapping[str, float]  # mean return of the independent agents, or the return that counts as solved: 1
+    reference_seeds: int | None  # None if the reference is the return that counts as solved
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Result:
     method: Method
     mean: Summary  # of returns
     iqm: Summary
-    success: Summary  # shares of episodes
+    success: Summary | None  # shares of episodes, of the method's rated tasks; None if there are none
     normalised_mean: Summary | None
     normalised_iqm: Summary | None
-    steps_to: Mapping[int, SampleEfficiency]  # by return, averaged over tasks; empty without learning curves
+    steps_to: Mapping[Goal, SampleEfficiency]  # by goal; empty without learning curves
     parameters: int | None
     baseline: str | None  # name of the method that this one is compared with
     improvement: Estimate | None  # probability that a run is better than a run of the baseline
@@ -88,6 +88,7 @@ class Analysis:
 
     results: tuple[Result, ...]
     tasks: tuple[str, ...]  # of all methods together
+    solved: Mapping[str, float | None]  # for each task, the return that counts as solved; None if there is none
     scale: Scale | None
     comparisons: int  # number of tests that Holm's correction covers
     warnings: tuple[str, ...]  # what makes methods hard to compare, a sentence each
@@ -121,29 +122,53 @@ def analyse(
         others: all methods by name, from which the baseline and the reference are taken. Default: `methods`.
         baseline: the baseline of the aware variant; that of the blind variant is `<baseline>_blind`. A method is not
             compared if there is no baseline with the same tasks.
-        random: mean return of a random policy by task. Without it, or without independent agents, scores are not
-            normalised.
+        random: mean return of a random policy by task. Without it scores are not normalised. Their 1 are the
+            independent agents or, without these, the return that counts as solved.
     """
     others = {method.name: method for method in methods} if others is None else others
-    scale = _scale(others.get(REFERENCE), random)
-    results = [_result(method, others, baseline, scale) for method in methods]
+    solved = solved_returns(methods)
+    scale = _scale(others.get(REFERENCE), random, solved)
+    results = [_result(method, others, baseline, scale, solved) for method in methods]
     results = _correct(results)
     tests = sum(result.comparison is not None and result.comparison.p is not None for result in results)
     tasks = tuple(dict.fromkeys(task for method in methods for task in method.tasks))
-    warnings = (*_alone(results, baseline), *_warnings(methods))
-    return Analysis(tuple(results), tasks, scale, tests, warnings)
+    warnings = (*_alone(results, baseline), *_warnings(methods), *disagreements(methods))
+    return Analysis(tuple(results), tasks, solved, scale, tests, warnings)
 
 
-def _scale(reference: Method | None, random: Mapping[str, float] | None) -> Scale | None:
+def _scale(
+    reference: Method | None, random: Mapping[str, float] | None, solved: Mapping[str, float | None]
+) -> Scale | None:
     """The scale of the tasks on which the reference beats the random policy; None if there is no such task."""
-    if reference is None or random is None:
+    if random is None:
         return None
-    means = dict(zip(reference.tasks, reference.scores.mean(0).tolist(), strict=True))
+    if reference is None:
+        means = {task: value for task, value in solved.items() if value is not None}
+    else:
+        means = dict(zip(reference.tasks, reference.scores.mean(0).tolist(), strict=True))
     means = {task: mean for task, mean in means.items() if task in random and mean > random[task]}
-    return Scale({task: random[task] for task in means}, means, len(reference.runs)) if means else None
+    seeds = None if reference is None else len(reference.runs)
+    return Scale({task: random[task] for task in means}, means, seeds) if means else None
 
 
-def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: Scale | None) -> Result:
+def _steps_to(method: Method, solved: Mapping[str, float | None]) -> dict[Goal, SampleEfficiency]:
+    """How many environment steps each goal of the analysis took."""
+    found: dict[Goal, SampleEfficiency] = {}
+    for goal in goals_of(solved):
+        curves = method.margin_curves(solved) if goal == "solved" else method.mean_return_curves()
+        threshold = 0.0 if goal == "solved" else goal
+        if curves:
+            found[goal] = sample_efficiency([steps_to_reach(x, y, threshold) for x, y in curves])
+    return found
+
+
+def _result(
+    method: Method,
+    others: Mapping[str, Method],
+    baseline: str,
+    scale: Scale | None,
+    solved: Mapping[str, float | None],
+) -> Result:
     """The result of a method. Its test is not yet corrected for the number of methods."""
     normalised = None
     if scale is not None and all(task in scale.random for task in method.tasks):
@@ -153,20 +178,15 @@ def _result(method: Method, others: Mapping[str, Method], baseline: str, scale: 
     comparison = None
     if rival is not None and set(method.seeds) & set(rival.seeds):
         comparison = compare({method.name: method.rows()}, rival.rows())[method.name]
-    curves = method.mean_return_curves()
     return Result(
         method=method,
         mean=summarise(method.scores),
         iqm=summarise(method.scores, "iqm"),
-        success=success_rates(method.success),
+        success=success_rates(method.success) if method.rated else None,
         normalised_mean=None if normalised is None else summarise(normalised),
         normalised_iqm=None if normalised is None else summarise(normalised, "iqm"),
-        steps_to={
-            threshold: sample_efficiency([steps_to_reach(x, y, threshold) for x, y in curves])
-            for threshold in THRESHOLDS
-            if curves
-        },
-        parameters=count_parameters(method.runs[0].config),
+        steps_to=_steps_to(method, solved),
+        parameters=method.runs[0].evaluation.get("parameters") or count_parameters(method.runs[0].config),
         baseline=None if rival is None else rival.name,
         improvement=None if rival is None else probability_of_improvement(method.scores, rival.scores),
         comparison=comparison,

@@ -39,6 +39,10 @@ class AnalyzeConfig:
     baseline: str = BASELINE
     """The method that others are compared with. Methods of the blind variant are compared with `<baseline>_blind`."""
 
+    tasks: tuple[str, ...] = ()
+    """Where tasks of your own are (`my_tasks:MOON`), so that a random policy can play them: its returns are the 0 of
+    normalised scores. No address is taken from a run. Landers and Gymnasium's ids are known."""
+
     html: bool = False
     """Also write report.html (extra `report`)."""
 

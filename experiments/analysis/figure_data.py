@@ -11,9 +11,6 @@ from experiments.analysis.intervals import Estimate
 from experiments.analysis.looks import Look
 from experiments.analysis.replicates import Curve
 
-SOLVED = 200
-"""The return from which LunarLander counts as solved."""
-
 Quantity = Literal["steps", "return", "share", "coefficient", "rotation"]
 
 
@@ -34,7 +31,7 @@ class Axis:
     label: str
     quantity: Quantity
     limits: tuple[float, float] | None = None  # the same for all panels; None: those that the renderer finds
-    mark: float | None = None  # where a dotted line stands
+    mark: float | None = None  # where a dotted line stands in every panel
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,8 @@ class Panel:
     variant: str = ""  # the variant, if the panel shows methods of one variant
     key: Key | None = None  # the method, if the panel shows one method alone
     baselines: Mapping[str, float] = field(default_factory=dict)  # by variant: where lines mark the baseline
+    mark: float | None = None  # where a dotted line stands on the axis of returns of this panel
+    limits: tuple[float, float] | None = None  # of the axis of returns, where those of the panels differ
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,11 @@ class CurveFigure(FigureData):
     keys: Sequence[Key] = ()  # legend of tasks, where lines are tasks
     last: float | None = None  # the last step
     band_note: str = ""  # belongs to the caption where intervals are drawn
+
+    def mark(self, panel: Panel) -> tuple[float | None, Literal["x", "y"]]:
+        """Where a dotted line stands in a panel, and on which axis."""
+        on: Literal["x", "y"] = "x" if self.x.quantity == "return" or self.x.mark is not None else "y"
+        return (self.x if on == "x" else self.y).mark if panel.mark is None else panel.mark, on
 
 
 @dataclass(frozen=True)

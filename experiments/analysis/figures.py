@@ -8,15 +8,14 @@ renderers know the four classes of figures in `figure_data.py` and need a change
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from experiments.analysis.balancer_figures import aim_thresholds, conflicts, rgb_angles, task_weights, weight_profile
-from experiments.analysis.comparison import MEAN, THRESHOLDS, WORST, Analysis, Result
+from experiments.analysis.comparison import MEAN, WORST, Analysis, Result
 from experiments.analysis.figure_data import (
-    SOLVED,
     Axis,
     CurveFigure,
     FigureData,
@@ -36,6 +35,7 @@ from experiments.analysis.figure_parts import (
     seeds_sentence,
     with_margin,
 )
+from experiments.analysis.goals import common, goal_name, goals_of, mark_note
 from experiments.analysis.intervals import Estimate
 from experiments.analysis.looks import (
     GREY,
@@ -49,11 +49,10 @@ from experiments.analysis.looks import (
 from experiments.analysis.measures import performance_profile
 from experiments.analysis.replicates import Curve, Method
 
-LOWEST = -300
-"""Return below which learning curves are cut off. A random policy reaches about -200; returns far below that say little
-more."""
+LOWEST = -1.5
+"""Returns below this many times the return that counts as solved are cut off in learning curves: how far below says
+little. A random lander reaches about -200, and lands at 200."""
 
-SOLVED_NOTE = f"Dotted line: the return that counts as solved ({SOLVED})."
 PROFILE_POINTS = 301
 NEVER = 1.12  # where "never" is drawn on an axis of steps, relative to the last step
 SPREAD = 0.09  # distance of two networks of equal size, which would otherwise hide one another
@@ -65,29 +64,70 @@ def learning_curves(analysis: Analysis) -> CurveFigure | None:
     drawn = [m for m in analysis.methods if any(m.learning_curve(task) for task in m.tasks)]
     if not drawn:
         return None
+    tasks = [task for _ in variants(analysis) for task in analysis.tasks]
     panels = [
-        Panel(f"{task}, {variant}", _returns_on(analysis, task, methods, drawn), variant=variant)
+        Panel(
+            f"{task}, {variant}",
+            _returns_on(analysis, task, methods, drawn),
+            variant=variant,
+            mark=analysis.solved[task],
+        )
         for variant, methods in variants(analysis).items()
         for task in analysis.tasks
     ]
     lines = [line for panel in panels for line in panel.lines]
-    # The axis reaches as far as returns do: intervals of few seeds reach beyond what is possible.
-    values = [line.curve.mean if line.curve.seeds is None else line.curve.seeds for line in lines]
-    ends = [SOLVED, *(line.end for line in lines if line.end is not None)]
-    low, high = with_margin([*ends, *(float(v.min()) for v in values)], [*ends, *(float(v.max()) for v in values)])
-    cut = f" Curves are cut off at {LOWEST}." if low < LOWEST else ""
+    limits, lowest = _limits_of_curves(lines, analysis.solved.values())
+    if limits is None or _have_scales_of_their_own(analysis):
+        limits, lowest, found = None, None, []
+        for panel, task in zip(panels, tasks, strict=True):
+            of_task = [line for other, of in zip(panels, tasks, strict=True) if of == task for line in other.lines]
+            own, cut = _limits_of_curves(of_task, [analysis.solved[task]])
+            found.append(replace(panel, limits=own))
+            lowest = cut if lowest is None else lowest
+        panels = found
+    cut_note = "" if lowest is None else f" Curves are cut off at {lowest:g}."
+    if lowest is not None and limits is None:
+        cut_note = " Curves are cut off where they are far below what counts as solved."
     grey = " The other methods are grey." if any(line.key.look.colour == GREY for line in lines) else ""
     return CurveFigure(
         name="learning_curves",
         title="Learning curves",
         note=f"Greedy return per episode, {curves_note(drawn)}. Markers at the end: the final evaluation, as in the "
-        f"tables. {SOLVED_NOTE}{cut}{grey}",
+        f"tables. {mark_note(analysis.solved)}{cut_note}{grey}".strip(),
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
-        y=Axis("greedy return per episode", "return", (max(low, LOWEST), high), mark=SOLVED),
+        y=Axis("greedy return per episode", "return", limits),
         panel_per="task and variant",
         last=last_step_of(drawn),
     )
+
+
+def _have_scales_of_their_own(analysis: Analysis) -> bool:
+    """Whether returns of different tasks are of different sizes, as far as what counts as solved tells."""
+    return len(set(analysis.solved.values())) > 1
+
+
+def _limits_of_curves(
+    lines: Sequence[Line], marks: Iterable[float | None]
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Limits of an axis of returns, and where low returns are cut off, if they are; no limits without returns.
+
+    The axis reaches as far as returns do: intervals of few seeds reach beyond what is possible.
+    """
+    values = [(line.curve.mean if line.curve.seeds is None else line.curve.seeds).ravel() for line in lines]
+    if not values:
+        return None, None
+    thresholds = [mark for mark in marks if mark is not None]
+    ends = [*thresholds, *(line.end for line in lines if line.end is not None)]
+    ends += [float(end(of_line)) for of_line in values for end in (np.min, np.max)]
+    low, high = _with_margin(ends)
+    lowest = LOWEST * max(thresholds, default=0.0)
+    return ((lowest, high), lowest) if low < lowest < 0 else ((low, high), None)
+
+
+def _with_margin(ends: Sequence[float]) -> tuple[float, float]:
+    """The limits of an axis that holds all these returns, of whatever size they are."""
+    return with_margin(ends, ends, least=min(1.0, 0.05 * max(map(abs, ends)) or 1.0))
 
 
 def _returns_on(analysis: Analysis, task: str, methods: Sequence[Method], drawn: Sequence[Method]) -> list[Line]:
@@ -121,19 +161,34 @@ def final_returns(analysis: Analysis) -> RowFigure:
                 dots = dict(zip(result.method.seeds, values.tolist(), strict=True)) if len(values) > 1 else {}
                 points.append(row_point(analysis, result, estimate, f"return {in_words(estimate)}", dots))
         lines = {r.method.variant: found[0].value for r in baselines.values() if (found := r.returns(name))}
-        panels.append(Panel(name, points=points, baselines=lines))
+        mark = analysis.solved.get(name, common(analysis.solved))
+        panels.append(Panel(name, points=points, baselines=lines, mark=mark))
     ends = [end for result in analysis.results for end in _ends(result)]
+    limits = None
+    if _have_scales_of_their_own(analysis):
+        panels = [replace(panel, limits=_limits_of_points(panel)) for panel in panels]
+    else:
+        marks = [mark for mark in (common(analysis.solved),) if mark is not None]
+        limits = with_margin([*marks, *ends], [*marks, *ends])
     dots_note = "" if analysis.all_one_seed else " Small dots: single seeds."
     return RowFigure(
         name="final_returns",
         title="Final returns",
         note=f"Return per episode after training, {mean_note(analysis.methods)}, the best method first."
-        f"{dots_note}{_baseline_note(baselines)} {SOLVED_NOTE}",
+        f"{dots_note}{_baseline_note(baselines)} {mark_note(analysis.solved)}".strip(),
         panels=panels,
-        x=Axis("return per episode", "return", with_margin([SOLVED, *ends], [SOLVED, *ends]), mark=SOLVED),
+        x=Axis("return per episode", "return", limits),
         rows=row_names(analysis),
         both_variants=len(variants(analysis)) > 1,
     )
+
+
+def _limits_of_points(panel: Panel) -> tuple[float, float] | None:
+    """The limits of the axis of one panel, which hold its points, intervals and lines."""
+    ends = [end for point in panel.points for end in (point.estimate.value, *(point.estimate.interval or ()))]
+    ends += [value for point in panel.points for value in point.seeds.values()]
+    ends += [*panel.baselines.values(), *([] if panel.mark is None else [panel.mark])]
+    return _with_margin(ends) if ends else None
 
 
 def _baseline_note(baselines: Collection[str]) -> str:
@@ -159,14 +214,15 @@ def performance_profiles(analysis: Analysis) -> CurveFigure:
             profile = performance_profile(method.scores, thresholds)
             curve = Curve(thresholds, profile.share, profile.low, profile.high)
             lines.append(Line(key_of(analysis, method), label(method, analysis.methods, method.family), curve))
-        panels.append(Panel(variant, lines, variant=variant))
+        panels.append(Panel(variant, lines, variant=variant, mark=common(analysis.solved)))
+    mark = mark_note(analysis.solved) if common(analysis.solved) is not None else ""
     note = "Share of seeds and tasks whose return is above the value on the horizontal axis; higher is better."
     return CurveFigure(
         name="performance_profiles",
         title="Performance profiles",
-        note=f"{note} {seeds_sentence(analysis.methods)}. {SOLVED_NOTE}",
+        note=f"{note} {seeds_sentence(analysis.methods)}. {mark}".strip(),
         panels=panels,
-        x=Axis("return per episode", "return", mark=SOLVED),
+        x=Axis("return per episode", "return"),
         y=Axis("share of seeds and tasks above", "share"),
         panel_per="variant",
         band_note="" if analysis.all_one_seed else "Bands: 95 % intervals.",
@@ -181,10 +237,12 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
     last = max(float(x[-1]) for result in results for x, _ in result.method.mean_return_curves())
     last = max(last, 1.0)
     panels = []
-    for threshold in THRESHOLDS:
+    for goal in goals_of(analysis.solved):
         points = []
         for result in results:
-            found = result.steps_to[threshold]
+            found = result.steps_to.get(goal)
+            if found is None:
+                continue
             value, interval = found.median.value, found.median.interval
             says = "never" if value == math.inf else f"after {value:,.0f} steps"
             if interval is not None:
@@ -194,8 +252,11 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
             shown = Estimate(min(value, never), interval and (min(interval[0], never), min(interval[1], never)))
             reached = f"{found.reached}/{found.seeds}" if 0 < found.reached < found.seeds else ""
             points.append(row_point(analysis, result, shown, says, reached=reached))
-        panels.append(Panel(f"to a return of {threshold}", points=points))
+        title = "to solve every task" if goal == "solved" else f"to a return of {goal_name(goal)}"
+        panels.append(Panel(title, points=points))
     note = "Environment steps until the greedy return, averaged over tasks, first reached a number."
+    if "solved" in goals_of(analysis.solved):
+        note = "Environment steps until the greedy return first reached what counts as solved in all tasks at once."
     seeds = seeds_note([result.method for result in results])
     how = "One seed." if seeds == "one seed" else f"Median over {seeds}, with 95 % intervals from 6 seeds on."
     return RowFigure(

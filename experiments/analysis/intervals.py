@@ -203,7 +203,7 @@ def mean_estimate(values: Array, confidence: float = 0.95) -> Estimate:
 def success_rates(rates: ArrayLike, *, confidence: float = 0.95) -> Summary:
     """Success rate of each task, over all tasks, and of the worst task, with intervals over seeds.
 
-    An episode succeeds with a return of at least 200. The intervals are those of `shares`.
+    The intervals are those of `shares`.
 
     Args:
         rates: (seeds, tasks), the share of a seed's episodes that succeeded.

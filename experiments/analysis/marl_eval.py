@@ -22,7 +22,7 @@ def to_marl_eval(methods: Iterable[Method]) -> dict[str, Any]:
     environments: dict[str, Any] = {}
     for method in methods:
         for run in method.runs:
-            environment = environments.setdefault(str(run.config.get("base_environment", "unknown")).lower(), {})
+            environment = environments.setdefault(str(run.config.get("base_environment") or "unknown").lower(), {})
             for task in method.tasks:
                 algorithms = environment.setdefault(task.lower(), {})
                 algorithms.setdefault(method.name, {})[f"seed_{run.seed}"] = _of_task(run, task)

@@ -34,14 +34,14 @@ class SampleEfficiency:
 
 
 def normalise(scores: ArrayLike, random: ArrayLike, reference: ArrayLike) -> Array:
-    """Scores on a scale from a random policy (0) to the independent agents (1), task by task.
+    """Scores on a scale from a random policy (0) to a reference (1), task by task.
 
     The two ends of the scale are taken as known: intervals of normalised scores leave their uncertainty out.
 
     Args:
         scores: (seeds, tasks).
         random: (tasks,), mean scores of a random policy.
-        reference: (tasks,), mean scores of the independent agents.
+        reference: (tasks,), scores of the reference, such as the independent agents.
 
     Returns:
         (seeds, tasks), without a unit.
@@ -91,7 +91,7 @@ def steps_to_reach(steps: ArrayLike, returns: ArrayLike, threshold: float) -> fl
     Args:
         steps: (P,) environment steps, in order.
         returns: (P,) the curve at these steps.
-        threshold: a return, in the unit of the curve; 50, 100, 150 and 200 are usual.
+        threshold: a return, in the unit of the curve.
 
     Raises:
         ValueError: a number is not finite, the lengths differ, or the steps are out of order.

@@ -1,4 +1,4 @@
-"""The number of parameters of a run's network, from the settings of the run."""
+"""The number of parameters of the network of a run whose evaluation.json does not say it, as in earlier releases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from agents import BroNet, IndependentQNetworks, SharedQNetwork
 
-STATE_SIZE, NUM_ACTIONS = 8, 4  # LunarLander's
+STATE_SIZE, NUM_ACTIONS = 8, 4  # of LunarLander, the only environment of these releases
 
 
 def count_parameters(config: dict[str, Any]) -> int | None:

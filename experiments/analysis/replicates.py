@@ -78,15 +78,22 @@ class Method:
     @cached_property
     def scores(self) -> Array:
         """(seeds, tasks): mean return of the greedy episodes of each seed after training."""
-        return self._of_evaluation("mean")
+        return self._of_evaluation("mean", self.tasks)
+
+    @cached_property
+    def rated(self) -> tuple[str, ...]:
+        """The tasks of which all runs know what a success is."""
+        results = [run.evaluation["tasks"] for run in self.runs]
+        return tuple(task for task in self.tasks if all(of[task]["success_rate"] is not None for of in results))
 
     @cached_property
     def success(self) -> Array:
-        """(seeds, tasks): share of the greedy episodes after training that have a return of at least 200."""
-        return self._of_evaluation("success_rate")
+        """(seeds, rated tasks): share of the greedy episodes after training that were a success."""
+        return self._of_evaluation("success_rate", self.rated)
 
-    def _of_evaluation(self, key: str) -> Array:
-        return np.array([[run.evaluation["tasks"][task][key] for task in self.tasks] for run in self.runs], float)
+    def _of_evaluation(self, key: str, tasks: Sequence[str]) -> Array:
+        rows = [[run.evaluation["tasks"][task][key] for task in tasks] for run in self.runs]
+        return np.array(rows, float).reshape(len(self.runs), len(tasks))
 
     def rows(self) -> dict[int, Array]:
         """The (tasks,) scores of each seed."""
@@ -94,11 +101,11 @@ class Method:
 
     @cached_property
     def successes(self) -> tuple[int, int] | None:
-        """How many of the greedy episodes after training have a return of at least 200, and how many there are.
+        """How many of the greedy episodes after training in rated tasks were a success, and how many there are.
 
         None if a run, of an early version, does not hold the returns of its episodes.
         """
-        results = [run.evaluation["tasks"][task] for run in self.runs for task in self.tasks]
+        results = [run.evaluation["tasks"][task] for run in self.runs for task in self.rated]
         if not all("returns" in result for result in results):
             return None
         episodes = [len(result["returns"]) for result in results]
@@ -112,11 +119,25 @@ class Method:
 
     def mean_return_curves(self) -> list[tuple[Array, Array]]:
         """For each seed with curves: environment steps, and the greedy return at these steps, averaged over tasks."""
+        return [(x, returns.mean(0)) for x, returns in self._return_curves(self.tasks)]
+
+    def margin_curves(self, solved: Mapping[str, float | None]) -> list[tuple[Array, Array]]:
+        """For each seed with curves: environment steps, and by how much all tasks are solved at these steps, at least.
+
+        Args:
+            solved: for each task, the return that counts as solved; a task without one does not count.
+        """
+        known = {task: value for task in self.tasks if (value := solved.get(task)) is not None}
+        thresholds = np.array([*known.values()])[:, None]
+        return [(x, (returns - thresholds).min(0)) for x, returns in self._return_curves(tuple(known)) if known]
+
+    def _return_curves(self, tasks: Sequence[str]) -> list[tuple[Array, Array]]:
+        """For each seed with curves: environment steps (P,), and the greedy returns at these steps, (tasks, P)."""
         per_seed = []
         for run in self.runs:
-            curves = [run.curve(f"eval/{task}/return") for task in self.tasks]
-            if all(len(x) and np.array_equal(x, curves[0][0]) for x, _ in curves):
-                per_seed.append((curves[0][0], np.mean([y for _, y in curves], 0)))
+            curves = [run.curve(f"eval/{task}/return") for task in tasks]
+            if curves and all(len(x) and np.array_equal(x, curves[0][0]) for x, _ in curves):
+                per_seed.append((curves[0][0], np.array([y for _, y in curves])))
         return per_seed
 
     def weight_curve(self, task: str) -> Curve | None:

@@ -53,6 +53,11 @@ class Run:
         """Names of the tasks that the run was evaluated on."""
         return list(self.evaluation["tasks"])
 
+    def solved_at(self, task: str) -> float | None:
+        """The return that counts as solved in a task of the run; None if there is no such return."""
+        threshold: float | None = self.evaluation["tasks"][task]["solved_at"]
+        return threshold
+
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the run, from config.json."""
@@ -85,7 +90,7 @@ def read_run(folder: Path) -> Run:
     """
     config = read_config(folder)
     evaluation = read_evaluation(folder, config)
-    tasks = config["settings"].get("tasks")
+    tasks = config["tasks"]
     if tasks is not None and set(tasks) != set(evaluation["tasks"]):
         raise BrokenRunError(f"{folder}: its evaluation is of other tasks than its settings")
     return Run(folder, config["run"], config["settings"]["seed"], config, evaluation)

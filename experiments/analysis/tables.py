@@ -6,7 +6,8 @@ import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
 
-from experiments.analysis.comparison import THRESHOLDS, Analysis, Result, told_apart
+from experiments.analysis.comparison import Analysis, Result, told_apart
+from experiments.analysis.goals import goal_name, goals_of, success_note
 from experiments.analysis.intervals import Estimate, Summary
 from experiments.analysis.markdown import cell, count, number, plain, table
 
@@ -26,7 +27,9 @@ def returns_table(analysis: Analysis) -> str:
 
 
 def _success(result: Result) -> str:
-    """The share of successful episodes, with the counts if they are known."""
+    """The share of successful episodes, with the counts if they are known; a dash if nothing says what success is."""
+    if result.success is None:
+        return "-"
     share, counts = f"{result.success.overall.value:.0%}", result.method.successes
     return share if counts is None else f"{share} ({counts[0]:,} of {counts[1]:,})"
 
@@ -73,24 +76,30 @@ def markdown(analysis: Analysis) -> str:
     parts = ["# Comparison of methods", extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {plain(warning)}" for warning in analysis.warnings]
     parts += ["## Ranking", RANKING, table(RANKING_COLUMNS, [row for _, row in ranking(analysis)])]
-    parts += ["## Returns", RETURNS, returns_table(analysis)]
+    note = RETURNS.format(success=success_note(analysis.solved, analysis.methods))
+    parts += ["## Returns", note, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
     if any(result.baseline for result in analysis.results):
         tests = count(analysis.comparisons, "comparison")
         if not analysis.comparisons:
             tests = "none here, as a test takes two seeds"
         parts += ["## Against the baseline", COMPARISON.format(tests=tests), _comparison_table(analysis)]
-    if analysis.scale is not None:
+    if analysis.scale is not None and any(result.normalised_mean for result in analysis.results):
         ends = ", ".join(
             f"{task} {analysis.scale.random[task]:.1f} and {analysis.scale.reference[task]:.1f}"
             for task in analysis.scale.random
         )
         seeds = analysis.scale.reference_seeds
-        note = NORMALISED.format(ends=ends, seeds="one seed" if seeds == 1 else f"{seeds} seeds")
+        which = "one seed" if seeds == 1 else f"{seeds} seeds"
+        reference = (
+            "is the return that counts as solved in the task" if seeds is None else REFERENCE.format(seeds=which)
+        )
+        note = NORMALISED.format(ends=ends, reference=reference)
         numbers = _summary_table(analysis, lambda result: result.normalised_mean, form="{:.2f}")
         parts += ["## Normalised returns", note, numbers]
     if any(result.steps_to for result in analysis.results):
-        parts += ["## Sample efficiency", EFFICIENCY, _efficiency_table(analysis)]
+        note = SOLUTION if "solved" in goals_of(analysis.solved) else EFFICIENCY
+        parts += ["## Sample efficiency", note, _efficiency_table(analysis)]
     parts += ["## Size and speed", SIZE, _size_table(analysis)]
     return "\n\n".join(parts) + "\n"
 
@@ -116,7 +125,7 @@ RETURNS = """\
 Mean return per task, averaged over seeds, with its interval in brackets. The return of a seed is the mean over its
 greedy episodes after the last step of training, not at its best evaluation. Of 100 intervals made in this way, 95
 contain the mean over all possible seeds. One seed has no interval. *mean* is the mean over tasks; *worst task* is the
-lowest task of each seed, averaged over seeds; *success* is the share of episodes with a return of at least 200, and how
+lowest task of each seed, averaged over seeds; *success* is the share of episodes {success}, and how
 many these are."""
 
 IQM = """\
@@ -130,17 +139,24 @@ from a paired t-test. *p (Holm)* is the one to decide by; it is corrected for {t
 difference in points that such a test would find with probability 0.8 with this number of seeds."""
 
 NORMALISED = """\
-0 is a policy that acts at random; 1 are the independent agents, which have a network for each task ({seeds}).
+0 is a policy that acts at random; 1 {reference}.
 These two returns are {ends}. Both are taken as known, so the intervals cover the method alone. Mean
 over seeds, with 95 % intervals."""
+
+REFERENCE = "are the independent agents, which have a network for each task ({seeds})"
 
 EFFICIENCY = """\
 Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: the
 median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at the
 evaluations for the learning curves, so it is no finer than their spacing."""
 
+SOLUTION = """\
+Environment steps over all tasks after which the greedy returns of all tasks at once first reached what counts as solved
+in them: the median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is
+measured at the evaluations for the learning curves, so it is no finer than their spacing."""
+
 SIZE = """\
-*parameters* are counted on a network that is built from the settings of the run. Times are means over seeds and depend
+*parameters* are those of the network that was trained. Times are means over seeds and depend
 on the machine; *ms per update* includes environment steps and evaluations."""
 
 
@@ -214,18 +230,18 @@ def _comparison_table(analysis: Analysis) -> str:
 
 
 def _efficiency_table(analysis: Analysis) -> str:
-    rows = []
+    rows, goals = [], goals_of(analysis.solved)
     for result in analysis.results:
         cells = []
-        for threshold in THRESHOLDS:
-            reached = result.steps_to.get(threshold)
+        for goal in goals:
+            reached = result.steps_to.get(goal)
             if reached is None:
                 cells.append("-")
             else:
                 thousands = _divided(reached.median, 1000)
                 cells.append(f"{cell(thousands, '{:,.0f}k')} ({reached.reached} of {reached.seeds})")
         rows.append([*_who(result), *cells])
-    return table(["method", "seeds", *(f"to {threshold}" for threshold in THRESHOLDS)], rows)
+    return table(["method", "seeds", *(f"to {goal_name(goal)}" for goal in goals)], rows)
 
 
 def _size_table(analysis: Analysis) -> str:
@@ -313,11 +329,11 @@ def _csv_rows(result: Result) -> Iterator[Row]:
         ("success rate", "mean", "", result.success),
     ):
         if summary is not None:
-            names = (*result.method.tasks, "all", "worst")
+            names = (*(result.method.rated if summary is result.success else result.method.tasks), "all", "worst")
             for task, estimate in zip(names, (*summary.tasks, summary.overall, summary.worst), strict=True):
                 yield row(quantity, task, statistic, unit, estimate)
-    for threshold, reached in result.steps_to.items():
-        yield row(f"steps to {threshold}", "all", "median", "environment steps", reached.median, reached.seeds)
+    for goal, reached in result.steps_to.items():
+        yield row(f"steps to {goal_name(goal)}", "all", "median", "environment steps", reached.median, reached.seeds)
 
     if result.improvement is not None:
         yield (*row("probability of improvement", "all", "", "", result.improvement)[:-1], result.baseline or "")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from experiments.program.command import resolve
 from experiments.training.config import TrainConfig, presets
 from experiments.training.search import Between, Space
 
@@ -41,8 +42,15 @@ class GradNormConfig(TrainConfig):
     rate_from: Literal["loss", "return"] = "loss"
     """How the progress of a task is measured: by its `loss`, or by the `return` of its episodes."""
 
-    return_range: tuple[float, float] = (-200.0, 250.0)
-    """The return that counts as no progress, and the return that counts as solved, for --rate-from return."""
+    return_range: tuple[float, float] | None = None
+    """The return that counts as no progress, and the return that counts as solved, in all tasks, for --rate-from
+    return. Default: in each task, what a random policy reaches and what counts as solved."""
+
+    @property
+    def free_settings(self) -> tuple[str, ...]:
+        """The names of the settings that may differ when an interrupted run is continued."""
+        unused = () if self.rate_from == "return" else ("return_range",)  # earlier releases had another default
+        return (*super().free_settings, *unused)
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
@@ -55,8 +63,14 @@ class GradNormConfig(TrainConfig):
             "initial_loss_floor": self.initial_loss_floor,
             "weight_steps": self.weight_steps,
             "progress": self.rate_from,
-            "return_range": self.return_range,
+            "return_range": self._return_range(),
         }
+
+    def _return_range(self) -> tuple[float, float] | list[tuple[float, float]] | None:
+        if self.rate_from == "loss" or self.return_range is not None:
+            return self.return_range
+        ranges: list[tuple[float, float]] = resolve("experiments.program.random_policy:return_ranges")(self.tasks)
+        return ranges
 
 
 # The first batch as L(0), no floors, and plain steps: the pseudocode of the notes.

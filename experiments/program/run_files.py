@@ -30,6 +30,8 @@ EVALUATION_FILE = "evaluation.json"
 
 STEP = "env_step"  # the key that every line of metrics has: environment steps, over all tasks
 
+FORMER_SOLVED_AT = 200.0  # the return that counted as solved in the runs of earlier releases, which do not say it
+
 LARGEST = 1e15  # no run has larger numbers
 MOST_TASKS = 100
 LONGEST_NAME = 100  # characters in the name of a run, a task or a setting
@@ -54,9 +56,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """What ran in `folder`, with which settings.
 
     Returns:
-        `run` (the name of the method, with `_blind` for the blind variant), `method`, `agent`, `balancer` and
-        `base_environment` (texts, or None), `versions` (texts by package) and `settings`. The settings are plain data;
-        `results_dir` is left out, because the folder may have been moved since.
+        `run` (the name of the method, with `_blind` for the blind variant), `tasks` (their names, or None), `method`,
+        `agent`, `balancer` and `base_environment` (texts, or None), `versions` (texts by package) and `settings`. The
+        settings are plain data; `results_dir` is left out, because the folder may have been moved since.
 
     Raises:
         BrokenRunError: the file is missing, too large, or not what this project writes.
@@ -78,6 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
                 _name(name, value)
         return {
             "run": _name("run", content.get("run")),
+            "tasks": _tasks(content, settings),
             **texts,
             "versions": dict(versions) if isinstance(versions, dict) else {},
             "settings": settings,
@@ -94,8 +97,9 @@ def read_evaluation(folder: Path, config: Mapping[str, Any] | None = None) -> di
 
     Returns:
         The contents of evaluation.json: `mean`, `worst_task` with its `mean`, and for each of the `tasks` its `mean`,
-        `success_rate` and, but for old runs, `returns`. `exact` is false for a run that was continued on another kind
-        of processor.
+        `success_rate` (None if nothing says what success is), `solved_at` (None if no return counts as solved) and, but
+        for old runs, `returns`. `parameters` is missing in old runs. `exact` is false for a run that was continued on
+        another kind of processor.
 
     Raises:
         BrokenRunError: the file is missing, too large, not what this project writes, or of another run.
@@ -105,11 +109,16 @@ def read_evaluation(folder: Path, config: Mapping[str, Any] | None = None) -> di
         _number("mean", content.get("mean"))
         _number("worst_task.mean", _mapping("worst_task", content.get("worst_task")).get("mean"))
         _flag("exact", content.get("exact", True))
+        if "parameters" in content:
+            _whole("parameters", content["parameters"])
         tasks = _mapping("tasks", content.get("tasks"))
         _names("tasks", list(tasks))
         for task, result in tasks.items():
             _number(f"mean of {task}", _mapping(f"result of {task}", result).get("mean"))
-            _number(f"success_rate of {task}", result.get("success_rate"), 0, 1)
+            if "success_rate" not in result or result["success_rate"] is not None:
+                _number(f"success_rate of {task}", result.get("success_rate"), 0, 1)
+            if result.setdefault("solved_at", FORMER_SOLVED_AT) is not None:
+                _number(f"solved_at of {task}", result["solved_at"])
             returns = result.get("returns", [])
             if not isinstance(returns, list):
                 raise ValueError(f"returns of {task} are {_shown(returns)}; they must be a list")
@@ -298,6 +307,15 @@ def _names(name: str, value: object) -> None:
         raise ValueError(f"{name} are {many}; they must be 1 to {MOST_TASKS} names")
     for entry in value:
         _name(f"a name in {name}", entry)
+
+
+def _tasks(content: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str] | None:
+    """The names of the tasks. The settings hold the words of the user, of which one may stand for several tasks."""
+    if (environments := content.get("environments")) is None:
+        return settings.get("tasks")
+    names = list(_mapping("environments", environments))
+    _names("environments", names)
+    return names
 
 
 def _widths(name: str, value: object) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from experiments.program.command import resolve
 from experiments.training.config import TrainConfig, presets
 from experiments.training.search import Space, Weights
 
@@ -22,7 +23,8 @@ class StaticConfig(TrainConfig):
     @property
     def search_space(self) -> Mapping[str, Space]:
         """The weights besides what is searched for every method."""
-        return {**super().search_space, "weights": Weights(len(self.tasks))}
+        tasks = resolve("experiments.program.tasks:get_tasks")(self.tasks)
+        return {**super().search_space, "weights": Weights(len(tasks))}
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:

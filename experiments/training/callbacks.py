@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import MultiTaskDQN
 from experiments.training.evaluation import CURVE_SEED, evaluate
+from mtrl.rl.tasks import TaskLike
 from mtrl.states import Whole, check_form
 
 
@@ -16,12 +17,12 @@ class CurveEvaluation(BaseCallback):
     """Evaluates greedily every `interval` environment steps and logs `eval/<task>/return` and `eval/mean_return`.
 
     Args:
-        tasks: the names of the tasks.
+        tasks: the tasks.
         interval: environment steps between evaluations.
         episodes: episodes of each task in one evaluation.
     """
 
-    def __init__(self, tasks: Sequence[str], interval: int, episodes: int) -> None:
+    def __init__(self, tasks: Sequence[TaskLike], interval: int, episodes: int) -> None:
         super().__init__()
         self._tasks = tasks
         self._interval = interval
@@ -64,15 +65,14 @@ class StopAfterEpisodes(BaseCallback):
 
     Args:
         episodes: how many.
-        num_tasks: the number of tasks.
-        envs_per_task: the number of columns of each task in the vector environment.
+        columns: the number of columns of each task in the vector environment.
     """
 
-    def __init__(self, episodes: int, num_tasks: int, envs_per_task: int) -> None:
+    def __init__(self, episodes: int, columns: Sequence[int]) -> None:
         super().__init__()
         self._episodes = episodes
-        self._envs_per_task = envs_per_task
-        self._finished = [0] * num_tasks
+        self._task_of_column = [task for task, count in enumerate(columns) for _ in range(count)]
+        self._finished = [0] * len(columns)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of episodes that each task has finished."""
@@ -89,5 +89,5 @@ class StopAfterEpisodes(BaseCallback):
 
     def _on_step(self) -> bool:
         for column, done in enumerate(self.locals["dones"]):
-            self._finished[column // self._envs_per_task] += bool(done)
+            self._finished[self._task_of_column[column]] += bool(done)
         return min(self._finished) < self._episodes

@@ -19,9 +19,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat
 
 from agents import MultiTaskDQN
-from envs import TaskVecEnv
 from experiments.program.run_folder import RunFolder
 from mtrl.files import open_regular
+from mtrl.rl.vec_env import TaskVecEnv
 from mtrl.states import Each, Number, Whole, check_form
 
 KIND = "training"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
-from mtrl.limits import Limits, check_fields
+from mtrl.limits import Limits, check_fields, check_number
 from mtrl.rl.settings import MEMORY_ANGLE, RESUMABLE, DQNSettings
 
 PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
@@ -80,7 +80,7 @@ class RunSettings:
     are given beside it take precedence."""
 
     variant: Variant = "aware"
-    """`aware`: observations end with a one-hot of the task; `blind`: the 8 state values alone."""
+    """`aware`: observations end with a one-hot of the task; `blind`: they are as the environment gives them."""
 
     seed: Whole = 0
     """Seed of everything random."""
@@ -90,7 +90,9 @@ class RunSettings:
     `--label slow` makes `rgb-slow` of `rgb`. At most 40 letters, digits, `_` and `.`."""
 
     tasks: tuple[str, ...] = ("Standard", "Windy", "Heavy")
-    """Names of the tasks, in the order of the one-hot."""
+    """The tasks, in the order of the one-hot: names of landers (`Windy`), ids of Gymnasium (`CartPole-v1`), and
+    addresses of your own (`my_tasks:MOON` is MOON in my_tasks.py in the current folder: a task, a list of tasks, or a
+    function that makes an environment)."""
 
     total_steps: Count = 600_000
     """Environment steps over all tasks."""
@@ -98,8 +100,8 @@ class RunSettings:
     episodes_per_task: Count | None = None
     """Stop when every task has finished this many episodes, even if steps are left."""
 
-    envs_per_task: Annotated[int, Limits(least=1, most=1_000)] = 4
-    """Copies of each task that are stepped side by side, at most 1,000."""
+    envs_per_task: int | tuple[int, ...] = 4
+    """Copies of each task that are stepped side by side, at most 1,000: one number, or one for each task."""
 
     results_dir: Path = field(default=Path("results/runs"), metadata=RESUMABLE)
     """The run goes to `<results-dir>/<method>[-<label>][_blind]/seed_<k>/`."""
@@ -183,6 +185,9 @@ class TrainConfig(DQNSettings, RunSettings):
         super().__post_init__()
         check_label(self.label)
         check_wandb_project(self.wandb_project)
+        counts = self.envs_per_task if isinstance(self.envs_per_task, tuple) else (self.envs_per_task,)
+        for count in counts:
+            check_number("envs_per_task", count, least=1, most=1_000, whole=True)
 
     @property
     def search_space(self) -> Mapping[str, Space]:
@@ -266,7 +271,11 @@ class EvaluateConfig:
     """Episodes per task."""
 
     task: str = "all"
-    """The name of a task, or `all` for all tasks that the model was trained on."""
+    """The name of a task, or `all` for all tasks that the model was trained on, or those after --tasks."""
+
+    tasks: tuple[str, ...] = ()
+    """The tasks to play, as `train --tasks` takes them. Default: all that the model was trained on. A task of your own
+    (`my_tasks:MOON`) has to be given here: no address is taken from a file."""
 
     variant: Variant = "aware"
     """The variant of the run."""
@@ -287,7 +296,8 @@ class EvaluateConfig:
     """Show the episodes in a window."""
 
     video_dir: Path | None = None
-    """Write one mp4 per task into this folder, with task, step and return so far on every frame."""
+    """Write one mp4 per task into this folder, with task, step and return so far on every frame. Characters of a task's
+    name that do not suit a file's become `_`."""
 
     grid: bool = False
     """Also write `grid.mp4` to --video-dir: all tasks side by side, episode by episode."""
@@ -296,8 +306,7 @@ class EvaluateConfig:
     """Number of episodes in each video."""
 
     picture: Path | None = None
-    """Write a PNG that shows the first successful episode of each task, with the craft at several moments of its
-    descent."""
+    """Write a PNG that shows the first successful episode of each task, with what moves at several moments."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -5,27 +5,28 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import cast
 
 import torch
-from gymnasium.envs.box2d.lunar_lander import FPS
 
 from agents import MultiTaskDQN, load_agent
-from envs import get_tasks
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
+from experiments.program.tasks import file_stems, get_tasks, tasks_called
 from experiments.program.terminal import console, progress, show_table
 from experiments.training import window
 from experiments.training.config import EvaluateConfig
 from experiments.training.descents import draw_descents
-from experiments.training.evaluation import FINAL_SEED, SUCCESS_RETURN, Evaluation, Moment, TaskResult, moments
-from experiments.training.filming import Frame, captioned, film, side_by_side
+from experiments.training.evaluation import FINAL_SEED, Evaluation, Moment, TaskResult, moments, result_of, task_env
+from experiments.training.filming import Frame, as_frame, captioned, film, side_by_side
+from mtrl.rl.tasks import AnyTask
 
 GRID_FILE = "grid.mp4"
-PAUSE = FPS
-"""The number of frames for which a film rests at the end of an episode: one second."""
+USUAL_FPS = 30
+"""Frames per second of an environment that does not say how many it is made for."""
 
 
 def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
@@ -41,16 +42,14 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes
     agent = _load_agent(method, config)
-    if config.task not in ("all", *agent.task_names):
-        raise UsageError(f"unknown task {config.task!r}; choose from all, {', '.join(agent.task_names)}")
-    get_tasks(agent.task_names)  # a foreign model may name any task, and the names of tasks become names of files
-    tasks = agent.task_names if config.task == "all" else (config.task,)
-    _check_outputs(config, tasks)
+    tasks = _chosen(agent, config)
+    _check_outputs(config, [task.name for task in tasks])
+    frame_rates = _check_tasks(agent, tasks, config)
     with ExitStack() as stack:
         if config.render:
             window.check_display()
             stack.enter_context(window.drawing())
-        results = {task: TaskResult.of(returns) for task, returns in _play_and_show(agent, tasks, config).items()}
+        results = {name: result_of(ends) for name, ends in _play_and_show(agent, tasks, config, frame_rates).items()}
     evaluation = Evaluation(results)
     name = config.run_name(method)
     which = "pretrained" if config.pretrained else f"seed {config.seed}"
@@ -59,11 +58,47 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     if config.video_dir is not None:
         print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
     if config.picture is not None:
-        descents = {task: frames for task, result in results.items() if (frames := _descent(agent, task, result))}
+        descents = {task.name: frames for task in tasks if (frames := _descent(agent, task, results[task.name]))}
         if descents:
             draw_descents(descents, config.picture)
         print(f"picture in {config.picture}" if descents else "no successful episode to picture")
     return evaluation
+
+
+def _chosen(agent: MultiTaskDQN, config: EvaluateConfig) -> tuple[AnyTask, ...]:
+    """The tasks to play.
+
+    Raises:
+        UsageError: the agent has not learned one of them, or nobody says where it is.
+    """
+    given = tuple(task.name for task in get_tasks(config.tasks)) if config.tasks else agent.task_names
+    names = given if config.task == "all" else (config.task,)
+    for name in names:
+        if name not in agent.task_names:
+            raise UsageError(f"unknown task {name!r}; choose from all, {', '.join(agent.task_names)}")
+    return tuple(tasks_called(names, config.tasks).values())
+
+
+def _check_tasks(agent: MultiTaskDQN, tasks: Sequence[AnyTask], config: EvaluateConfig) -> dict[str, int]:
+    """Find out before anything is played or written whether each task can be played and shown as the user wants it.
+
+    Returns:
+        The frames per second of each task, by its name.
+
+    Raises:
+        UsageError: a task cannot be played or filmed.
+        ValueError: its environment can't be made, or can't be shown.
+    """
+    pictures = config.video_dir is not None or config.picture is not None
+    rates = {}
+    for task in tasks:
+        env = task_env(agent, task, "rgb_array" if pictures else None)
+        if pictures:
+            env.reset(seed=0)
+            as_frame(env.render(), task.name)
+        rates[task.name] = max(1, round(env.metadata.get("render_fps") or USUAL_FPS))
+        env.close()
+    return rates
 
 
 def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
@@ -75,7 +110,7 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
     files = [] if config.picture is None else [(config.picture, "a picture")]
     if config.video_dir is not None:
         check_folder(config.video_dir, "videos need a folder")
-        names = [f"{task}.mp4" for task in tasks] + [GRID_FILE] * config.grid
+        names = [*_film_names(tasks).values()] + [GRID_FILE] * config.grid
         files += [(config.video_dir / name, "a video") for name in names]
     for path, what in files:
         check_file(path, f"{what} needs a file")
@@ -85,6 +120,12 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
             pass
     if config.picture is not None and config.picture.suffix != ".png":  # by which Matplotlib chooses the format
         raise UsageError(f"'{config.picture}' does not end in .png; a picture is a PNG")
+
+
+def _film_names(tasks: Sequence[str]) -> dict[str, str]:
+    """The name of each task's film, by the name of the task; none of them is that of the film of all tasks."""
+    stems = file_stems((GRID_FILE.removesuffix(".mp4"), *tasks))
+    return {task: f"{stems[task]}.mp4" for task in tasks}
 
 
 def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
@@ -100,9 +141,11 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
     return agent
 
 
-def _play_and_show(agent: MultiTaskDQN, tasks: Sequence[str], config: EvaluateConfig) -> dict[str, list[float]]:
-    """The returns of each task. Where asked, the first episodes are filmed, or all are shown in a window."""
-    returns: dict[str, list[float]] = {task: [] for task in tasks}
+def _play_and_show(
+    agent: MultiTaskDQN, tasks: Sequence[AnyTask], config: EvaluateConfig, frame_rates: Mapping[str, int]
+) -> dict[str, list[Moment]]:
+    """The last moment of each episode, by task. Where asked, the first episodes are filmed, or all are shown."""
+    ends: dict[str, list[Moment]] = {task.name: [] for task in tasks}
     filmed = 0 if config.video_dir is None else min(config.video_episodes, config.episodes)
     mode = "human" if config.render else None
     with _progress(len(tasks) * config.episodes) as show:
@@ -110,44 +153,54 @@ def _play_and_show(agent: MultiTaskDQN, tasks: Sequence[str], config: EvaluateCo
         def note(moment: Moment) -> None:
             show(moment)
             if moment.over:
-                returns[moment.task].append(moment.total)
+                ends[moment.task].append(replace(moment, frame=None))
 
         if config.video_dir is not None:
-            _film(agent, tasks, filmed, config, note)
+            _film(agent, tasks, filmed, config, frame_rates, note)
         for task in tasks:
             for moment in moments(agent, task, config.episodes - filmed, FINAL_SEED + filmed, mode):
                 if config.render:
                     window.caption("   ".join(_texts(moment, config.episodes)))
                 note(moment)
-    return returns
+    return ends
 
 
 def _film(
-    agent: MultiTaskDQN, tasks: Sequence[str], episodes: int, config: EvaluateConfig, note: Callable[[Moment], None]
+    agent: MultiTaskDQN,
+    tasks: Sequence[AnyTask],
+    episodes: int,
+    config: EvaluateConfig,
+    frame_rates: Mapping[str, int],
+    note: Callable[[Moment], None],
 ) -> None:
     """Film all tasks, step by step in parallel: one film for each task and, where asked, one film of all tasks.
 
-    `note` is called with every moment.
+    `note` is called with every moment. At the end of an episode a film rests for one second.
     """
     assert config.video_dir is not None
+    names, rates = _film_names([task.name for task in tasks]), [frame_rates[task.name] for task in tasks]
+    fastest = max(rates)
     with ExitStack() as stack:
-        films = [stack.enter_context(film(config.video_dir / f"{task}.mp4", FPS)) for task in tasks]
-        together = stack.enter_context(film(config.video_dir / GRID_FILE, FPS)) if config.grid else None
+        films = [
+            stack.enter_context(film(config.video_dir / names[task.name], rate))
+            for task, rate in zip(tasks, rates, strict=True)
+        ]
+        together = stack.enter_context(film(config.video_dir / GRID_FILE, fastest)) if config.grid else None
         playing = [moments(agent, task, episodes, FINAL_SEED, "rgb_array") for task in tasks]
         for _ in range(episodes):
             latest: dict[str, Frame] = {}  # when the episode of a task is over, its last frame stays
             for now in itertools.zip_longest(*map(_one_episode, playing)):
-                for moment, add in zip(now, films, strict=True):
+                for moment, add, rate in zip(now, films, rates, strict=True):
                     if moment is not None:
                         frame = captioned(cast(Frame, moment.frame), _texts(moment, episodes), moment.over)
                         latest[moment.task] = frame
-                        for _ in range(1 + PAUSE * moment.over):
+                        for _ in range(1 + rate * moment.over):
                             add(frame)
                         note(moment)
                 if together is not None:
                     together(side_by_side(list(latest.values())))
             if together is not None:
-                for _ in range(PAUSE):
+                for _ in range(fastest):
                     together(side_by_side(list(latest.values())))
 
 
@@ -186,10 +239,13 @@ def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
         yield show
 
 
-def _descent(agent: MultiTaskDQN, task: str, result: TaskResult) -> list[Frame]:
-    """Every fourth frame of the first successful episode of a task; empty if no episode was successful."""
-    landed = [episode for episode, total in enumerate(result.returns) if total >= SUCCESS_RETURN]
-    if not landed:
+def _descent(agent: MultiTaskDQN, task: AnyTask, result: TaskResult) -> list[Frame]:
+    """Every fourth frame of the first successful episode of a task; empty if no episode was successful.
+
+    Of a task that does not say what success is, it is the first episode.
+    """
+    good = [episode for episode, success in enumerate(result.successes) if success is not False]
+    if not good:
         return []
-    playing = moments(agent, task, 1, FINAL_SEED + landed[0], "rgb_array")
+    playing = moments(agent, task, 1, FINAL_SEED + good[0], "rgb_array")
     return [cast(Frame, moment.frame) for moment in itertools.islice(playing, 0, None, 4)]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import gymnasium
 import numpy as np
 from rich.table import Table
 
 from agents import MultiTaskDQN
-from envs import make_task_env
-from experiments.training.filming import Frame
+from experiments.program.flags import UsageError
+from experiments.program.tasks import get_task
+from experiments.training.filming import Frame, as_frame
+from mtrl.rl.tasks import AnyTask, TaskLike, make_env, solved_at, succeeded
+from mtrl.rl.vec_env import TaskOneHot
 
 # Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers from a `SeedSequence`, so that
 # these small numbers are not among them. The learning curves and the final evaluation have different seeds, so that a
@@ -19,25 +23,41 @@ from experiments.training.filming import Frame
 FINAL_SEED = 10_000
 CURVE_SEED = 20_000
 
-SUCCESS_RETURN = 200.0
-"""The return from which Gymnasium counts LunarLander as solved."""
-
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The returns of the episodes of one task, with their mean, standard deviation and success rate."""
+    """The returns of the episodes of one task, with their mean, standard deviation and success rate.
+
+    Attributes:
+        returns: the undiscounted return of each episode.
+        mean: their mean.
+        standard_deviation: their sample standard deviation; 0 for one episode.
+        success_rate: the share of successful episodes; None if nothing says what success is.
+        solved_at: the return from which an episode is a success; None if there is no such return.
+        successes: whether each episode was a success.
+    """
 
     returns: list[float]
     mean: float
     standard_deviation: float
-    success_rate: float
+    success_rate: float | None
+    solved_at: float | None = None
+    successes: tuple[bool | None, ...] = ()
 
     @classmethod
-    def of(cls, returns: Sequence[float]) -> TaskResult:
-        """Mean, sample standard deviation (0 for one episode) and share of returns of at least 200."""
+    def of(
+        cls, returns: Sequence[float], successes: Sequence[bool | None] = (), solved_at: float | None = None
+    ) -> TaskResult:
+        """The result of episodes with these returns."""
         values = np.asarray(returns)
         deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        return cls(list(returns), float(values.mean()), deviation, float((values >= SUCCESS_RETURN).mean()))
+        known = [success for success in successes if success is not None]
+        rate = float(np.mean(known)) if known and len(known) == len(returns) else None
+        return cls(list(returns), float(values.mean()), deviation, rate, solved_at, tuple(successes))
+
+    def as_json(self) -> dict[str, Any]:
+        """What evaluation.json says of the task."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "successes"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Evaluation:
         """The contents of evaluation.json."""
         worst = {"name": self.worst_task, "mean": self.tasks[self.worst_task].mean}
         return {
-            "tasks": {name: asdict(result) for name, result in self.tasks.items()},
+            "tasks": {name: result.as_json() for name, result in self.tasks.items()},
             "mean": self.mean,
             "worst_task": worst,
         }
@@ -69,7 +89,7 @@ class Evaluation:
         """The results as a table for the terminal."""
         table = Table("task", "return", "sd", "success", title=title)
         for name, result in self.tasks.items():
-            success = f"{result.success_rate:.0%}"
+            success = "-" if result.success_rate is None else f"{result.success_rate:.0%}"
             table.add_row(name, f"{result.mean:.1f}", f"{result.standard_deviation:.1f}", success)
         table.add_section()
         table.add_row("mean", f"{self.mean:.1f}")
@@ -88,6 +108,8 @@ class Moment:
         total: the undiscounted return so far.
         over: whether the episode has ended with this step; then `total` is the return of the episode.
         frame: the picture (H, W, 3); None without `render_mode="rgb_array"`.
+        success: whether the episode was a success; None before its end, and if nothing says what success is.
+        solved_at: the return from which an episode is a success; None if there is no such return.
     """
 
     task: str
@@ -96,10 +118,12 @@ class Moment:
     total: float
     over: bool
     frame: Frame | None
+    success: bool | None = None
+    solved_at: float | None = None
 
 
 def moments(
-    agent: MultiTaskDQN, task: str, episodes: int, seed: int, render_mode: str | None = None
+    agent: MultiTaskDQN, task: TaskLike, episodes: int, seed: int, render_mode: str | None = None
 ) -> Iterator[Moment]:
     """Play greedy episodes of one task with the seeds `seed`, `seed + 1`, ..., and give the moment after every step.
 
@@ -108,33 +132,67 @@ def moments(
 
     Args:
         agent: the agent that acts.
-        task: the name of the task; the agent was trained on it.
+        task: the task, or its name; the agent was trained on it.
         episodes: how many episodes to play.
         seed: the seed of the first episode.
         render_mode: as in Gymnasium: `"human"` opens a window, `"rgb_array"` gives frames. Default: neither.
+
+    Raises:
+        UsageError: the environment has other spaces than those that the agent was trained in.
+        ValueError: the environment can't be made, or can't be shown in this way.
     """
-    env = make_task_env(task, tasks=agent.task_names, variant=agent.variant, render_mode=render_mode)
+    task = get_task(task)
+    env = task_env(agent, task, render_mode)
+    threshold = solved_at(task, env)
     try:
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
             total, step, over = 0.0, 0, False
+            infos: list[Mapping[str, Any]] = []
             while not over:
                 action, _ = agent.predict(observation, deterministic=True)
-                observation, reward, terminated, truncated, _ = env.step(int(action))
+                observation, reward, terminated, truncated, info = env.step(int(action))
+                infos.append({name: info[name] for name in ("success", "is_success") if name in info})
                 total += float(reward)
                 step += 1
                 over = terminated or truncated
-                frame = cast(Frame, env.render()) if render_mode == "rgb_array" else None
-                yield Moment(task, episode, step, total, over, frame)
+                frame = as_frame(env.render(), task.name) if render_mode == "rgb_array" else None
+                success = succeeded(infos, total, threshold) if over else None
+                yield Moment(task.name, episode, step, total, over, frame, success, threshold)
     finally:
         env.close()
 
 
-def play(agent: MultiTaskDQN, task: str, episodes: int, seed: int) -> list[float]:
-    """The returns of greedy episodes of one task; see `moments`."""
-    return [moment.total for moment in moments(agent, task, episodes, seed) if moment.over]
+def task_env(agent: MultiTaskDQN, task: AnyTask, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """An environment of the task as the agent knows it: with the task's one-hot if the agent has learned with one.
+
+    Raises:
+        UsageError: the agent has not learned the task, or it has learned in other spaces.
+        ValueError: the environment can't be made, or can't be shown in this way.
+    """
+    if task.name not in agent.task_names:
+        raise UsageError(f"the model has not learned task {task.name!r}; it has learned {', '.join(agent.task_names)}")
+    env = make_env(task, render_mode)
+    if agent.one_hot_size:
+        env = TaskOneHot(env, agent.one_hot_places[agent.task_names.index(task.name)], agent.one_hot_size)
+    for kind in ("observation_space", "action_space"):
+        ours, theirs = getattr(env, kind), getattr(agent, kind)
+        if ours.shape != theirs.shape or getattr(ours, "n", None) != getattr(theirs, "n", None):
+            env.close()
+            raise UsageError(f"the {kind} of task {task.name!r} is {ours}, and the model has learned in {theirs}")
+    return env
 
 
-def evaluate(agent: MultiTaskDQN, tasks: Sequence[str], episodes: int, seed: int) -> Evaluation:
+def play(agent: MultiTaskDQN, task: TaskLike, episodes: int, seed: int) -> TaskResult:
+    """The result of greedy episodes of one task; see `moments`."""
+    return result_of([moment for moment in moments(agent, task, episodes, seed) if moment.over])
+
+
+def result_of(ends: Sequence[Moment]) -> TaskResult:
+    """The result of episodes, given the last moment of each, of which there is at least one."""
+    return TaskResult.of([end.total for end in ends], [end.success for end in ends], ends[0].solved_at)
+
+
+def evaluate(agent: MultiTaskDQN, tasks: Sequence[TaskLike], episodes: int, seed: int) -> Evaluation:
     """Play `episodes` greedy episodes of each task, with the seeds `seed`, `seed + 1`, ..."""
-    return Evaluation({task: TaskResult.of(play(agent, task, episodes, seed)) for task in tasks})
+    return Evaluation({task.name: play(agent, task, episodes, seed) for task in map(get_task, tasks)})

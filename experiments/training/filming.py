@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -15,7 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from experiments.program.flags import UsageError
 from mtrl.files import replacing
 
-Frame = NDArray[np.uint8]  # (H, W, 3)
+Frame = NDArray[np.uint8]  # (H, W, 3), of even height and width
+
+SMALLEST = 240  # pixels of the longer side of a frame; smaller pictures, as of grid worlds, are enlarged
 
 COLUMNS = 4  # frames side by side; further frames go into further rows
 GAP = 4  # pixels between frames; an even number, because the encoder needs even sizes
@@ -23,6 +26,29 @@ BAR = 28  # height of the caption, pixels
 FONT_SIZE = 16
 MARGIN = 10
 WHITE, YELLOW = (255, 255, 255), (255, 225, 90)
+
+
+def as_frame(picture: Any, task: str) -> Frame:
+    """A picture that an environment has rendered, as a frame of a film.
+
+    Args:
+        picture: (H, W, 3), (H, W, 4) or (H, W), of integers from 0 to 255.
+        task: the name of the task, for the message.
+
+    Raises:
+        UsageError: it is no such picture.
+    """
+    pixels = np.asarray(picture)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, 2)
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape or pixels.dtype.kind not in "iu":
+        what = f"{pixels.dtype} of shape {pixels.shape}" if pixels.size > 1 else type(picture).__name__
+        raise UsageError(f"task {task!r} can't be filmed: render() gives {what}, not a picture (H, W, 3) of integers")
+    pixels = pixels[..., :3].astype(np.uint8, copy=False)
+    if (factor := -(-SMALLEST // max(pixels.shape[:2]))) > 1:
+        pixels = pixels.repeat(factor, 0).repeat(factor, 1)
+    height, width = (size % 2 for size in pixels.shape[:2])  # the encoder needs even sizes
+    return np.pad(pixels, ((0, height), (0, width), (0, 0))) if height or width else pixels
 
 
 def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Frame:
@@ -34,7 +60,7 @@ def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Fra
             that is too long for its place is shortened.
         emphasis: whether the last text has a colour of its own. Default False.
     """
-    # The bar is mixed with grey, because a darker bar would not be visible on the black sky of the landers.
+    # The bar is mixed with grey, because a darker bar would not be visible on a black picture.
     bar = Image.fromarray((frame[:BAR] // 2 + 32).astype(np.uint8))
     draw, font = ImageDraw.Draw(bar), _font()
     room = frame.shape[1] / len(texts)
@@ -45,8 +71,11 @@ def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Fra
 
 
 def side_by_side(frames: Sequence[Frame]) -> Frame:
-    """One picture of several frames of the same size, in rows of at most four, with grey lines between them."""
-    height, width, _ = frames[0].shape
+    """One picture of several frames, in rows of at most four, with grey lines between them.
+
+    A frame that is smaller than the largest stands in the upper left corner of its place.
+    """
+    height, width = (max(frame.shape[side] for frame in frames) for side in (0, 1))
     columns = min(COLUMNS, len(frames))
     rows = -(-len(frames) // columns)
     shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
@@ -54,7 +83,7 @@ def side_by_side(frames: Sequence[Frame]) -> Frame:
     for index, frame in enumerate(frames):
         row, column = divmod(index, columns)
         top, left = row * (height + GAP), column * (width + GAP)
-        picture[top : top + height, left : left + width] = frame
+        picture[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return picture
 
 

@@ -10,8 +10,9 @@ import torch
 
 import agents
 from agents import MultiTaskDQN
-from envs import TaskVecEnv, get_tasks, make_task_vec_env
+from experiments.program.tasks import get_tasks
 from experiments.training.config import TrainConfig
+from mtrl.rl.vec_env import TaskVecEnv, make_task_vec_env
 
 
 @contextmanager

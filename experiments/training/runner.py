@@ -9,11 +9,11 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import MultiTaskDQN, NonFiniteError
-from envs import BASE_ID, ColumnError, get_tasks
 from experiments.program.flags import UsageError
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
+from experiments.program.tasks import describe_tasks, get_tasks
 from experiments.program.terminal import console, show_table
 from experiments.program.versions import versions
 from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
@@ -24,6 +24,8 @@ from experiments.training.display import TrainingDisplay
 from experiments.training.evaluation import FINAL_SEED, Evaluation, evaluate
 from experiments.training.make_agent import make_agent
 from experiments.training.tracking import TENSORBOARD_FOLDER, Episodes, Views
+from mtrl.rl.tasks import AnyTask
+from mtrl.rl.vec_env import ColumnError
 
 
 def train(config: TrainConfig) -> Evaluation:
@@ -38,6 +40,7 @@ def train(config: TrainConfig) -> Evaluation:
         UsageError: the folder holds a finished run or one with other settings, is in use, or cannot be written to.
         StoppedError: a signal, a failing environment or a disk ended the run; the message says how to go on.
     """
+    tasks = get_tasks(config.tasks)
     description = describe(config)
     run = RunFolder(
         config.run_dir,
@@ -54,15 +57,16 @@ def train(config: TrainConfig) -> Evaluation:
         run.begin(records=(TENSORBOARD_FOLDER, WANDB_FOLDER))
         metrics = MetricsFile(run.file(METRICS_FILE))
         views.open(config, description, None if run.saved is None else run.saved.state.get("steps"))
-        episodes = Episodes(agent.task_names, config.envs_per_task)
-        parts = [episodes, *_parts(config)]
+        episodes = Episodes(agent.task_names, agent.column_counts)
+        parts = [episodes, *_parts(config, tasks, agent.column_counts)]
         checkpoints = Checkpoints(run, env, metrics, parts, views.settle)
         _learn(config, agent, [metrics, views], checkpoints, parts)
         run.signals.answer_at_once()
         agent.save(run.file(MODEL_FILE))
-        evaluation = evaluate(agent, agent.task_names, config.final_episodes, FINAL_SEED)
-        run.finish(evaluation.as_json())
-        views.finish(evaluation.as_json(), episodes)
+        evaluation = evaluate(agent, tasks, config.final_episodes, FINAL_SEED)
+        results = {**evaluation.as_json(), "parameters": sum(part.numel() for part in agent.q_net.parameters())}
+        run.finish(results)
+        views.finish(results, episodes)
     if not config.quiet:
         title = f"{config.run_name}, seed {config.seed}: {config.final_episodes} greedy episodes"
         show_table(evaluation.table(title), console())
@@ -78,19 +82,20 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "agent": config.agent,
         "balancer": config.balancer_name,
         "settings": config.record,
-        "environments": {task.name: task.env_id for task in get_tasks(config.tasks)},
-        "base_environment": BASE_ID,
+        **describe_tasks(get_tasks(config.tasks)),
         "versions": versions("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),
     }
 
 
-def _parts(config: TrainConfig) -> list[CurveEvaluation | StopAfterEpisodes]:
+def _parts(
+    config: TrainConfig, tasks: Sequence[AnyTask], columns: Sequence[int]
+) -> list[CurveEvaluation | StopAfterEpisodes]:
     """The callbacks that the settings ask for."""
     parts: list[CurveEvaluation | StopAfterEpisodes] = []
     if config.eval_interval:
-        parts.append(CurveEvaluation(config.tasks, config.eval_interval, config.eval_episodes))
+        parts.append(CurveEvaluation(tasks, config.eval_interval, config.eval_episodes))
     if config.episodes_per_task is not None:
-        parts.append(StopAfterEpisodes(config.episodes_per_task, len(config.tasks), config.envs_per_task))
+        parts.append(StopAfterEpisodes(config.episodes_per_task, columns))
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
+from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
 from mtrl.limits import check_choice, check_number
 from mtrl.states import Like, check_form
 
 Array = NDArray[np.float64]
 Progress = Literal["loss", "return"]
+ReturnRange = tuple[float, float] | Sequence[tuple[float, float]]
 WeightSteps = Literal["log", "plain"]
 
 LARGEST_ALPHA = 100  # rates are at most T, and T ** 100 does not overflow in float64 for up to 1,000 tasks
@@ -50,6 +53,23 @@ def project_weights(weights: Array, floor: float, total: float | None = None) ->
             break
         low |= below
     return weights
+
+
+def _check_range(given: object, num_tasks: int) -> None:
+    """Refuse what is neither one pair (low, high) nor one for each task.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        ends = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        ends = np.zeros(0)
+    if ends.shape not in ((2,), (num_tasks, 2)) or not (
+        np.isfinite(ends).all() and (ends[..., 0] < ends[..., 1]).all()
+    ):
+        needs = f"(low, high) with low < high, or such a pair for each of {num_tasks} tasks"
+        raise ValueError(f"return_range is {one_line(given, 100)}; progress='return' needs {needs}")
 
 
 class GradNorm(Balancer):
@@ -98,8 +118,8 @@ class GradNorm(Balancer):
         weight_steps: `"log"` for steps on the logarithms of the weights, `"plain"` for steps on the weights. Default
             `"log"`.
         progress: the measure of the training rate, `"loss"` or `"return"`. Default `"loss"`.
-        return_range: (low, high), the return that counts as no progress and the return that counts as solved, the same
-            for all tasks; needed for `progress="return"`.
+        return_range: (low, high), the return that counts as no progress and the return that counts as solved: one pair
+            for all tasks, or one pair for each task; needed for `progress="return"`.
         scale: see `Balancer`.
 
     Diagnostics, per task: `weight`, `norm` (n_i), `target`, `rate` (r_i), `floor_active` (0 or 1).
@@ -127,7 +147,7 @@ class GradNorm(Balancer):
         initial_loss_floor: float = 0.01,
         weight_steps: WeightSteps = "log",
         progress: Progress = "loss",
-        return_range: tuple[float, float] | None = None,
+        return_range: ReturnRange | None = None,
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
@@ -138,10 +158,8 @@ class GradNorm(Balancer):
         check_number("initial_loss_floor", initial_loss_floor, above=0, most=1)
         check_choice("weight_steps", weight_steps, get_args(WeightSteps))
         check_choice("progress", progress, get_args(Progress))
-        if progress == "return" and (
-            return_range is None or not -math.inf < return_range[0] < return_range[1] < math.inf
-        ):
-            raise ValueError(f"return_range is {return_range}; progress='return' needs (low, high) with low < high")
+        if progress == "return" or return_range is not None:
+            _check_range(return_range, num_tasks)
         self.alpha = alpha
         self.lr = lr
         self.warmup_steps = warmup_steps
@@ -183,9 +201,10 @@ class GradNorm(Balancer):
         """Relative inverse training rates r (T,), with a mean of 1; a task that lags behind is above 1."""
         if self.progress == "return":
             assert self.return_range is not None
-            low, high = self.return_range
+            low, high = np.broadcast_to(np.array(self.return_range, np.float64), (len(self.returns), 2)).T
             # A task without a finished episode counts as one that has made no progress.
-            left = ((high - np.nan_to_num(self.returns.numpy(), nan=low)) / (high - low)).clip(0.01, 1.0)
+            returns = self.returns.numpy()
+            left = ((high - np.where(np.isnan(returns), low, returns)) / (high - low)).clip(0.01, 1.0)
         else:
             initial = self.initial_losses.numpy()
             floor = self.initial_loss_floor * float(initial.sum()) / len(initial)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtrl.balancers.base import Balance, Balancer, Deferred, Scale
-from mtrl.balancers.gradnorm import GradNorm, Progress, WeightSteps
+from mtrl.balancers.gradnorm import GradNorm, Progress, ReturnRange, WeightSteps
 from mtrl.balancers.pcgrad import PCGrad
 from mtrl.gradients import TaskGradients
 
@@ -51,7 +51,7 @@ class GradNormPCGrad(Balancer):
         initial_loss_floor: float = 0.01,
         weight_steps: WeightSteps = "log",
         progress: Progress = "loss",
-        return_range: tuple[float, float] | None = None,
+        return_range: ReturnRange | None = None,
         seed: int = 0,
         scale: Scale = "sum",
     ) -> None:

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from mtrl.rl.settings import DQNSettings as DQNSettings
     from mtrl.rl.settings import ReplaySettings as ReplaySettings
     from mtrl.rl.tasks import AnyTask as AnyTask
+    from mtrl.rl.tasks import GymTask as GymTask
     from mtrl.rl.tasks import Task as Task
     from mtrl.rl.tasks import TaskLike as TaskLike
     from mtrl.rl.tasks import UnknownTaskError as UnknownTaskError
     from mtrl.rl.tasks import get_task as get_task
     from mtrl.rl.tasks import get_tasks as get_tasks
+    from mtrl.rl.tasks import make_env as make_env
     from mtrl.rl.tasks import register_task as register_task
+    from mtrl.rl.tasks import solved_at as solved_at
+    from mtrl.rl.tasks import succeeded as succeeded
     from mtrl.rl.update import SharedUpdate as SharedUpdate
     from mtrl.rl.update import TDLoss as TDLoss
     from mtrl.rl.update import Update as Update
@@ -46,7 +50,10 @@ _HOMES = {
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings"),
-    "mtrl.rl.tasks": ("AnyTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks", "register_task"),
+    "mtrl.rl.tasks": (
+        *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),
+        *("make_env", "register_task", "solved_at", "succeeded"),
+    ),
     "mtrl.rl.update": ("SharedUpdate", "TDLoss", "Update"),
     "mtrl.rl.vec_env": ("ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env"),
 }

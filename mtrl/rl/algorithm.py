@@ -24,9 +24,19 @@ from stable_baselines3.common.vec_env import VecEnv
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_names
 from mtrl.recorder import named
-from mtrl.rl.columns import check_columns, check_kind, check_one_hots, check_places, one_hots, task_names, with_monitor
+from mtrl.rl.columns import (
+    Evening,
+    check_columns,
+    check_kind,
+    check_one_hots,
+    check_places,
+    column_counts,
+    one_hots,
+    task_names,
+    with_monitor,
+)
 from mtrl.rl.evaluation import check_callback
-from mtrl.rl.n_step import NStepReturns, Step
+from mtrl.rl.n_step import NStepReturns, Step, Transitions
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
@@ -96,10 +106,12 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         self.task_names: tuple[str, ...] = ()
         self.one_hot_size = 0
         self.one_hot_places: tuple[int, ...] = ()
+        self.column_counts: tuple[int, ...] = ()
         if self.env is not None:
             check_columns(self.env)
             self.task_names = task_names(self.env)
             self.one_hot_size, self.one_hot_places = one_hots(self.env, self.task_names)
+            self.column_counts = column_counts(self.env)
 
     @classmethod
     def _option_names(cls) -> list[str]:
@@ -227,6 +239,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
         check_places(self, wrapped, names)
         self.n_envs = wrapped.num_envs
+        self.column_counts = column_counts(wrapped)
         super().set_env(wrapped, force_reset)
 
     # ----------------------------------------------------------------- collecting
@@ -239,6 +252,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         assert self.env is not None
         check_one_hots(self.env, cast(NDArray[Any], self._last_obs))
         self.update.check_unchanged()
+        self._task_of_column = np.repeat(np.arange(len(self.task_names)), self.column_counts)
+        self._evening = Evening(self.column_counts)
+        self.update.task_of_column = self._task_of_column
         if any(isinstance(o, CSVOutputFormat) for o in self.logger.output_formats) and "," in "".join(self.task_names):
             warnings.warn("the names of tasks hold commas, which progress.csv does not quote", stacklevel=2)
         # A model that goes on without its replay collects as much as a new one; so does one whose steps begin anew.
@@ -278,17 +294,19 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             replay_buffer = self.guidance_buffer
         transitions = self._n_step_returns.add(Step(observations, next_obs, buffer_action, reward, dones, terminals))
         if transitions is not None:
+            if self._evening.is_needed:
+                columns = self._evening.columns(self.num_timesteps // self.n_envs)
+                transitions = Transitions(*(part[columns] for part in transitions))  # type: ignore[arg-type]
             replay_buffer.add(*transitions)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
         super()._update_info_buffer(infos, dones)
         if dones is None or not dones.any():
             return
-        columns_per_task = len(dones) // len(self.task_names)
         for column in np.flatnonzero(dones):
             episode = infos[column].get("episode")
             if episode is not None:
-                self._episode_stats[column // columns_per_task].append((episode["r"], episode["l"]))
+                self._episode_stats[self._task_of_column[column]].append((episode["r"], episode["l"]))
         self.balancer.record_returns(torch.tensor(self.recent_returns, dtype=torch.float64))
 
     # ----------------------------------------------------------------- logging

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -77,9 +78,19 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
     """The tasks of the columns. If no column has an attribute `task`, there is one task, called `task`.
 
     Raises:
-        ValueError: some columns have no task, a task has no name, or the columns do not come task after task, or are
-            not equally many for each task.
+        ValueError: some columns have no task, a task has no name, or the columns do not come task after task.
     """
+    return tuple(dict.fromkeys(names_of_columns(env)))
+
+
+def column_counts(env: VecEnv) -> tuple[int, ...]:
+    """The number of columns of each task, in the order of the tasks; for the errors see `task_names`."""
+    names = names_of_columns(env)
+    return tuple(names.count(name) for name in dict.fromkeys(names))
+
+
+def names_of_columns(env: VecEnv) -> list[str]:
+    """The name of the task of each column; for the errors see `task_names`."""
     found = []
     for column in range(env.num_envs):
         try:
@@ -91,7 +102,7 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
                 f"the task of column {column} can't be sent from its process: let its attribute `task` be a string"
             ) from None
     if all(task is None for task in found):
-        return ("task",)
+        return ["task"] * len(found)
     columns = []
     for column, task in enumerate(found):
         name = name_of(task)
@@ -101,11 +112,31 @@ def task_names(env: VecEnv) -> tuple[str, ...]:
         if not name.isprintable():
             raise ValueError(f"the task of column {column} is called {name!r}; a name must be printable")
         columns.append(name)
-    names = tuple(dict.fromkeys(columns))
-    each = len(columns) // len(names)
-    if columns != [name for name in names for _ in range(each)]:
-        raise ValueError(f"columns must be equally many per task and task after task, not {', '.join(columns)}")
-    return names
+    if sorted(columns, key=list(dict.fromkeys(columns)).index) != columns:
+        raise ValueError(f"columns must come task after task, not {', '.join(columns)}")
+    return columns
+
+
+class Evening:
+    """Repeats transitions of tasks that have fewer columns than others, so that all tasks store equally many of them.
+
+    A replay is sampled uniformly, so that repeated transitions change nothing in what is learned. They make the replays
+    of all tasks reach equally far back in time. The columns of a task take turns in being repeated.
+
+    Args:
+        counts: the number of columns of each task.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._most = max(counts)
+        self._counts = np.array(counts)[:, None]  # (T, 1)
+        self._firsts = np.cumsum([0, *counts[:-1]])[:, None]
+        self.is_needed = len(set(counts)) > 1
+
+    def columns(self, step: int) -> NDArray[np.int64]:
+        """The columns whose transitions are stored at a step, (T * K,) for K columns of the task that has most."""
+        turn: NDArray[np.int64] = self._firsts + (step * self._most + np.arange(self._most)) % self._counts
+        return turn.ravel()
 
 
 def one_hots(env: VecEnv, names: tuple[str, ...]) -> OneHots:
@@ -120,13 +151,12 @@ def one_hots(env: VecEnv, names: tuple[str, ...]) -> OneHots:
         return OneHots(0, ())
     if not all(wrapped):
         raise ValueError("either all columns or none must be wrapped in TaskOneHot")
-    of_columns = env.get_attr("one_hot")
+    of_columns, tasks = env.get_attr("one_hot"), names_of_columns(env)
     if len(sizes := {len(one_hot) for one_hot in of_columns}) > 1:
         raise ValueError(f"all columns must have a one-hot of the same size, not of {sorted(sizes)}")
-    each = len(of_columns) // len(names)
     owner: dict[int, str] = {}
     for column, one_hot in enumerate(of_columns):
-        place, name = int(np.argmax(one_hot)), names[column // each]
+        place, name = int(np.argmax(one_hot)), tasks[column]
         if owner.setdefault(place, name) != name:
             raise ValueError(f"the tasks {owner[place]} and {name} have the same place in the one-hot, {place}")
     if len(owner) != len(names):

@@ -39,7 +39,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     Args:
         policy: `"MlpPolicy"` or a subclass of `MultiTaskQPolicy`.
-        env: a vector environment with equally many columns per task, task after task. The task of a column is read
+        env: a vector environment with columns for each task, task after task. The task of a column is read
             from its attribute `task` (its `name`, if it has one). An environment without it counts as one task. Columns
             wrapped in `mtrl.rl.TaskOneHot` make the agent task-aware.
         balancer: a name from `mtrl.balancers.names()` or a `Balancer`. Default `"equal"`.
@@ -105,9 +105,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         num_actions = int(cast(spaces.Discrete, self.action_space).n)
-        self.exploration = EpsilonGreedy(
-            self.settings, len(self.task_names), self.n_envs, num_actions, self.exploration_generator
-        )
+        self.exploration = EpsilonGreedy(self.settings, self.column_counts, num_actions, self.exploration_generator)
 
     def make_update(self) -> SharedUpdate:
         """An `update_type` of this agent's networks, balancer and settings."""
@@ -202,7 +200,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         return actions, actions
 
     def _on_step(self) -> None:
-        self.exploration.schedule(self.n_envs, self._current_progress_remaining, self._episode_num)
+        self.exploration.schedule(self.column_counts, self._current_progress_remaining, self._episode_num)
 
     @property
     def exploration_rates(self) -> NDArray[np.float64]:

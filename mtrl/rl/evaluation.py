@@ -20,7 +20,15 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from mtrl.limits import check_number
-from mtrl.rl.columns import check_kind, check_one_hots, check_places, task_names, with_monitor
+from mtrl.rl.columns import (
+    check_kind,
+    check_one_hots,
+    check_places,
+    column_counts,
+    names_of_columns,
+    task_names,
+    with_monitor,
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,9 @@ def evaluate_tasks(
     env = evaluation_env(env)
     names = task_names(env)
     check_places(model, env, names)
-    each = env.num_envs // len(names)
-    wanted = np.array([(n_eval_episodes + place) // each for _ in names for place in range(each)])
+    of_columns = names_of_columns(env)
+    counts = column_counts(env)
+    wanted = np.array([(n_eval_episodes + place) // count for count in counts for place in range(count)])
     returns: dict[str, list[float]] = {name: [] for name in names}
     played = np.zeros(env.num_envs, dtype=np.int64)
     observations = env.reset()
@@ -71,7 +80,7 @@ def evaluate_tasks(
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, dones, infos = env.step(actions)
         for column in np.flatnonzero(dones & (played < wanted)):
-            returns[names[column // each]].append(float(infos[column]["episode"]["r"]))
+            returns[of_columns[column]].append(float(infos[column]["episode"]["r"]))
             played[column] += 1
     return {name: TaskReturns(tuple(found)) for name, found in returns.items()}
 

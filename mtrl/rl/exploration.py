@@ -5,6 +5,8 @@ Before `learning_starts` steps the agent plays at random, whatever epsilon is: s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,26 +20,23 @@ class EpsilonGreedy:
 
     Args:
         settings: the settings whose names begin with `exploration_`.
-        num_tasks: T.
-        num_columns: T * K, the columns of the environment.
+        counts: the number of columns of each task, (T,).
         num_actions: number of actions to choose from.
         generator: source of all random numbers here.
 
     Attributes:
-        rates: present epsilon of each column, (T * K,), task after task.
+        rates: present epsilon of each column, (N,), task after task.
     """
 
     def __init__(
         self,
         settings: DQNSettings,
-        num_tasks: int,
-        num_columns: int,
+        counts: Sequence[int],
         num_actions: int,
         generator: np.random.Generator,
     ) -> None:
-        self.rates: NDArray[np.float64] = np.full(num_columns, settings.exploration_initial_eps)
+        self.rates: NDArray[np.float64] = np.full(sum(counts), settings.exploration_initial_eps)
         self._settings = settings
-        self._num_tasks = num_tasks
         self._num_actions = num_actions
         self._generator = generator
 
@@ -56,32 +55,31 @@ class EpsilonGreedy:
         """Random actions of this shape."""
         return self._generator.integers(self._num_actions, size=shape)
 
-    def schedule(self, num_columns: int, remaining: float, episodes: int) -> None:
+    def schedule(self, counts: Sequence[int], remaining: float, episodes: int) -> None:
         """Set every epsilon for the next step.
 
         Epsilon falls linearly over `exploration_fraction` of training. If `exploration_decay` is given, epsilon is
         instead multiplied by it at the end of each episode, until it reaches its last value.
 
         Args:
-            num_columns: T * K.
+            counts: the number of columns of each task, (T,).
             remaining: remaining share of training, from 1 to 0.
             episodes: number of finished episodes.
         """
         settings = self._settings
-        first, last = settings.exploration_initial_eps, self._last_rates(num_columns)
+        first, last = settings.exploration_initial_eps, self._last_rates(counts)
         if settings.exploration_decay is None:
             done = (1 - remaining) / max(settings.exploration_fraction, 1e-12)
             self.rates = first + (last - first) * min(done, 1.0)
         else:
             self.rates = np.maximum(last, first * settings.exploration_decay**episodes)
 
-    def _last_rates(self, num_columns: int) -> NDArray[np.float64]:
-        """The last epsilon of each column, (T * K,): `final ** (1 + diversity * i / (K - 1))` for column i of K.
+    def _last_rates(self, counts: Sequence[int]) -> NDArray[np.float64]:
+        """The last epsilon of each column, task after task: `final ** (1 + diversity * i / (K - 1))` for column i of K.
 
         This is the spread of Ape-X (Horgan et al. 2018, https://arxiv.org/abs/1803.00933). A task with a single column
         takes the middle of the range.
         """
         final, diversity = self._settings.exploration_final_eps, self._settings.exploration_diversity
-        last = num_columns // self._num_tasks - 1  # the last column of a task
-        places = [column / last for column in range(last + 1)] if last else [0.5]
-        return np.array([final ** (1 + diversity * place) for place in places] * self._num_tasks)
+        places = [column / (count - 1) if count > 1 else 0.5 for count in counts for column in range(count)]
+        return np.array([final ** (1 + diversity * place) for place in places])

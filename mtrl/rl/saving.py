@@ -60,6 +60,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
     task_names: tuple[str, ...]
     one_hot_places: tuple[int, ...]
     one_hot_size: int
+    column_counts: tuple[int, ...]  # of each task
     balancer: Balancer
     balancer_name: str | None
     balancer_kwargs: dict[str, Any]
@@ -206,6 +207,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         in_order = tuple(range(len(agent.task_names))) if agent.one_hot_size else ()
         agent.one_hot_places = state.get("one_hot_places", in_order)
         agent.n_envs = len(agent.task_names)
+        agent.column_counts = (1,) * agent.n_envs
         with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # half is the target network's
             agent._setup_model()
         return agent

@@ -46,6 +46,8 @@ class Update:
         """Give the balancer its guidance for the next updates. Called only if the balancer wants guidance."""
         raise NotImplementedError
 
+    task_of_column: NDArray[np.int64]  # (N,), set when learning begins
+
     def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """See the rewards of one step of all columns, in task-major order; see `Step` for the arguments."""
 

@@ -14,8 +14,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from mtrl.files import one_line
 from mtrl.limits import check_choice, check_number
-from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks
+from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks, make_env
 from mtrl.rl.watchdog import Watchdog
 from mtrl.states import PCG64, Like, Whole, check_form
 
@@ -290,25 +291,27 @@ class _Column(Monitor[Any, Any]):
 
 
 def make_task_vec_env(
-    tasks: TaskLike | Iterable[TaskLike],
-    envs_per_task: int = 4,
+    tasks: TaskLike | Iterable[Any],
+    envs_per_task: int | Sequence[int] = 4,
     seed: int | None = None,
     variant: str = "aware",
     render_mode: str | None = None,
-    one_hot_tasks: TaskLike | Iterable[TaskLike] | None = None,
+    one_hot_tasks: TaskLike | Iterable[Any] | None = None,
     step_timeout: float = 0.0,
 ) -> TaskVecEnv:
     """Make several copies of each task, as the columns of one vector environment that is stepped in this process.
 
-    The columns are task-major: the first `envs_per_task` columns belong to the first task, and so on.
-    `get_attr("task")` gives the task of every column. A column whose episode ends is reset at once. Its `info` then
-    has the last observation of the episode as `"terminal_observation"`, the episode's return and length as
-    `"episode"` (each column is a `Monitor`), and a `"TimeLimit.truncated"` that is true if only the time limit ended
-    the episode.
+    The columns are task-major: those of the first task come first, and so on. `get_attr("task")` gives the task of
+    every column. A column whose episode ends is reset at once. Its `info` then has the last observation of the episode
+    as `"terminal_observation"`, the episode's return and length as `"episode"` (each column is a `Monitor`), and a
+    `"TimeLimit.truncated"` that is true if only the time limit ended the episode.
+
+    The first column of each task is reset once, to find out whether its observations fit its space.
 
     Args:
-        tasks: tasks or names of registered tasks. They must be distinct, and their spaces must be equal.
-        envs_per_task: columns per task, at least 1. Default 4.
+        tasks: the tasks, as `get_tasks` takes them: names, ids of Gymnasium, addresses, tasks, functions that make an
+            environment. They must be distinct, and their spaces must be equal.
+        envs_per_task: columns per task, at least 1: a number for all tasks, or one number for each task. Default 4.
         seed: a non-negative integer; see `TaskVecEnv.seed`. Default None: fresh entropy.
         variant: `"aware"` appends a one-hot of the task to the observations, so that their shape is (n + T,) for the
             T tasks in `one_hot_tasks`; `"blind"` leaves them as they are. Default `"aware"`.
@@ -318,17 +321,76 @@ def make_task_vec_env(
         step_timeout: seconds that one step of all columns may take. Default 0: no limit.
 
     Raises:
-        UnknownTaskError: no registered task has one of the names.
-        ValueError: no task is given, a task is given twice or is not in `one_hot_tasks`, the tasks' spaces differ,
-            the variant is unknown, or a number is out of range.
+        UnknownTaskError: there is no such task.
+        ValueError: no task is given, a task is given twice or is not in `one_hot_tasks`, the tasks' spaces differ, an
+            environment can't be made or its first observation does not fit its space, the variant is unknown, or a
+            number is out of range.
     """
-    columns = get_tasks(tasks)
-    envs_per_task = check_number("envs_per_task", envs_per_task, least=1, whole=True)
-    distinguished = columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
+    of_columns = get_tasks(tasks)
+    counts = columns_per_task(envs_per_task, of_columns)
+    distinguished = of_columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
 
-    def column(task: AnyTask) -> _Column:
-        return _Column(mark_task(task.make(render_mode=render_mode), task, distinguished, variant), task)
+    def column(task: AnyTask, is_first: bool) -> gymnasium.Env[Any, Any]:
+        env = make_env(task, render_mode)
+        if is_first:
+            with Watchdog(step_timeout):
+                check_first_observation(env, task)
+        return _Column(mark_task(env, task, distinguished, variant), task)
 
-    vec_env = TaskVecEnv([partial(column, task) for task in columns for _ in range(envs_per_task)], step_timeout)
+    env_fns: list[Callable[[], gymnasium.Env[Any, Any]]] = [
+        partial(column, task, place == 0)
+        for task, count in zip(of_columns, counts, strict=True)
+        for place in range(count)
+    ]
+    vec_env = TaskVecEnv(env_fns, step_timeout)
     vec_env.seed(seed)
     return vec_env
+
+
+def columns_per_task(envs_per_task: int | Sequence[int], tasks: Sequence[AnyTask]) -> list[int]:
+    """The number of columns of each task.
+
+    Raises:
+        ValueError: a number is below 1, or there is not one number for each task.
+    """
+    if not isinstance(envs_per_task, Sequence):
+        return [check_number("envs_per_task", envs_per_task, least=1, whole=True)] * len(tasks)
+    if len(envs_per_task) != len(tasks):
+        raise ValueError(
+            f"envs_per_task has {len(envs_per_task)} numbers; give one number, or one for each of {len(tasks)} tasks"
+        )
+    return [
+        check_number(f"envs_per_task of {task.name}", count, least=1, whole=True)
+        for task, count in zip(tasks, envs_per_task, strict=True)
+    ]
+
+
+def check_first_observation(env: gymnasium.Env[Any, Any], task: AnyTask) -> None:
+    """Reset the environment, and check that its observation fits its observation space.
+
+    The dtype of numbers does not count, nor do values that leave a Box by no more than rounding does.
+
+    Raises:
+        ValueError: it does not fit, or the environment can't be reset. The message is one line that names the task.
+    """
+    try:
+        found = env.reset(seed=0)
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ValueError(f"the environment of task {task.name!r} can't be reset: {reason}") from error
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        what = type(found).__name__
+        raise ValueError(f"reset() of task {task.name!r} gives a {what}, not (observation, info) as Gymnasium asks")
+    observation, space = found[0], env.observation_space
+    if isinstance(space, spaces.Box):
+        if np.shape(observation) != space.shape:
+            shape = np.shape(observation)
+            raise ValueError(f"an observation of task {task.name!r} has the shape {shape}; its space is {space}")
+        value = np.asarray(observation, np.float64)
+        slack = 1e-5 * np.maximum(1.0, np.abs(value))
+        fits = bool(((value >= space.low - slack) & (value <= space.high + slack)).all())
+    else:
+        fits = space.contains(observation)
+    if not fits:
+        shown = one_line(observation, longest=100)
+        raise ValueError(f"the observation {shown} of task {task.name!r} is not in its space, {space}")

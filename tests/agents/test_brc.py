@@ -193,9 +193,9 @@ def test_return_scale_is_the_largest_return(columns_per_task, gamma):
     rewards = (rng.normal(size=(steps, columns)) * np.repeat([1, 10, 0.1], columns_per_task)).astype(np.float32)
     ends = rng.random((steps, columns)) < 0.1
     terminals = ends & (rng.random((steps, columns)) < 0.5)
-    scale = ReturnScale(3, gamma)
+    scale, tasks = ReturnScale(3, gamma), np.repeat(np.arange(3), columns_per_task)
     for step in range(steps):
-        scale.add(rewards[step], ends[step], terminals[step])
+        scale.add(rewards[step], ends[step], terminals[step], tasks)
     streams = [largest_return(rewards[:, c].astype(float), ends[:, c], terminals[:, c], gamma) for c in range(columns)]
     wanted = np.reshape(streams, (3, columns_per_task)).max(1)
     np.testing.assert_allclose(scale.largest, wanted)
@@ -203,11 +203,11 @@ def test_return_scale_is_the_largest_return(columns_per_task, gamma):
 
 
 def test_return_scale_before_the_first_episode_and_without_rewards_is_one():
-    scale = ReturnScale(2, 0.9)
+    scale, tasks = ReturnScale(2, 0.9), np.arange(2)
     never, yes = np.zeros(2, bool), np.ones(2, bool)
-    scale.add(np.array([5, 0], np.float32), never, never)
+    scale.add(np.array([5, 0], np.float32), never, never, tasks)
     assert scale.divisors.tolist() == [1, 1]
-    scale.add(np.array([0, 0], np.float32), yes, yes)
+    scale.add(np.array([0, 0], np.float32), yes, yes, tasks)
     assert scale.divisors.tolist() == [5, 1]
 
 

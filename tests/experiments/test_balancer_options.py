@@ -48,7 +48,7 @@ def test_a_value_that_is_no_literal_is_a_string():
         ("gradnorm", {"alpha": math.nan}, "alpha is nan; it must be between 0 and 100"),
         ("gradnorm", ["alpha=-1"], "alpha is -1; it must be between 0 and 100"),
         ("gradnorm", ["warmup_steps=1.5"], "warmup_steps is 1.5; it must be an integer, at least 1"),
-        ("gradnorm", ["return_range=3"], "return_range is 3; it must be 2 values"),
+        ("gradnorm", ["return_range=3"], "return_range is 3; progress='return' needs"),
         ("rgb", ["invariant_steps=7"], "invariant_steps is 7; it must be true or false"),
         ("rgb", ["magnitude=7"], "unknown magnitude 7; choose from unit"),
     ],

@@ -19,10 +19,10 @@ from agents import MultiTaskDQN
 from envs import make_task_vec_env
 from experiments.program.flags import UsageError
 from experiments.shared_dqn import evaluate
-from experiments.training.evaluate_run import PAUSE
 from experiments.training.evaluation import FINAL_SEED, moments
 from experiments.training.filming import BAR, COLUMNS, GAP, Frame, captioned, film, side_by_side
 
+PAUSE = 50  # frames: one second of LunarLander
 TASKS = ("Standard", "Heavy")
 SIZE = (400, 600, 3)
 

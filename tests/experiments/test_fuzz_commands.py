@@ -26,10 +26,10 @@ import benchmarks.soak
 import experiments.analysis.compare_weights
 import experiments.analysis.plots
 import experiments.analysis.plots.recording
-import experiments.analysis.random_policy
 import experiments.analyze_results
 import experiments.compare_weights
 import experiments.plot_recording
+import experiments.program.random_policy
 import experiments.studies.figures
 import experiments.studies.fitting
 import experiments.studies.report
@@ -54,6 +54,7 @@ from experiments.training.evaluation import Evaluation, Moment, TaskResult
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.recording import LONGEST, Video, VideoSettings
 from mtrl import Balancer
+from mtrl.rl import AnyTask
 
 Main = Callable[[Sequence[str]], int]
 METHODS = tuple(methods.METHODS)
@@ -292,12 +293,12 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(root / "work")
     monkeypatch.setenv("HOME", str(root / "work" / "afolder"))
 
-    def evaluate(_: Any, tasks: Sequence[str], *__: Any) -> Evaluation:
-        return Evaluation({task: TaskResult.of([0.0]) for task in tasks})
+    def evaluate(_: Any, tasks: Sequence[AnyTask], *__: Any) -> Evaluation:
+        return Evaluation({task.name: TaskResult.of([0.0], [False], 200.0) for task in tasks})
 
-    def moments(_: Any, task: str, episodes: int, *__: Any, **___: Any) -> Iterator[Moment]:
+    def moments(_: Any, task: AnyTask, episodes: int, *__: Any, **___: Any) -> Iterator[Moment]:
         for episode in range(episodes):
-            yield Moment(task, episode, 1, 250.0, True, np.zeros((400, 600, 3), np.uint8))
+            yield Moment(task.name, episode, 1, 250.0, True, np.zeros((400, 600, 3), np.uint8), True, 200.0)
 
     @contextlib.contextmanager
     def film(path: Path, fps: int) -> Iterator[Any]:
@@ -318,7 +319,7 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in {*FIGURES} - {"learning_curves", *experiments.analysis.compare_weights.PICTURES}:
         monkeypatch.delitem(FIGURES, name)
     monkeypatch.setattr(
-        experiments.analysis.random_policy, "random_returns", lambda tasks, _: {task: [-2e2] for task in tasks}
+        experiments.program.random_policy, "random_returns", lambda tasks, _: {task.name: [-2e2] for task in tasks}
     )
     return root
 

@@ -114,7 +114,7 @@ def test_an_episode_does_not_depend_on_how_many_are_played_or_filmed(results):
     agent = MultiTaskDQN.load(results / "shared_dqn/seed_0/model.zip", device="cpu")
     three = play(agent, "Windy", 3, FINAL_SEED)
     filmed = list(moments(agent, "Windy", 1, FINAL_SEED + 2, "rgb_array"))
-    assert [moment.total for moment in filmed if moment.over] == [three[2]]
+    assert [moment.total for moment in filmed if moment.over] == [three.returns[2]]
     assert {moment.frame.shape for moment in filmed} == {(400, 600, 3)}
 
 
@@ -295,7 +295,8 @@ def test_episodes_per_task_stops_the_run(tmp_path):
 
 
 def test_evaluation_summary():
-    low, high = TaskResult.of([0.0, 200.0, 400.0]), TaskResult.of([250.0])
+    low, high = TaskResult.of([0.0, 200.0, 400.0], [False, True, True], 200.0), TaskResult.of([250.0], [None])
+    assert high.success_rate is None
     assert (low.mean, low.standard_deviation, low.success_rate) == (200, 200, pytest.approx(2 / 3))
     assert high.standard_deviation == 0
     evaluation = Evaluation({"a": high, "b": low})

@@ -195,7 +195,7 @@ def test_a_balancer_that_cannot_be_saved_is_refused_before_the_training(tmp_path
         ((None, "b"), "column 0 has no attribute `task`"),
         (("a", None), "column 1 has no attribute `task`"),
         ((object(), object()), "has a task without a name, object"),
-        (("a", "b", "a"), "equally many per task and task after task"),
+        (("a", "b", "a"), "columns must come task after task, not a, b, a"),
     ],
 )
 def test_tasks_are_not_guessed(of_columns: tuple[Any, ...], message: str) -> None:

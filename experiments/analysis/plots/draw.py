@@ -64,9 +64,12 @@ def _curves_per_task(data: CurveFigure) -> Figure:
     rows = list(dict.fromkeys(panel.variant for panel in data.panels))
     columns = len(data.panels) // len(rows)
     figure = Figure(figsize=(1.6 + 3.1 * columns, 0.7 + 2.6 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, sharex=True, sharey=True, squeeze=False)
+    own = any(panel.limits for panel in data.panels)
+    grid = figure.subplots(len(rows), columns, sharex=True, sharey="col" if own else True, squeeze=False)
     for axes, panel in zip(grid.flat, data.panels, strict=True):
         _draw_lines(axes, data, panel)
+        if panel.limits is not None:
+            axes.set_ylim(panel.limits)
     for row in grid:
         row[0].set_ylabel(data.y.label)
         legend_beside(row[-1], handles_of(row)[::-1])
@@ -114,12 +117,12 @@ def _rows(data: RowFigure) -> Figure:
         axes.set_axisbelow(True)
         for point in panel.points:
             _draw_point(axes, point)
-        if data.x.mark is not None:
-            axes.axvline(data.x.mark, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+        if (mark := data.x.mark if panel.mark is None else panel.mark) is not None:
+            axes.axvline(mark, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         for variant, value in panel.baselines.items():
             axes.axvline(value, color="0.6", linewidth=0.8, linestyle="--" if variant == "blind" else "-", zorder=0)
-        if data.x.limits is not None:
-            axes.set_xlim(data.x.limits)
+        if (limits := panel.limits or data.x.limits) is not None:
+            axes.set_xlim(limits)
         if data.last is not None:
             _end_in_never(axes, data.last)
         axes.set_title(short(panel.title))
@@ -180,7 +183,8 @@ def _matrices(data: MatrixFigure) -> Figure:
 def _side_by_side(data: FigureData, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Panels in one row with common axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, list(figure.subplots(1, len(data.panels), sharex=True, sharey=True, squeeze=False)[0])
+    shared = not any(panel.limits for panel in data.panels)
+    return figure, list(figure.subplots(1, len(data.panels), sharex=shared, sharey=True, squeeze=False)[0])
 
 
 def _rows_of(
@@ -200,10 +204,9 @@ def _draw_lines(axes: Axes, data: CurveFigure, panel: Panel, bands: bool = True)
         if line.end is not None and data.last is not None:
             axes.plot(END * data.last, line.end, ">", color=line.key.look.colour, markersize=5, mew=0, clip_on=False)
     across: dict[str, Any] = {"color": "0.5", "linewidth": 0.8, "linestyle": ":", "zorder": 0}
-    if data.y.mark is not None:
-        axes.axhline(data.y.mark, **across)
-    if data.x.mark is not None:
-        axes.axvline(data.x.mark, **across)
+    mark, on = data.mark(panel)
+    if mark is not None:
+        (axes.axvline if on == "x" else axes.axhline)(mark, **across)
     axes.set_title(short(panel.title))
 
 

@@ -105,10 +105,9 @@ def _curves(data: CurveFigure) -> Chart:
     for panel in data.panels:
         hovered = len(panel.lines) > MOST_BANDS
         traces = [trace for line in panel.lines for trace in _line(line, data, hovered)]
+        y = _axis(data.y) | ({} if panel.limits is None else {"range": list(panel.limits)})
         if traces:
-            plots.append(
-                _plot(panel, _figure(traces, _layout(_axis(data.x) | _ticks(data), _axis(data.y), *_mark(data))))
-            )
+            plots.append(_plot(panel, _figure(traces, _layout(_axis(data.x) | _ticks(data), y, *data.mark(panel)))))
     note = f"{data.note} {data.band_note}" if data.band_note else data.note
     if any(trace.get("meta") == "hovered" for plot in plots for trace in plot.figure["data"]):
         note += " The interval of a method is shown while the pointer is on its line or its name in the legend."
@@ -127,7 +126,8 @@ def _rows(data: RowFigure) -> Chart:
     # A page is read from the top: the mean and the worst task come before the single tasks.
     for panel in sorted(data.panels, key=lambda panel: panel.title not in (MEAN, WORST)):
         traces = [trace for point in panel.points for trace in _point(point)]
-        layout = _layout(_axis(data.x), rows, data.x.mark, "x")
+        x = _axis(data.x) | ({} if panel.limits is None else {"range": list(panel.limits)})
+        layout = _layout(x, rows, data.x.mark if panel.mark is None else panel.mark, "x")
         layout["shapes"] = [*layout.get("shapes", ()), *map(_baseline, panel.baselines.items())]
         if data.last is not None:
             _end_in_never(layout, data.last)
@@ -324,11 +324,6 @@ def _ticks(data: CurveFigure) -> Figure:
     steps = [data.last * share / 3 for share in range(4)]
     span = {"range": [0, BEYOND * data.last], "rangemode": "normal"}
     return span | {"tickvals": _numbers(steps), "ticktext": list(map(thousands, steps))}
-
-
-def _mark(data: CurveFigure) -> tuple[float | None, str]:
-    """Where a dotted line stands, and on which axis."""
-    return (data.y.mark, "y") if data.x.mark is None else (data.x.mark, "x")
 
 
 def _axis(axis: Axis) -> Figure:

@@ -25,8 +25,8 @@ from plotly.offline import get_plotlyjs
 import mtrl
 from experiments.analysis import tables
 from experiments.analysis.comparison import INDIFFERENT, Analysis
-from experiments.analysis.figure_data import SOLVED
 from experiments.analysis.figure_parts import method_keys
+from experiments.analysis.goals import success_note
 from experiments.analysis.looks import DIVERGING
 from experiments.analysis.report.charts import BAND, FAINT, Figure, charts, dash
 from experiments.analysis.report.colours import on_dark, on_light, themes
@@ -103,7 +103,7 @@ def render(
         limit=f"{EMBEDDED / 1e6:.0f} MB",
         skipped=skipped,
         command=command,
-        solved=SOLVED,
+        success=success_note(analysis.solved, analysis.methods),
         themes=themes((key.look.colour for key in keys), (BAND, FAINT)),
         on_light=on_light,
         on_dark=on_dark,

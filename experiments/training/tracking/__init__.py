@@ -50,7 +50,8 @@ class Views(KVWriter):
             continued_at: the environment step from which the run is continued; None if the run is new.
         """
         if config.tensorboard:
-            self._add("TensorBoard", lambda: TensorBoardView(config.run_dir, config.tasks, continued_at))
+            tasks = list(description["environments"])
+            self._add("TensorBoard", lambda: TensorBoardView(config.run_dir, tasks, continued_at))
         if config.wandb != "disabled":
             self._add("W&B", lambda: WandbView(config, description, continued_at))
 

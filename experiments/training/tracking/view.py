@@ -44,13 +44,13 @@ class Episodes(BaseCallback):
 
     Args:
         tasks: the names of the tasks, in the order of their columns in the vector environment.
-        envs_per_task: the number of columns of each task.
+        columns: the number of columns of each task.
     """
 
-    def __init__(self, tasks: Sequence[str], envs_per_task: int) -> None:
+    def __init__(self, tasks: Sequence[str], columns: Sequence[int]) -> None:
         super().__init__()
         self._tasks = tuple(tasks)
-        self._envs_per_task = envs_per_task
+        self._task_of_column = [task for task, count in enumerate(columns) for _ in range(count)]
         self._rows = array("d")  # task, env_step, return, length; 32 bytes an episode, and there may be very many
 
     @property
@@ -80,6 +80,6 @@ class Episodes(BaseCallback):
     def _on_step(self) -> bool:
         for column in np.flatnonzero(self.locals["dones"]):
             episode = self.locals["infos"][column]["episode"]
-            row = (int(column) // self._envs_per_task, self.num_timesteps, float(episode["r"]), int(episode["l"]))
+            row = (self._task_of_column[int(column)], self.num_timesteps, float(episode["r"]), int(episode["l"]))
             self._rows.extend(row)
         return True

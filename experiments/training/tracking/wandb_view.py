@@ -102,7 +102,8 @@ def wandb_summary(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for task, result in evaluation["tasks"].items():
         summary[f"final/{task}/return"] = result["mean"]
-        summary[f"final/{task}/success_rate"] = result["success_rate"]
+        if result["success_rate"] is not None:
+            summary[f"final/{task}/success_rate"] = result["success_rate"]
     summary["final/mean_return"] = evaluation["mean"]
     summary["final/worst_task"] = evaluation["worst_task"]["name"]
     summary["final/worst_task_return"] = evaluation["worst_task"]["mean"]
