@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from mtrl.rl.tasks import get_task as get_task
     from mtrl.rl.tasks import get_tasks as get_tasks
     from mtrl.rl.tasks import register_task as register_task
+    from mtrl.rl.td_loss import TDLoss as TDLoss
     from mtrl.rl.update import SharedUpdate as SharedUpdate
-    from mtrl.rl.update import TDLoss as TDLoss
     from mtrl.rl.update import Update as Update
     from mtrl.rl.vec_env import ColumnError as ColumnError
-    from mtrl.rl.vec_env import TaskOneHot as TaskOneHot
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
+    from mtrl.rl.wrappers import PaddedTask as PaddedTask
+    from mtrl.rl.wrappers import TaskOneHot as TaskOneHot
 
 for _package in ("gymnasium", "stable_baselines3", "psutil"):
     if find_spec(_package) is None:
@@ -47,8 +48,10 @@ _HOMES = {
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings"),
     "mtrl.rl.tasks": ("AnyTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks", "register_task"),
-    "mtrl.rl.update": ("SharedUpdate", "TDLoss", "Update"),
-    "mtrl.rl.vec_env": ("ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.td_loss": ("TDLoss",),
+    "mtrl.rl.update": ("SharedUpdate", "Update"),
+    "mtrl.rl.vec_env": ("ColumnError", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.wrappers": ("PaddedTask", "TaskOneHot"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 __getattr__ = import_on_use(__name__, _HOMES)
