@@ -160,9 +160,7 @@ class SharedQNetwork(nn.Module):
         check_widths(hidden_dims)
         check_choice("heads", heads, HEADS)
         if not (isinstance(activation_fn, type) and issubclass(activation_fn, nn.Module)):
-            raise ValueError(
-                f"activation_fn is {activation_fn!r}; it must be a class of modules, such as torch.nn.Tanh"
-            )
+            raise ValueError(f"activation_fn is {activation_fn!r}; it must be a class such as torch.nn.Tanh")
         width = observation_size
         if num_tasks:
             check_integer("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING)

@@ -44,7 +44,7 @@ class ObservationRows:
         is_flat: whether a row is the observation itself, flattened.
 
     Raises:
-        ValueError: the space is none of these.
+        ValueError: the space is none of these, or has no room for the one-hot.
     """
 
     def __init__(self, space: spaces.Space[Any], one_hot_size: int = 0) -> None:
@@ -54,6 +54,11 @@ class ObservationRows:
             self._leaves = dict(space.spaces.items())
         for key, leaf in self._leaves.items():
             _check_leaf(leaf, key)
+        if one_hot_size:
+            place: Any = self._leaves.get(TASK if isinstance(space, spaces.Dict) else None)
+            vector = isinstance(place, spaces.Box) and len(place.shape) == 1 and place.shape[0]
+            if not vector or vector < one_hot_size or (isinstance(space, spaces.Dict) and vector > one_hot_size):
+                raise ValueError(f"observations in {one_line(space)} hold no one-hot of {one_hot_size} tasks")
         self._images = [key for key, leaf in self._leaves.items() if is_kept_as_bytes(leaf)]
         others = [key for key in self._leaves if key not in self._images]
         self._others = sorted(others, key=lambda key: key == TASK)  # the one-hot is the last of the numbers

@@ -73,7 +73,8 @@ def _bounds(space: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     if isinstance(space, spaces.MultiBinary):
         return np.zeros(space.shape, np.int8), np.ones(space.shape, np.int8)
     start = np.asarray(space.start, np.int64)
-    return start, start + np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec, np.int64) - 1
+    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    return start, np.asarray(start + count - 1, np.int64)
 
 
 def _leaf(kind: Any, low: Any, high: Any) -> spaces.Space[Any]:
