@@ -69,23 +69,36 @@ class TaskOneHot(gymnasium.ObservationWrapper[Any, Action, Any]):
 
 
 class StackedFrames(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Makes one image of S stacked ones: (S, H, W, C) becomes (H, W, S * C).
+    """Makes one image of S stacked ones: (S, H, W, C) becomes (H, W, S * C), and (S, C, H, W) becomes (S * C, H, W).
 
     `gymnasium.wrappers.FrameStackObservation` puts frames along an axis of their own, and networks take images with
-    three axes.
+    three axes. Where the channels are is decided as in Stable-Baselines3: theirs is the shortest axis of an image.
+
+    Raises:
+        ValueError: there are more channels than rows or columns, so that they would be taken for these.
     """
 
     def __init__(self, env: AnyEnv) -> None:
         super().__init__(env)
         box = cast(spaces.Box, env.observation_space)
+        stack, *frame = box.shape
+        self._channels_first = int(np.argmin(frame)) == 0
+        channels, *sides = frame if self._channels_first else frame[::-1]
+        if stack * channels > min(sides):
+            raise ValueError(
+                f"{stack} stacked frames of {tuple(frame)} have {stack * channels} channels, more than a side "
+                "of the image: Stable-Baselines3 would not know them from rows; stack fewer frames"
+            )
         self.observation_space = spaces.Box(
             self.observation(box.low), self.observation(box.high), dtype=cast(Any, box.dtype)
         )
 
     def observation(self, observation: Any) -> Observation:
-        """The frames (S, H, W, C) as one image (H, W, S * C)."""
-        frames = np.moveaxis(np.asarray(observation), 0, 2)
-        return frames.reshape(*frames.shape[:2], -1)
+        """The frames as one image."""
+        frames = np.asarray(observation)
+        if self._channels_first:
+            return frames.reshape(-1, *frames.shape[2:])
+        return np.moveaxis(frames, 0, 2).reshape(*frames.shape[1:3], -1)
 
 
 class CommonShape(NamedTuple):
