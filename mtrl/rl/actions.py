@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +38,10 @@ class OwnActions:
 
     def over(self, values: Values) -> Values:
         """A function from rows to action values like `values`, in which actions that a task lacks have no value."""
-        return lambda rows: self.only(values(rows), rows)
+        return partial(self._only_of, values)
+
+    def _only_of(self, values: Values, rows: Tensor) -> Tensor:
+        return self.only(values(rows), rows)
 
     def counts(self, rows: Tensor) -> NDArray[np.int64]:
         """How many actions the tasks of `rows` (N, ...) have, (N,)."""

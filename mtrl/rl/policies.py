@@ -193,11 +193,16 @@ class MultiTaskInputPolicy(MultiTaskQPolicy):
 
 
 def named_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with the names of classes in place of the classes, as a file holds them."""
-    return {
-        key: value.__name__ if key in CLASSES and isinstance(value, type) else value
-        for key, value in policy_kwargs.items()
-    }
+    """The arguments with the names of classes in place of the classes, as a file holds them.
+
+    A class of the user's own has the name of its module before its own, so that it is not taken for a known one.
+    """
+    found = dict(policy_kwargs)
+    for key, known in CLASSES.items():
+        if isinstance(kind := found.get(key), type):
+            is_known = known.get(kind.__name__) is kind
+            found[key] = kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
+    return found
 
 
 def classes_of(policy_kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

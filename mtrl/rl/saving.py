@@ -219,7 +219,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         """Write the online network alone to a safetensors file, for others to play the policy: a few bytes a parameter.
 
         Raises:
-            ValueError: the agent has a policy class of the user's own, or a balancer that was given as an object.
+            ValueError: the agent has a policy class, features extractor or activation of the user's own, or a balancer
+                that was given as an object.
         """
         write_weights(self, path)
 

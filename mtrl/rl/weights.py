@@ -16,6 +16,7 @@ import torch
 
 from mtrl.checkpoint import CheckpointError
 from mtrl.files import one_line, open_regular, replacing
+from mtrl.rl.policies import CLASSES
 
 if TYPE_CHECKING:
     from mtrl.rl.saving import SavedAlgorithm
@@ -32,11 +33,15 @@ def write_weights(agent: SavedAlgorithm, path: str | Path) -> None:
     """Write the online network of `agent` to `path`, in one step.
 
     Raises:
-        ValueError: the agent has a policy class of the user's own, or a balancer that was given as an object.
+        ValueError: the agent has a policy class, features extractor or activation of the user's own, or a balancer that
+            was given as an object.
     """
     state = agent.saved_state()
     if "policy_class" in state or state["settings"]["balancer"] is None:
         raise ValueError("only an agent with a policy and a balancer that have names can be written as weights")
+    for key, known in CLASSES.items():
+        if (name := state["settings"]["policy_kwargs"].get(key)) is not None and name not in known:
+            raise ValueError(f"an agent with a {key} of its own, {name}, can't be written as weights; save it whole")
     network = "q_net."
     tensors = {name: tensor for name, tensor in state["policy"].items() if name.startswith(network)}
     if "observation_space" in state:

@@ -254,10 +254,14 @@ def test_a_features_extractor_of_ones_own_is_asked_for_when_the_model_is_loaded(
     model = agent(policy_kwargs={"features_extractor_class": Small, "features_extractor_kwargs": {"features_dim": 9}})
     model.save(tmp_path / "m.zip")
     with pytest.raises(
-        CheckpointError, match=r"features_extractor_class of its own, 'Small'; give custom_objects"
+        CheckpointError, match=r"features_extractor_class of its own, '[a-z_.]*\.Small'; give custom_objects"
     ) as caught:
         MultiTaskDQN.load(tmp_path / "m.zip")
     assert "\n" not in str(caught.value)
+    with pytest.raises(
+        ValueError, match=r"with a features_extractor_class of its own, .*Small, can't be written as weights"
+    ):
+        model.save_weights(tmp_path / "w.safetensors")
     again = MultiTaskDQN.load(tmp_path / "m.zip", custom_objects={"features_extractor_class": Small})
     assert_same(again.policy.state_dict(), model.policy.state_dict())
 
