@@ -25,6 +25,7 @@ from mtrl.gradients import (
 )
 from mtrl.guidance import LookaheadGuidance
 from mtrl.memory import DirectionMemory
+from mtrl.rl.feature_networks import EXTRACTORS
 from mtrl.rl.networks import SharedQNetwork, shared_part
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
@@ -131,6 +132,8 @@ class SharedUpdate(Update):
         self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
+        extractor = getattr(self.network, "features_extractor", None)
+        self._engine_is_known = extractor is None or type(extractor) in EXTRACTORS.values()
         self.chain = self.make_chain()
         if self.chain is not None:  # without autograd: the same numbers in about half the time
             self.values = self.chain.chain.forward
@@ -198,11 +201,40 @@ class SharedUpdate(Update):
             return self.chain_gradients(self.chain, batch)
         with torch.no_grad():
             targets = self.targets(batch)
+        if not self._engine_is_known:
+            self.check_engine(batch, targets)
         for parameter in self.private:
             parameter.grad = None
         with self.engine.record():
             losses = self.losses(batch, targets)
         return self.engine.backward(losses)
+
+    def check_engine(self, batch: TaskBatch, targets: Tensor) -> None:
+        """Take T backward passes from now on if one backward pass does not give the task gradients of this network.
+
+        A features extractor of the user's own may use its layers in ways in which their rows no longer come task after
+        task, for instance by exchanging axes. No look at its layers can tell, so both ways are compared once.
+        """
+        if isinstance(self.engine, AutogradEngine):
+            self._engine_is_known = True
+            return
+        by_autograd = AutogradEngine(self.shared.parameters(), self.network.last_shared_layer)
+        expected = by_autograd.gradients(self.losses(batch, targets))[0].jacobian
+        try:
+            with self.engine.record():
+                losses = self.losses(batch, targets)
+            rows = self.engine.backward(losses).jacobian
+            agree = bool((rows - expected).abs().max() <= 1e-3 * expected.abs().max())
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # layers got rows that do not divide, or weights are used without their layer
+            agree = False
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        if not agree:
+            self.engine = by_autograd
+        self._engine_is_known = True
 
     def own_gradient(self) -> Tensor:
         """The ordinary gradient of the tasks' own heads, which the last `task_gradients` left in their `.grad`.

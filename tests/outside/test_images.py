@@ -160,6 +160,34 @@ def test_task_gradients_are_autograds_rows(extractor: Any, engine: type, heads: 
     assert (gradients.layer_norms < torch.linalg.vector_norm(expected, dim=1)).all()
 
 
+class Exchanged(BaseFeaturesExtractor):
+    """Exchanges axes, so that the rows of a layer's input no longer come task after task."""
+
+    def __init__(self, observation_space: Any, outside: bool = False) -> None:
+        super().__init__(observation_space, 40)
+        self.layer, self.outside = nn.Linear(3, 1), outside
+
+    def forward(self, observations: Any) -> Any:
+        pooled = observations.mean(3).permute(2, 0, 1)  # (rows of the image, N, channels)
+        features = nn.functional.linear(pooled, self.layer.weight) if self.outside else self.layer(pooled)
+        return features.squeeze(2).T
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_an_extractor_that_mixes_up_the_order_of_rows_gets_its_right_gradients(outside: bool) -> None:
+    kwargs = {"features_extractor_class": Exchanged, "features_extractor_kwargs": {"outside": outside}}
+    model = agent(policy_kwargs=kwargs).learn(60)
+    assert type(model.update.engine) is AutogradEngine
+    batch = model.replay_buffer.sample(6)
+    gradients = model.update.task_gradients(batch)
+    losses = model.update.losses(batch, model.update.targets(batch))
+    for row, loss in zip(gradients.jacobian, losses, strict=True):
+        parts = torch.autograd.grad(loss, list(model.q_net.parameters()), retain_graph=True, allow_unused=True)
+        weights = model.q_net.parameters()
+        expected = [torch.zeros_like(w) if part is None else part for w, part in zip(weights, parts, strict=True)]
+        torch.testing.assert_close(row, torch.cat([part.flatten() for part in expected]), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", ["aware", "blind"])
 def test_it_learns_what_the_picture_and_the_task_say(variant: str) -> None:
     model = agent(
