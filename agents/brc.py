@@ -144,6 +144,7 @@ class BRCPolicy(MultiTaskQPolicy):
     """Acts greedily on the means of the distributions of a `BroNet`; policy_kwargs are the arguments of `BroNet`."""
 
     make_network = BroNet  # type: ignore[assignment] # a class in place of a method, with other arguments
+    takes_vectors_only = True
 
 
 class ReturnScale:
@@ -236,7 +237,8 @@ class CategoricalUpdate(SharedUpdate):
 
     def make_optimizer(self, vector: nn.Parameter, learning_rate: float) -> FlatAdam:
         """AdamW over the weights."""
-        return FlatAdam(vector, learning_rate, self.settings.weight_decay)
+        options = {"weight_decay": self.settings.weight_decay, **self._policy.optimizer_kwargs}
+        return FlatAdam(vector, learning_rate, **options)
 
     def targets(self, batch: TaskBatch) -> Tensor:
         """Distributions of the bootstrapped, normalised returns, (T * B, bins)."""
@@ -244,6 +246,8 @@ class CategoricalUpdate(SharedUpdate):
         support = network.support
         probabilities = network.logits(batch.next_observations).softmax(2)  # (T * B, A, bins)
         chooser = self.network(batch.next_observations) if self.settings.double_q else probabilities @ support
+        if self._policy.own_actions is not None:
+            chooser = self._policy.own_actions.only(chooser, batch.next_observations)
         rows = torch.arange(len(chooser), device=chooser.device)
         best = probabilities[rows, chooser.argmax(1)]  # (T * B, bins)
         unit = torch.as_tensor(self.return_scale.divisors / float(support[-1]), dtype=torch.float32, device=rows.device)

@@ -85,6 +85,8 @@ class IndependentQNetworks(nn.Module):
 class IndependentQPolicy(MultiTaskQPolicy):
     """Acts greedily on each task's own network. policy_kwargs are `net_arch` and `layer_norm`."""
 
+    takes_vectors_only = True
+
     def make_network(  # type: ignore[override] # no embedding: nothing is shared
         self,
         observation_size: int,

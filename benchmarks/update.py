@@ -53,8 +53,8 @@ from benchmarks.common import (
 from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.limits import check_number
-from mtrl.rl.update import TDLoss
-from mtrl.rl.vec_env import TaskOneHot
+from mtrl.rl.td_loss import TDLoss
+from mtrl.rl.wrappers import TaskOneHot
 
 STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
 LEARNING_RATE, GAMMA = 5e-4, 0.99

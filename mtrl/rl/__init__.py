@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from mtrl.rl.tasks import register_task as register_task
     from mtrl.rl.tasks import solved_at as solved_at
     from mtrl.rl.tasks import succeeded as succeeded
+    from mtrl.rl.td_loss import TDLoss as TDLoss
     from mtrl.rl.update import SharedUpdate as SharedUpdate
-    from mtrl.rl.update import TDLoss as TDLoss
     from mtrl.rl.update import Update as Update
     from mtrl.rl.vec_env import ColumnError as ColumnError
-    from mtrl.rl.vec_env import TaskOneHot as TaskOneHot
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
+    from mtrl.rl.wrappers import PaddedTask as PaddedTask
+    from mtrl.rl.wrappers import TaskOneHot as TaskOneHot
 
 for _package in ("gymnasium", "stable_baselines3", "psutil"):
     if find_spec(_package) is None:
@@ -54,8 +55,10 @@ _HOMES = {
         *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),
         *("make_env", "register_task", "solved_at", "succeeded"),
     ),
-    "mtrl.rl.update": ("SharedUpdate", "TDLoss", "Update"),
-    "mtrl.rl.vec_env": ("ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.td_loss": ("TDLoss",),
+    "mtrl.rl.update": ("SharedUpdate", "Update"),
+    "mtrl.rl.vec_env": ("ColumnError", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.wrappers": ("PaddedTask", "TaskOneHot"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]
 __getattr__ = import_on_use(__name__, _HOMES)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -22,10 +23,12 @@ from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
-from mtrl.limits import check_names
+from mtrl.limits import check_choice, check_names
 from mtrl.recorder import named
+from mtrl.rl.actions import OwnActions, counts_of_places
 from mtrl.rl.columns import (
     Evening,
+    action_counts,
     check_columns,
     check_kind,
     check_one_hots,
@@ -38,6 +41,7 @@ from mtrl.rl.columns import (
 from mtrl.rl.evaluation import check_callback
 from mtrl.rl.n_step import NStepReturns, Step, Transitions
 from mtrl.rl.nonfinite import FiniteGuard
+from mtrl.rl.observations import ObservationRows, Observations
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
@@ -55,14 +59,16 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     A subclass names the type of its settings, makes its `Update`, and implements `train`.
 
     Args:
-        policy: `"MlpPolicy"` or a policy class. `MultiTaskDQN` describes this and the next three arguments.
+        policy: the name of a policy, or a policy class. `MultiTaskDQN` describes this and the next three arguments.
         settings: values of fields of `settings_type`. The other fields keep their defaults.
         **sb3: further arguments of Stable-Baselines3's `OffPolicyAlgorithm`.
 
     Attributes:
         settings: all settings.
         task_names: names of the tasks, in order.
-        one_hot_size: number of tasks that the one-hot at the end of the observations distinguishes; 0 without one.
+        actions_of_tasks: how many actions each task has, in order: fewer than the action space where it was padded.
+        one_hot_size: number of tasks that the one-hot in the observations distinguishes; 0 without one.
+        rows: how observations are laid out in the replay; `_last_obs` holds the last rows.
         balancer: the `Balancer` in use.
         balancer_name: the balancer's name; None if it was given as an object.
         guidance_buffer: transitions that are held out from training; None if the balancer wants no guidance.
@@ -87,7 +93,10 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         **sb3: Any,
     ) -> None:
         check_names("setting", settings, self._option_names())
-        check_kind(env)
+        if isinstance(policy, str):
+            check_choice("policy", policy, self.policy_aliases)
+            policy = cast(type[MultiTaskQPolicy], self.policy_aliases[policy])
+        check_kind(env := maybe_make_env(env, 0) if isinstance(env, str) else env)
         self.settings = self.settings_type(**settings)
         of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
         shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
@@ -104,6 +113,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         if isinstance(balancer, Balancer):
             self.balancer = balancer
         self.task_names: tuple[str, ...] = ()
+        self.actions_of_tasks: tuple[int, ...] = ()
         self.one_hot_size = 0
         self.one_hot_places: tuple[int, ...] = ()
         self.column_counts: tuple[int, ...] = ()
@@ -112,6 +122,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             self.task_names = task_names(self.env)
             self.one_hot_size, self.one_hot_places = one_hots(self.env, self.task_names)
             self.column_counts = column_counts(self.env)
+            self.actions_of_tasks = action_counts(self.env, self.task_names)
 
     @classmethod
     def _option_names(cls) -> list[str]:
@@ -122,7 +133,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
 
     @property
     def variant(self) -> str:
-        """`"aware"` if observations end with the task's one-hot, else `"blind"`."""
+        """`"aware"` if observations hold the task's one-hot, else `"blind"`."""
         return "aware" if self.one_hot_size else "blind"
 
     @property
@@ -158,13 +169,14 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         policy_class = cast(type[MultiTaskQPolicy], self.policy_class)
         if (known := policy_class.network_arguments()) is not None:
             check_names("policy_kwargs", self.policy_kwargs, known)
+        actions = cast(spaces.Discrete, self.action_space)
         self.policy = policy_class(
-            cast(spaces.Box, self.observation_space),
-            cast(spaces.Discrete, self.action_space),
-            self.lr_schedule,
-            num_tasks=self.one_hot_size,
-            **self.policy_kwargs,
+            self.observation_space, actions, self.lr_schedule, num_tasks=self.one_hot_size, **self.policy_kwargs
         ).to(self.device)
+        self.rows: ObservationRows = self.policy.rows
+        places = (self.actions_of_tasks, self.one_hot_places, self.one_hot_size, int(actions.n))
+        if (counts := counts_of_places(*places)) is not None:
+            self.policy.own_actions = OwnActions(counts, int(actions.n), self.rows, self.device)
         if self.balancer_name is not None:
             self.balancer = make_balancer(self.balancer_name, len(self.task_names), **self.balancer_kwargs)
         self.balancer.to(self.device)
@@ -198,9 +210,6 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         raise NotImplementedError
 
     def _check_sizes(self) -> None:
-        if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
-            hint = "wrap every environment in gymnasium.wrappers.FlattenObservation"
-            raise ValueError(f"observations must be a one-dimensional Box, not {self.observation_space}; {hint}")
         capacity = self.buffer_size // len(self.task_names)
         if self.batch_size > capacity:
             raise ValueError(
@@ -212,8 +221,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         """A replay for `share` of all transitions, so that several replays reach equally far back in time."""
         num_tasks = len(self.task_names)
         capacity = max(round(self.buffer_size // num_tasks * share), 1)
-        actions = getattr(self.action_space, "n", None)
-        return TaskReplayBuffer(capacity, num_tasks, self.observation_space.shape[0], seed, self.device, actions)  # type: ignore[index]
+        actions = int(cast(spaces.Discrete, self.action_space).n)
+        rows = self.rows
+        return TaskReplayBuffer(capacity, num_tasks, rows.numbers, seed, self.device, actions, rows.bytes)
 
     def _setup_lr_schedule(self) -> None:
         rate, decay = self.learning_rate, self.settings.learning_rate_decay
@@ -237,6 +247,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
                 f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
             )
         check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        if (counts := action_counts(wrapped, names)) != self.actions_of_tasks:
+            raise ValueError(f"the environment's tasks have {counts} actions; the model's have {self.actions_of_tasks}")
         check_places(self, wrapped, names)
         self.n_envs = wrapped.num_envs
         self.column_counts = column_counts(wrapped)
@@ -250,7 +262,11 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         check_callback(prepared[1], self.balancer_name is not None)
         self._begun_ns = time.monotonic_ns()
         assert self.env is not None
-        check_one_hots(self.env, cast(NDArray[Any], self._last_obs))
+        if self._last_obs is not before:  # the environments have been reset
+            check_one_hots(self.env, cast(Observations, self._last_obs))
+            self._last_obs = self.rows.of(cast(Observations, self._last_obs))
+            self._n_step_returns.clear()
+            self.update.forget_unfinished()
         self.update.check_unchanged()
         self._task_of_column = np.repeat(np.arange(len(self.task_names)), self.column_counts)
         self._evening = Evening(self.column_counts)
@@ -260,30 +276,28 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         # A model that goes on without its replay collects as much as a new one; so does one whose steps begin anew.
         if len(self.replay_buffer) == 0 or self.num_timesteps == 0:
             self._updates_begin = self.num_timesteps + self.learning_starts
-        if self._last_obs is not before:  # the environments have been reset
-            self._n_step_returns.clear()
-            self.update.forget_unfinished()
         return prepared
 
     def _store_transition(  # type: ignore[override] # narrower: this agent's replay, arrays only
         self,
         replay_buffer: TaskReplayBuffer,
         buffer_action: NDArray[Any],
-        new_obs: NDArray[np.float32],
+        new_obs: Observations,
         reward: NDArray[np.float32],
         dones: NDArray[np.bool_],
         infos: list[dict[str, Any]],
     ) -> None:
-        terminals, next_obs = dones, new_obs
+        rows, numbers = self.rows.of(new_obs), self.rows.numbers_in
+        terminals, next_rows = dones, rows
         if dones.any():
             # The vector environment has reset these columns. Their infos hold the observation after the action.
-            next_obs, terminals = new_obs.copy(), dones.copy()
+            next_rows, terminals = rows.copy(), dones.copy()
             for column in np.flatnonzero(dones):
-                next_obs[column] = infos[column]["terminal_observation"]
+                next_rows[column] = self.rows.of_one(infos[column]["terminal_observation"])
                 terminals[column] = not infos[column].get("TimeLimit.truncated", False)
-        observations = cast(NDArray[np.float32], self._last_obs)
-        self._last_obs = new_obs
-        is_finite = self.guard.step_is_finite(observations, next_obs, reward, self.num_timesteps)
+        observations = cast(NDArray[Any], self._last_obs)
+        self._last_obs = rows
+        is_finite = self.guard.step_is_finite(numbers(observations), numbers(next_rows), reward, self.num_timesteps)
         self.update.observe(reward, dones, terminals)
         if not is_finite:
             self._n_step_returns.clear()  # no transition may reach over the gap
@@ -292,7 +306,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             len(self.guidance_buffer) == 0 or self._held_out_generator.random() < self.settings.guidance_share
         ):
             replay_buffer = self.guidance_buffer
-        transitions = self._n_step_returns.add(Step(observations, next_obs, buffer_action, reward, dones, terminals))
+        transitions = self._n_step_returns.add(Step(observations, next_rows, buffer_action, reward, dones, terminals))
         if transitions is not None:
             if self._evening.is_needed:
                 columns = self._evening.columns(self.num_timesteps // self.n_envs)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
-from mtrl.rl.vec_env import TaskOneHot, name_of
+from mtrl.files import one_line
+from mtrl.rl.observations import TASK, ObservationRows, Observations
+from mtrl.rl.vec_env import name_of
+from mtrl.rl.wrappers import PaddedTask, TaskOneHot
 
 
 class OneHots(NamedTuple):
@@ -29,17 +32,21 @@ def check_kind(env: Any) -> None:
     """Refuse kinds of environments that Stable-Baselines3 would take for something else.
 
     Raises:
-        ValueError: `env` is one of Gymnasium's vector environments, or has observations that are dictionaries.
+        ValueError: `env` is one of Gymnasium's vector environments, has observations that no agent takes, or actions
+            that are not Discrete.
     """
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise ValueError(
             "a vector environment of Gymnasium (gymnasium.make_vec) is not supported; use mtrl.rl.make_task_vec_env, "
             "or stable_baselines3.common.vec_env.DummyVecEnv"
         )
-    if isinstance(getattr(env, "observation_space", None), spaces.Dict):
+    if env is None or isinstance(env, str):
+        return
+    ObservationRows(env.observation_space)
+    if not isinstance(env.action_space, spaces.Discrete):
         raise ValueError(
-            "observations that are dictionaries are not supported; wrap every environment in "
-            "gymnasium.wrappers.FlattenObservation"
+            f"actions are in {one_line(env.action_space)}; agents of Q-learning act in Discrete(n) only, for which "
+            "gymnasium.wrappers.TransformAction can map numbers to other actions"
         )
 
 
@@ -54,7 +61,7 @@ def check_columns(env: VecEnv) -> None:
     """Check that one network fits all columns.
 
     Raises:
-        ValueError: the columns' spaces differ, actions do not start at 0, or observations and rewards are normalised.
+        ValueError: the columns' spaces differ, or observations and rewards are normalised.
     """
     if unwrap_vec_normalize(env) is not None:
         raise ValueError(
@@ -66,12 +73,27 @@ def check_columns(env: VecEnv) -> None:
         for column, space in enumerate(found):
             if space != found[0]:
                 raise ValueError(
-                    f"all columns must have the same {kind}, but column {column} has {space} and column 0 has "
-                    f"{found[0]}"
+                    f"all columns must have the same {kind}, but column {column} has {one_line(space)} and "
+                    f"column 0 has {one_line(found[0])}; make_task_vec_env(..., pad=True) pads tasks of different shape"
                 )
-    actions = env.action_space
-    if isinstance(actions, spaces.Discrete) and actions.start != 0:
-        raise ValueError(f"actions are {actions}, but they must start at 0; use gymnasium.wrappers.TransformAction")
+
+
+def action_counts(env: VecEnv, names: tuple[str, ...]) -> tuple[int, ...]:
+    """How many actions each task has: fewer than the columns' action space where tasks are padded.
+
+    Raises:
+        ValueError: the columns of one task have different numbers.
+    """
+    if not any(padded := env.env_is_wrapped(PaddedTask)):
+        return (int(cast(spaces.Discrete, env.action_space).n),) * len(names)
+    if not all(padded):
+        raise ValueError("either all columns or none must be wrapped in PaddedTask")
+    of_columns = env.get_attr("own_actions")
+    each = len(of_columns) // len(names)
+    counts = of_columns[::each]
+    if of_columns != [count for count in counts for _ in range(each)]:
+        raise ValueError(f"the columns of one task must have the same number of actions, not {of_columns}")
+    return tuple(counts)
 
 
 def task_names(env: VecEnv) -> tuple[str, ...]:
@@ -179,8 +201,8 @@ def check_places(model: Any, env: VecEnv, names: tuple[str, ...]) -> None:
             )
 
 
-def check_one_hots(env: VecEnv, observations: NDArray[Any]) -> None:
-    """Check that observations (N, O) end with the one-hots of their columns, if these are wrapped in `TaskOneHot`.
+def check_one_hots(env: VecEnv, observations: Observations) -> None:
+    """Check that observations hold the one-hots of their columns, if these are wrapped in `TaskOneHot`.
 
     Raises:
         ValueError: they end with something else, because another wrapper has changed them since.
@@ -188,7 +210,8 @@ def check_one_hots(env: VecEnv, observations: NDArray[Any]) -> None:
     if not any(env.env_is_wrapped(TaskOneHot)):
         return
     for column, one_hot in enumerate(env.get_attr("one_hot")):
-        if not np.array_equal(observations[column, -len(one_hot) :], one_hot):
+        of_column = observations[:, -len(one_hot) :] if isinstance(observations, np.ndarray) else observations[TASK]
+        if not np.array_equal(of_column[column], one_hot):
             raise ValueError(
                 f"the observations of column {column} do not end with the one-hot of its task: let TaskOneHot be the "
                 "last wrapper that changes observations"

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from mtrl.balancers import Balancer
 from mtrl.rl.algorithm import MultiTaskAlgorithm
 from mtrl.rl.exploration import EpsilonGreedy
-from mtrl.rl.policies import MultiTaskQPolicy
+from mtrl.rl.policies import MultiTaskCnnPolicy, MultiTaskInputPolicy, MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
 from mtrl.rl.settings import DQNOptions, DQNSettings, ReplaySettings
 from mtrl.rl.update import SharedUpdate
@@ -38,13 +38,14 @@ class MultiTaskDQN(MultiTaskAlgorithm):
     * saved models hold no pickle.
 
     Args:
-        policy: `"MlpPolicy"` or a subclass of `MultiTaskQPolicy`.
+        policy: `"MlpPolicy"`, `"CnnPolicy"` for images, `"MultiInputPolicy"` for dictionaries, or a subclass of
+            `MultiTaskQPolicy`.
         env: a vector environment with columns for each task, task after task. The task of a column is read
             from its attribute `task` (its `name`, if it has one). An environment without it counts as one task. Columns
             wrapped in `mtrl.rl.TaskOneHot` make the agent task-aware.
         balancer: a name from `mtrl.balancers.names()` or a `Balancer`. Default `"equal"`.
         balancer_kwargs: arguments of the balancer, if it is given by name.
-        policy_kwargs: arguments of the policy (`net_arch`, `embedding_dim`, `layer_norm`).
+        policy_kwargs: arguments of the policy, such as `net_arch`; see `MultiTaskQPolicy`.
         tensorboard_log: folder for TensorBoard files. Default None.
         verbose: 0 is silent, 1 prints logs.
         seed: the seed of everything random. Default None: fresh entropy.
@@ -63,7 +64,11 @@ class MultiTaskDQN(MultiTaskAlgorithm):
             not as described.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MultiTaskQPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MultiTaskQPolicy,
+        "CnnPolicy": MultiTaskCnnPolicy,
+        "MultiInputPolicy": MultiTaskInputPolicy,
+    }
     settings_type: ClassVar[type[ReplaySettings]] = DQNSettings
     update_type: ClassVar[type[SharedUpdate]] = SharedUpdate
     progress: ClassVar[dict[str, type]] = {**MultiTaskAlgorithm.progress, "exploration_rates": np.ndarray}
@@ -104,8 +109,9 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        num_actions = int(cast(spaces.Discrete, self.action_space).n)
-        self.exploration = EpsilonGreedy(self.settings, self.column_counts, num_actions, self.exploration_generator)
+        actions = cast(spaces.Discrete, self.action_space)
+        self._first_action = int(actions.start)  # the agent counts its actions from 0
+        self.exploration = EpsilonGreedy(self.settings, self.column_counts, int(actions.n), self.exploration_generator)
 
     def make_update(self) -> SharedUpdate:
         """An `update_type` of this agent's networks, balancer and settings."""
@@ -174,30 +180,43 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     def predict(
         self,
-        observation: NDArray[np.float32] | dict[str, NDArray[np.float32]],
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
         state: tuple[NDArray[np.float32], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[np.int64], tuple[NDArray[np.float32], ...] | None]:
-        """Actions for one observation (O,) or several (N, O): greedy, or epsilon-greedy if not `deterministic`.
+        """Actions for one observation or for several (N, ...): greedy, or epsilon-greedy if not `deterministic`.
 
         `state` and `episode_start` are for recurrent policies and are passed through.
         """
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
-        return actions if deterministic else self.exploration.explore(actions), state
+        if deterministic:
+            return actions, state
+        counts = None
+        if self.policy.own_actions is not None:
+            rows = cast(torch.Tensor, self.policy.obs_to_tensor(observation)[0])
+            counts = self.policy.own_actions.counts(rows).reshape(actions.shape)
+        return self._first_action + self.exploration.explore(actions - self._first_action, counts), state
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.num_timesteps < learning_starts:
-            actions = self.exploration.random((n_envs,))
+            actions = self.exploration.random((n_envs,), self._counts)
         else:
             # `predict` has checks and conversions for every kind of input, which cost more than the network.
-            observations = torch.as_tensor(self._last_obs, dtype=torch.float32, device=self.device)
+            rows = torch.as_tensor(cast(NDArray[Any], self._last_obs), device=self.device)
             with torch.inference_mode():
-                greedy = self.update.values(observations).argmax(1)
-            actions = self.exploration.explore(greedy.numpy(force=True))
-        return actions, actions
+                greedy = self.update.values(rows).argmax(1)
+            actions = self.exploration.explore(greedy.numpy(force=True), self._counts)
+        return actions + self._first_action if self._first_action else actions, actions
+
+    @property
+    def _counts(self) -> NDArray[np.int64] | None:
+        """How many actions there are to choose from in each column; None if all columns have all of them."""
+        if self.policy.own_actions is None:
+            return None
+        return np.repeat(self.actions_of_tasks, self.column_counts)
 
     def _on_step(self) -> None:
         self.exploration.schedule(self.column_counts, self._current_progress_remaining, self._episode_num)

@@ -40,20 +40,21 @@ class EpsilonGreedy:
         self._num_actions = num_actions
         self._generator = generator
 
-    def explore(self, actions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def explore(self, actions: NDArray[np.int64], counts: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Replace each action by a random one with probability epsilon.
 
         Args:
             actions: greedy actions. If there is one for each column, each column's own epsilon applies; otherwise the
                 mean over the columns does.
+            counts: how many actions there are to choose from, in the shape of `actions`. Default: all.
         """
         rates = self.rates if actions.shape == self.rates.shape else self.rates.mean()
         replaced = self._generator.random(actions.shape) < rates
-        return np.where(replaced, self.random(actions.shape), actions)
+        return np.where(replaced, self.random(actions.shape, counts), actions)
 
-    def random(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Random actions of this shape."""
-        return self._generator.integers(self._num_actions, size=shape)
+    def random(self, shape: tuple[int, ...], counts: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Random actions of this shape; for `counts` see `explore`."""
+        return self._generator.integers(self._num_actions if counts is None else counts, size=shape)
 
     def schedule(self, counts: Sequence[int], remaining: float, episodes: int) -> None:
         """Set every epsilon for the next step.

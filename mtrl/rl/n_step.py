@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Step(NamedTuple):
     """One step of N environments. At the end of an episode, the next observation is the last one of that episode."""
 
-    observations: NDArray[np.float32]  # (N, O)
-    next_observations: NDArray[np.float32]  # (N, O)
+    observations: NDArray[Any]  # (N, O), rows of numbers or bytes
+    next_observations: NDArray[Any]  # (N, O), rows of numbers or bytes
     actions: NDArray[np.int64]  # (N,)
     rewards: NDArray[np.float32]  # (N,)
     dones: NDArray[np.bool_]  # (N,), the episode ended here
@@ -24,7 +24,7 @@ class Transitions(NamedTuple):
     """A transition of each of N environments. The value of its first action is rewards + discounts * V(next)."""
 
     observations: NDArray[np.float32]  # (N, O)
-    next_observations: NDArray[np.float32]  # (N, O)
+    next_observations: NDArray[Any]  # (N, O)
     actions: NDArray[np.int64]  # (N,)
     rewards: NDArray[np.float32]  # (N,)
     discounts: NDArray[np.float32]  # (N,), 0 if the episode ended for good

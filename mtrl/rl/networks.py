@@ -13,10 +13,13 @@ from mtrl.limits import (
     LARGEST_EMBEDDING,
     MOST_LAYERS,
     WIDEST_LAYER,
+    check_choice,
     check_integer,
     check_parameters,
     perceptron_parameters,
 )
+
+HEADS = ("shared", "per_task")
 
 
 class TaskEmbedding(nn.Module):
@@ -84,19 +87,38 @@ def check_widths(hidden_dims: Sequence[int]) -> None:
     """Check the widths of the hidden layers.
 
     Raises:
-        ValueError: they are no list of integers, or there are none or more than 100, or one is out of its limits.
+        ValueError: they are no list of integers, or there are more than 100, or one is out of its limits.
     """
-    limits = f"between 1 and {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
+    limits = f"of at most {MOST_LAYERS} widths, each between 1 and {WIDEST_LAYER}"
     if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Sequence):
-        raise ValueError(f"hidden_dims is {hidden_dims!r}; it must be a list of {limits}")
+        raise ValueError(f"hidden_dims is {hidden_dims!r}; it must be a list {limits}")
     count = len(hidden_dims)
-    if not (1 <= count <= MOST_LAYERS and all(type(w) is int and 1 <= w <= WIDEST_LAYER for w in hidden_dims)):
+    if not (count <= MOST_LAYERS and all(type(w) is int and 1 <= w <= WIDEST_LAYER for w in hidden_dims)):
         shown = f"{tuple(hidden_dims)}" if count <= MOST_LAYERS else f"{count} widths"
-        raise ValueError(f"hidden_dims is {shown}; it must be {limits}")
+        raise ValueError(f"hidden_dims is {shown}; it must be a list {limits}")
+
+
+class TaskHeads(nn.Linear):
+    """The last layer of each of T tasks, from the features that they share to the task's own A action values.
+
+    Args:
+        num_tasks: T.
+        width: the number of features.
+        num_actions: A.
+    """
+
+    def __init__(self, num_tasks: int, width: int, num_actions: int) -> None:
+        super().__init__(width, num_tasks * num_actions)
+        self.num_tasks, self.num_actions = num_tasks, num_actions
+
+    def forward(self, features: Tensor, one_hot: Tensor) -> Tensor:  # type: ignore[override] # which head is needed
+        """Action values (N, A) for features (N, width) of the tasks in the one-hot (N, T)."""
+        values = super().forward(features).view(-1, self.num_tasks, self.num_actions)
+        return values[torch.arange(len(values), device=values.device), one_hot.argmax(1)]
 
 
 class SharedQNetwork(nn.Module):
-    """Action values of all tasks: a multi-layer perceptron with ReLU, with a task embedding in the aware variant.
+    """Action values of all tasks: a multi-layer perceptron, with a task embedding in the aware variant.
 
     With the defaults, 8 state values and 4 actions, it has 37,788 parameters for three tasks (aware) or 35,716 (blind).
 
@@ -105,13 +127,22 @@ class SharedQNetwork(nn.Module):
         num_actions: A.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         embedding_dim: size of the task embedding. Default 8.
-        hidden_dims: widths of the hidden layers. Default (256, 128).
-        layer_norm: normalise each hidden layer before its ReLU (Ba et al. 2016, https://arxiv.org/abs/1607.06450),
-            without learned scale and shift, so that the number of parameters does not change. Default True.
+        hidden_dims: widths of the hidden layers; none for a linear network. Default (256, 128).
+        layer_norm: normalise each hidden layer before its activation (Ba et al. 2016,
+            https://arxiv.org/abs/1607.06450), without learned scale and shift, so that the number of parameters does
+            not change. Default True.
+        activation_fn: the class of the activations. Default `nn.ReLU`, which is also the fastest here.
+        heads: `"shared"`, or `"per_task"` for a last layer of each task's own. What belongs to a single task is not
+            balanced, and its gradient is the ordinary one. Default `"shared"`.
+
+    Attributes:
+        layers: all layers, or with own heads all layers before them.
+        heads: the own heads; None if the last layer is shared.
 
     Raises:
-        ValueError: there are no hidden layers or more than 100, a width is below 1 or above 65,536, the embedding is
-            above 4,096, or there would be over 100,000,000 parameters. Nothing has been allocated then.
+        ValueError: there are more than 100 hidden layers, a width is below 1 or above 65,536, the embedding is above
+            4,096, there would be over 100,000,000 parameters, or own heads have no one-hot to go by or no hidden layer
+            before them. Nothing has been allocated then.
     """
 
     def __init__(
@@ -122,29 +153,55 @@ class SharedQNetwork(nn.Module):
         embedding_dim: int = 8,
         hidden_dims: Sequence[int] = (256, 128),
         layer_norm: bool = True,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        heads: str = "shared",
     ) -> None:
         super().__init__()
         check_widths(hidden_dims)
+        check_choice("heads", heads, HEADS)
+        if not (isinstance(activation_fn, type) and issubclass(activation_fn, nn.Module)):
+            raise ValueError(f"activation_fn is {activation_fn!r}; it must be a class such as torch.nn.Tanh")
         width = observation_size
         if num_tasks:
             check_integer("embedding_dim", embedding_dim, 1, LARGEST_EMBEDDING)
             width += embedding_dim - num_tasks
-        check_parameters(num_tasks * embedding_dim + perceptron_parameters(width, *hidden_dims, num_actions))
+        outputs = num_actions
+        if own := heads == "per_task":
+            if not num_tasks:
+                raise ValueError("heads='per_task' need the task's one-hot: use the variant 'aware'")
+            if not hidden_dims:
+                raise ValueError("heads='per_task' need a hidden layer that the tasks share; net_arch is empty")
+            outputs *= num_tasks
+        check_parameters(num_tasks * embedding_dim + perceptron_parameters(width, *hidden_dims, outputs))
         layers: list[nn.Module] = [TaskEmbedding(num_tasks, embedding_dim)] if num_tasks else []
         for hidden in hidden_dims:
             layers.append(nn.Linear(width, hidden))
             if layer_norm:
                 layers.append(nn.LayerNorm(hidden, elementwise_affine=False))
-            layers.append(nn.ReLU())
+            layers.append(activation_fn())
             width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, num_actions))
+        self.num_tasks, self.num_hidden = num_tasks, len(hidden_dims)
+        self.layers = nn.Sequential(*layers, *(() if own else (nn.Linear(width, num_actions),)))
+        self.heads = TaskHeads(num_tasks, width, num_actions) if own else None
 
     @property
     def last_shared_layer(self) -> nn.Module:
-        """The last hidden layer. Methods that balance norms measure the gradients of its weights."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)][-2]
+        """The last hidden layer, or the only layer. Methods that balance norms measure the gradients of its weights."""
+        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return linear[max(self.num_hidden - 1, 0)]
+
+    @property
+    def shared(self) -> nn.Module:
+        """The part that tasks share, whose gradients are balanced."""
+        return self if self.heads is None else self.layers
 
     def forward(self, observations: Tensor) -> Tensor:
         """Action values (N, A) for observations (N, O)."""
         values: Tensor = self.layers(observations)
-        return values
+        return values if self.heads is None else self.heads(values, observations[:, -self.num_tasks :])
+
+
+def shared_part(network: nn.Module) -> nn.Module:
+    """The part of a Q-network that tasks share: its `shared`, or all of it."""
+    part: nn.Module = getattr(network, "shared", network)
+    return part

@@ -18,13 +18,29 @@ class FlatAdam(torch.optim.Adam):
     Args:
         vector: the parameters (D,); see `ParameterLayout.flatten_`.
         lr: learning rate.
-        weight_decay: decay of the weights, decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019,
-            https://arxiv.org/abs/1711.05101). Default 0.
+        weight_decay: decay of the weights. Default 0.
+        decoupled: whether the decay is decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019,
+            https://arxiv.org/abs/1711.05101), or added to it, as in Adam. Default True.
+        betas: see `torch.optim.Adam`.
+        eps: see `torch.optim.Adam`.
+
+    Raises:
+        ValueError: a number is out of the limits of `torch.optim.Adam`.
     """
 
-    def __init__(self, vector: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
-        super().__init__([vector], lr, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True)
+    def __init__(
+        self,
+        vector: nn.Parameter,
+        lr: float,
+        weight_decay: float = 0.0,
+        decoupled: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        betas = (betas[0], betas[1])
+        super().__init__([vector], lr, betas, eps, weight_decay, decoupled_weight_decay=decoupled, fused=True)
         self._vector = vector
+        self._kernel: Any = torch._fused_adamw_ if decoupled else torch._fused_adam_
         self._begin()
 
     def _begin(self) -> None:
@@ -56,7 +72,7 @@ class FlatAdam(torch.optim.Adam):
         state, (group,) = self.state[self._vector], self.param_groups
         beta1, beta2 = group["betas"]
         state["step"].add_(1)
-        torch._fused_adamw_(
+        self._kernel(
             [self._vector.detach()],
             [gradient],
             [state["exp_avg"]],

@@ -15,9 +15,12 @@ from mtrl.states import check_form
 
 
 class TaskBatch(NamedTuple):
-    """B transitions of each of T tasks, task-major: row `t * B + b` belongs to task `t`. All float32 but `actions`."""
+    """B transitions of each of T tasks, task-major: row `t * B + b` belongs to task `t`.
 
-    observations: Tensor  # (T * B, O)
+    All is float32 but `actions` and, if there are images, observations; see `ObservationRows`.
+    """
+
+    observations: Tensor  # (T * B, O), or the bytes of observations with images
     next_observations: Tensor  # (T * B, O)
     actions: Tensor  # (T * B,), int64
     rewards: Tensor  # (T * B,)
@@ -27,19 +30,24 @@ class TaskBatch(NamedTuple):
 class TaskReplayBuffer:
     """The last transitions of every task, sampled uniformly and with replacement.
 
-    A transition is one row of floats, so that sampling is one gather. The buffer has a random generator of its own, so
-    that random numbers drawn elsewhere do not change what is sampled.
+    A transition is one row of floats, so that sampling is one gather; with images, it is one row of bytes, and four of
+    them make a float. The buffer has a random generator of its own, so that random numbers drawn elsewhere do not
+    change what is sampled.
 
     Args:
         capacity: transitions kept per task.
         num_tasks: T.
-        observation_size: O.
+        observation_size: O, the numbers in an observation.
         seed: of the generator.
         device: where sampled batches go; the stored transitions stay in main memory. Default: the CPU.
         num_actions: the number of actions that a stored replay may hold. Default: any.
+        observation_bytes: the bytes of images that follow the numbers of an observation. Default: none.
+
+    Attributes:
+        nbytes: how much memory the buffer takes when it is full: 2 * (4 * O + observation_bytes) + 12 for a transition.
 
     Raises:
-        ValueError: `capacity` is below 1.
+        ValueError: `capacity` is below 1, or the operating system gives no memory.
 
     Warns:
         UserWarning: the buffer takes more memory than is available when it is full.
@@ -53,6 +61,7 @@ class TaskReplayBuffer:
         seed: int,
         device: torch.device | str = "cpu",
         num_actions: int | None = None,
+        observation_bytes: int = 0,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"the replay's capacity is {capacity} transitions per task; it must be at least 1")
@@ -64,17 +73,28 @@ class TaskReplayBuffer:
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
         self.full = False
-        needed = 4 * num_tasks * capacity * (2 * observation_size + 3)
-        if needed > (available := psutil.virtual_memory().available):
-            warnings.warn(
-                f"the replay of {num_tasks} x {capacity:,} transitions takes {needed / 1e9:.2f} GB when it is full, "
-                f"and {available / 1e9:.2f} GB of memory are available; lower buffer_size",
-                stacklevel=2,
-            )
+        has_bytes = observation_bytes > 0
+        self._width = 4 * observation_size + observation_bytes if has_bytes else observation_size  # of an observation
+        self._tail = 12 if has_bytes else 3  # action, reward and discount
+        shape, dtype = (num_tasks, capacity, 2 * self._width + self._tail), np.uint8 if has_bytes else np.float32
+        self.nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        self._check_memory()
         # The operating system gives memory to these zeros only when they are first written to.
-        self._rows = np.zeros((num_tasks, capacity, 2 * observation_size + 3), np.float32)
+        try:
+            self._rows: NDArray[Any] = np.zeros(shape, dtype)
+        except MemoryError:
+            raise ValueError(f"the replay of {self.nbytes / 1e9:.2f} GB gets no memory; lower buffer_size") from None
         self._flat = torch.from_numpy(self._rows).view(num_tasks * capacity, -1)
         self._first_rows = torch.arange(num_tasks)[:, None] * capacity  # (T, 1)
+
+    def _check_memory(self) -> None:
+        available = psutil.virtual_memory().available
+        if self.nbytes > available:
+            warnings.warn(
+                f"the replay of {self.num_tasks} x {self.capacity:,} transitions takes {self.nbytes / 1e9:.2f} GB when "
+                f"it is full, and {available / 1e9:.2f} GB of memory are available; lower buffer_size",
+                stacklevel=3,
+            )
 
     def __len__(self) -> int:
         """Transitions stored per task."""
@@ -86,15 +106,19 @@ class TaskReplayBuffer:
 
     def add(
         self,
-        observations: NDArray[np.float32],
-        next_observations: NDArray[np.float32],
+        observations: NDArray[Any],
+        next_observations: NDArray[Any],
         actions: NDArray[np.int64],
         rewards: NDArray[np.float32],
         discounts: NDArray[np.float32],
     ) -> None:
         """Store one step of T * K environments, in task-major order: shapes (T * K, O) and (T * K,)."""
-        step = np.column_stack((observations, next_observations, actions, rewards, discounts))
-        step = step.reshape(self.num_tasks, -1, step.shape[-1])  # (T, K, 2 O + 3)
+        if self._rows.dtype == np.uint8:
+            tail = np.column_stack((actions, rewards, discounts)).astype(np.float32).view(np.uint8)
+            step = np.column_stack((observations, next_observations, tail))
+        else:
+            step = np.column_stack((observations, next_observations, actions, rewards, discounts))
+        step = step.reshape(self.num_tasks, -1, step.shape[-1])  # (T, K, row)
         start, count = 0, step.shape[1]
         while start < count:
             stop = min(count, start + self.capacity - self.position)
@@ -123,8 +147,11 @@ class TaskReplayBuffer:
             raise ValueError("the replay is empty: there is nothing to sample")
         index = torch.randint(len(self), (count, self.num_tasks, batch_size), generator=self.generator)
         rows = self._flat.index_select(0, (index + self._first_rows).flatten()).to(self.device)
-        size = self.observation_size
-        parts = (rows[:, :size], rows[:, size : 2 * size], rows[:, -3].long(), rows[:, -2], rows[:, -1])
+        size = self._width
+        tail = rows[:, 2 * size :]
+        if rows.dtype == torch.uint8:
+            tail = tail.contiguous().view(torch.float32)
+        parts = (rows[:, :size], rows[:, size : 2 * size], tail[:, 0].long(), tail[:, 1], tail[:, 2])
         if count == 1:
             return [TaskBatch(*parts)]
         return [TaskBatch(*batch) for batch in zip(*(part.chunk(count) for part in parts), strict=True)]
@@ -179,17 +206,24 @@ class TaskReplayBuffer:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the stored replay's generator is in no possible state: {reason}") from None
 
-    def _check_rows(self, rows: NDArray[np.float32]) -> None:
-        """Check the numbers of transitions (T, N, 2 O + 3). A sum of finite rewards may be infinite.
+    def _check_rows(self, rows: NDArray[Any]) -> None:
+        """Check the numbers of transitions (T, N, row). A sum of finite rewards may be infinite.
 
         Raises:
             ValueError: an observation is not finite, an action does not exist, or a discount is not between 0 and 1.
         """
-        observations, actions, discounts = rows[..., :-3], rows[..., -3], rows[..., -1]
+        numbers = 4 * self.observation_size if self._rows.dtype == np.uint8 else self.observation_size
+        observations = (_floats(rows[..., start : start + numbers]) for start in (0, self._width))
+        actions, rewards, discounts = np.moveaxis(_floats(rows[..., 2 * self._width :]), -1, 0)
         most = np.inf if self.num_actions is None else self.num_actions - 1
-        if not np.isfinite(observations).all() or np.isnan(rows[..., -2]).any():
+        if not all(np.isfinite(part).all() for part in observations) or np.isnan(rewards).any():
             raise ValueError("the stored replay holds a number that is not finite")
         if not ((actions >= 0) & (actions <= most) & (actions == np.floor(actions))).all():
             raise ValueError(f"the stored replay holds an action that is none of the integers from 0 to {most}")
         if not ((discounts >= 0) & (discounts <= 1)).all():
             raise ValueError("the stored replay holds a discount that is not between 0 and 1")
+
+
+def _floats(part: NDArray[Any]) -> NDArray[np.float32]:
+    """Columns of rows as numbers."""
+    return np.ascontiguousarray(part).view(np.float32) if part.dtype == np.uint8 else part

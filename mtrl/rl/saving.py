@@ -8,9 +8,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
 from stable_baselines3.common.utils import get_device
@@ -19,7 +17,9 @@ from mtrl import checkpoint
 from mtrl.balancers import Balancer
 from mtrl.files import one_line
 from mtrl.limits import at_most, check_integer, check_names
+from mtrl.rl.policies import CLASSES, classes_of, named_classes
 from mtrl.rl.replay import TaskReplayBuffer
+from mtrl.rl.saved_spaces import described_spaces, spaces_of
 from mtrl.rl.settings import ReplaySettings
 from mtrl.rl.update import Update
 from mtrl.rl.weights import read_weights, write_weights
@@ -31,8 +31,6 @@ DESCRIPTION: dict[str, type] = {
     "settings": dict,
     "task_names": tuple,
     "one_hot_size": int,
-    "observation_low": np.ndarray,
-    "observation_high": np.ndarray,
     "num_actions": int,
     "policy": dict,
 }
@@ -58,6 +56,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     settings: ReplaySettings
     task_names: tuple[str, ...]
+    actions_of_tasks: tuple[int, ...]
     one_hot_places: tuple[int, ...]
     one_hot_size: int
     column_counts: tuple[int, ...]  # of each task
@@ -94,25 +93,28 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
         settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
         arguments = {name: getattr(self, name) for name in ARGUMENTS} | {"balancer": self.balancer_name}
-        assert isinstance(self.observation_space, spaces.Box)
-        assert isinstance(self.action_space, spaces.Discrete)
-        is_standard = self.policy_class is self.policy_aliases["MlpPolicy"]
+        arguments["policy_kwargs"] = named_classes(self.policy_kwargs)
         return {
             "agent": type(self).__name__,
-            **({} if is_standard else {"policy_class": self.policy_class.__name__}),
+            **self._described_policy(),
             "settings": settings | arguments,
             "task_names": self.task_names,
             "one_hot_size": self.one_hot_size,
             "one_hot_places": self.one_hot_places,
-            "observation_low": self.observation_space.low,
-            "observation_high": self.observation_space.high,
-            "num_actions": int(self.action_space.n),
+            **described_spaces(self),
             "progress": {name: getattr(self, name) for name in self.progress},
             "policy": self.policy.state_dict(),
             "optimizer": self.policy.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
             **self.update.saved_state(),
         }
+
+    def _described_policy(self) -> dict[str, str]:
+        """The policy's name, if it is another than `"MlpPolicy"`, or the name of a class of the user's own."""
+        for name, kind in self.policy_aliases.items():
+            if self.policy_class is kind:
+                return {} if name == "MlpPolicy" else {"policy_name": name}
+        return {"policy_class": self.policy_class.__name__}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what the agent had learned when `saved_state` returned `state`."""
@@ -140,8 +142,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             path: the file; `.zip` may be left out.
             env: environment to go on learning in; its tasks and spaces must be the saved ones. Default None.
             device: where the networks go.
-            custom_objects: may hold a `policy_class`, for a model that was made with a policy class of the user's own.
-                Nothing else, because nothing is unpickled.
+            custom_objects: may hold a `policy_class`, a `features_extractor_class` and an `activation_fn`, for a model
+                that was made with a class of the user's own. Nothing else, because nothing is unpickled.
             print_system_info: ignored.
             force_reset: ignored: the first `learn` always resets the environment.
             **kwargs: settings to change, such as `learning_rate=1e-4`, and further arguments of the constructor. The
@@ -156,13 +158,13 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             ValueError: `env` does not fit the model.
         """
         objects = dict(custom_objects or {})
-        check_names("custom object", objects, ["policy_class"])
+        check_names("custom object", objects, ["policy_class", *CLASSES])
         state = load_state(path)
         name, device = repr(str(path)), get_device(device)
         if (kind := state.get("agent", "something else")) != cls.__name__:
             raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
         try:
-            agent = cls._from_state(state, device, kwargs, objects.get("policy_class", "MlpPolicy"))
+            agent = cls._from_state(state, device, kwargs, objects)
         except Exception as error:  # a stranger may have written anything
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise checkpoint.CheckpointError(f"cannot load agent {name}: {one_line(reason)}") from error
@@ -172,18 +174,22 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     @classmethod
     def _from_state(
-        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
+        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], objects: Mapping[str, Any]
     ) -> Self:
         """The agent whose `saved_state` was `state`, with `changes` in place of its settings of the same names."""
         check_description(state, cls.known_settings())
         check_progress(state, cls.progress)
+        saved = {
+            **state["settings"],
+            "policy_kwargs": classes_of(state["settings"].get("policy_kwargs") or {}, objects),
+        }
         for name in ("balancer", "balancer_kwargs", "policy_kwargs"):
-            if name in changes and changes[name] != state["settings"].get(name):
+            if name in changes and changes[name] != saved.get(name):
                 raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
-        if own is not None and policy == "MlpPolicy":
+        if own is not None and "policy_class" not in objects:
             raise ValueError(f"it has a policy of its own, {own}; give custom_objects={{'policy_class': {own}}}")
-        agent = cls._made_from(state, device, changes, policy)
+        agent = cls._made_from(state, device, changes, objects)
         agent.load_saved_state(state)
         return agent
 
@@ -194,15 +200,16 @@ class SavedAlgorithm(OffPolicyAlgorithm):
 
     @classmethod
     def _made_from(
-        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
+        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], objects: Mapping[str, Any]
     ) -> Self:
         """An agent like the one in `state`, as it is before it has learned anything."""
-        settings = {**BEFORE, **state["settings"], **changes}
+        policy = objects.get("policy_class", state.get("policy_name", "MlpPolicy"))
+        policy_kwargs = classes_of(state["settings"].get("policy_kwargs") or {}, objects)
+        settings = {**BEFORE, **state["settings"], **changes, "policy_kwargs": policy_kwargs}
         agent = cls(policy, None, device=device, _init_setup_model=False, **settings)  # type: ignore[call-arg,arg-type]
-        low, high = state["observation_low"], state["observation_high"]
-        agent.observation_space = spaces.Box(low, high, dtype=low.dtype)
-        agent.action_space = spaces.Discrete(state["num_actions"])
+        agent.observation_space, agent.action_space = spaces_of(state)
         agent.task_names = state["task_names"]
+        agent.actions_of_tasks = state.get("actions_of_tasks", (state["num_actions"],) * len(agent.task_names))
         agent.one_hot_size = state["one_hot_size"]
         in_order = tuple(range(len(agent.task_names))) if agent.one_hot_size else ()
         agent.one_hot_places = state.get("one_hot_places", in_order)
@@ -216,7 +223,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         """Write the online network alone to a safetensors file, for others to play the policy: a few bytes a parameter.
 
         Raises:
-            ValueError: the agent has a policy class of the user's own, or a balancer that was given as an object.
+            ValueError: the agent has a policy class, features extractor or activation of the user's own, or a balancer
+                that was given as an object.
         """
         write_weights(self, path)
 
@@ -232,7 +240,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
         try:
             check_description(state, cls.known_settings())
-            agent = cls._made_from(state, get_device(device), {}, "MlpPolicy")
+            agent = cls._made_from(state, get_device(device), {}, {})
             agent.policy.load_state_dict(state["policy"])
             if not all(bool(weight.isfinite().all()) for weight in agent.policy.parameters()):
                 raise ValueError("a weight is not finite")
@@ -319,14 +327,19 @@ def check_description(state: Mapping[str, Any], settings: Iterable[str]) -> None
             raise ValueError(f"{name} is a {type(state[name]).__name__}, not a {kind.__name__}")
     if unknown := state["settings"].keys() - set(settings):
         raise ValueError(f"unknown settings: {', '.join(map(repr, unknown))}")
-    names, places = state["task_names"], state.get("one_hot_places", ())
-    if type(places) is not tuple or not all(type(place) is int for place in places):
-        raise ValueError("one_hot_places is no tuple of integers")
+    names, num_actions = state["task_names"], state["num_actions"]
+    for part in ("one_hot_places", "actions_of_tasks"):
+        if type(state.get(part, ())) is not tuple or not all(type(number) is int for number in state.get(part, ())):
+            raise ValueError(f"{part} is no tuple of integers")
     if not all(isinstance(task, str) for task in names) or len(set(names)) < len(names):
         raise ValueError("its tasks are not distinct names")
     check_integer("number of tasks", len(names), 1, MOST_TASKS)
     check_integer("one_hot_size", state["one_hot_size"], 0, MOST_TASKS)
-    check_integer("num_actions", state["num_actions"], 1, MOST_TASKS)
+    check_integer("num_actions", num_actions, 1, MOST_TASKS)
+    check_integer("first_action", state.get("first_action", 0), -(2**31), 2**31)
+    actions = state.get("actions_of_tasks", (num_actions,) * len(names))
+    if len(actions) != len(names) or not all(1 <= count <= num_actions for count in actions):
+        raise ValueError(f"it has no number of actions from 1 to {num_actions} for each task")
 
 
 def check_progress(state: Mapping[str, Any], progress: Mapping[str, type]) -> None:

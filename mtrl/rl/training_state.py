@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from mtrl.rl.networks import shared_part
 from mtrl.states import PCG64, AtLeast, Each, Like, Number, Whole, check_adam, check_form
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def set_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) -> N
     """See `MultiTaskAlgorithm.set_training_state`."""
     check_training_state(agent, state)
     agent.load_saved_state(state)
-    agent.balancer.check_state(sum(weight.numel() for weight in agent.q_net.parameters()))
+    agent.balancer.check_state(sum(weight.numel() for weight in shared_part(agent.q_net).parameters()))
     agent.replay_buffer.load_state_dict(state["replay"])
     agent._n_step_returns.load_state_dict(state["n_step"])
     agent.exploration_generator.bit_generator.state = state["exploration"]
@@ -85,7 +86,10 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
     step: list[Any] = [observations, observations, np.zeros(columns, np.int64), Any, flags, flags]
     progress = {name: Whole() if kind is int else Number(-1e30, 1) for name, kind in agent.progress.items()}
     progress |= {k: Like(part, least=0) for k, part in own["progress"].items() if isinstance(part, np.ndarray)}
-    fixed = ("agent", "policy_class", "task_names", "one_hot_size", "one_hot_places", "num_actions")
+    fixed = (
+        *("agent", "policy_class", "policy_name", "task_names", "one_hot_size", "one_hot_places"),
+        *("num_actions", "first_action", "actions_of_tasks"),
+    )
     form = {
         **dict.fromkeys(own, Any),
         **{name: own[name] for name in fixed if name in own},
@@ -113,8 +117,10 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
     for number, (_, _, actions, rewards, _, _) in enumerate(state["n_step"]["steps"]):
         if not isinstance(rewards, np.ndarray) or rewards.dtype.kind != "f" or rewards.shape != (columns,):
             raise ValueError(f"agent['n_step']['steps'][{number}] has no reward for each of {columns} columns")
-        if not all(map(agent.action_space.contains, actions)):
-            raise ValueError(f"agent['n_step']['steps'][{number}] has an action that is none of {agent.action_space}")
+        if not all(0 <= action < own["num_actions"] for action in actions):
+            raise ValueError(
+                f"agent['n_step']['steps'][{number}] has an action that is none of Discrete({own['num_actions']})"
+            )
     for name, numbers in state["diagnostics"].items():
         if numbers.shape not in ((), (num_tasks,), (num_tasks, num_tasks)):
             raise ValueError(f"agent['diagnostics'][{name!r}] has the shape {tuple(numbers.shape)}")

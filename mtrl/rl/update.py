@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,19 +10,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from mtrl.balancers import Balancer
 from mtrl.conflict import conflict_metrics
-from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, TaskMajorEngine, inference
+from mtrl.gradients import (
+    AutogradEngine,
+    Chain,
+    ChainEngine,
+    ParameterLayout,
+    TaskGradients,
+    TaskMajorEngine,
+    UnsupportedLayerError,
+    inference,
+)
 from mtrl.guidance import LookaheadGuidance
 from mtrl.memory import DirectionMemory
-from mtrl.rl.networks import SharedQNetwork
+from mtrl.rl.feature_networks import EXTRACTORS
+from mtrl.rl.networks import SharedQNetwork, shared_part
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
-from mtrl.rl.settings import DQNSettings, TDLossName
+from mtrl.rl.settings import DQNSettings
+from mtrl.rl.td_loss import TDLoss
 
 
 class Update:
@@ -88,7 +97,8 @@ class SharedUpdate(Update):
         held_out: returns a batch that the network is never trained on, for the balancer's guidance. Default: none.
 
     Attributes:
-        weights: all parameters of the online network as one vector (D,), which shares their memory.
+        weights: all parameters of the online network as one vector, which shares their memory. The D parameters that
+            the tasks share come first; those of their own heads, if they have any, follow.
         target_weights: the same for the target network.
         optimizer: takes one step for all of `weights`.
         memory: turns every update towards what past ones had in common; None if the settings want none.
@@ -106,6 +116,9 @@ class SharedUpdate(Update):
         super().__init__()
         self._policy = policy
         self.network, self.target_network = policy.q_net, policy.q_net_target
+        self.shared = shared_part(self.network)
+        shared = set(self.shared.parameters())
+        self.private = [parameter for parameter in self.network.parameters() if parameter not in shared]
         self.balancer = balancer
         self.settings = settings
         self.guard = guard
@@ -121,11 +134,15 @@ class SharedUpdate(Update):
         self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
-        self.chain: ChainEngine | None = None
-        if type(self.network) is SharedQNetwork:  # without autograd: the same numbers in about half the time
-            self.chain = ChainEngine(self.network.layers, self.num_tasks, self.network.last_shared_layer)
+        extractor = getattr(self.network, "features_extractor", None)
+        self._engine_is_known = extractor is None or type(extractor) in EXTRACTORS.values()
+        self.chain = self.make_chain()
+        if self.chain is not None:  # without autograd: the same numbers in about half the time
             self.values = self.chain.chain.forward
             self.target_values = Chain(self.target_network.layers).forward
+        if policy.own_actions is not None:
+            self.values = policy.own_actions.over(self.values)
+            self.target_values = policy.own_actions.over(self.target_values)
 
     def check_unchanged(self) -> None:
         """See `Update.check_unchanged`. All weights must still lie in one vector, unfrozen and without hooks."""
@@ -163,7 +180,10 @@ class SharedUpdate(Update):
         return losses
 
     def direction(self, batch: TaskBatch, measure_conflict: bool = False) -> tuple[Tensor, Tensor]:
-        """The combined gradient (D,) that the balancer makes of the task gradients, and the losses (T,)."""
+        """The combined gradient that the balancer makes of the task gradients, and the losses (T,).
+
+        The gradients of the tasks' own heads, if there are any, follow those of the shared parameters.
+        """
         gradients = self.task_gradients(batch)
         losses = gradients.losses
         assert losses is not None  # the engines put them there
@@ -175,7 +195,7 @@ class SharedUpdate(Update):
             self.diagnostics = balance.diagnostics
             if measure_conflict:
                 self.conflict = conflict_metrics(gradients.gramian)
-        return direction, losses
+        return (torch.cat((direction, self.own_gradient())) if self.private else direction), losses
 
     def task_gradients(self, batch: TaskBatch) -> TaskGradients:
         """The gradient of each task's loss, together with the losses."""
@@ -183,9 +203,51 @@ class SharedUpdate(Update):
             return self.chain_gradients(self.chain, batch)
         with torch.no_grad():
             targets = self.targets(batch)
+        if not self._engine_is_known:
+            self.check_engine(batch, targets)
+        for parameter in self.private:
+            parameter.grad = None
         with self.engine.record():
             losses = self.losses(batch, targets)
         return self.engine.backward(losses)
+
+    def check_engine(self, batch: TaskBatch, targets: Tensor) -> None:
+        """Take T backward passes from now on if one backward pass does not give the task gradients of this network.
+
+        A features extractor of the user's own may use its layers in ways in which their rows no longer come task after
+        task, for instance by exchanging axes. No look at its layers can tell, so both ways are compared once.
+        """
+        if isinstance(self.engine, AutogradEngine):
+            self._engine_is_known = True
+            return
+        by_autograd = AutogradEngine(self.shared.parameters(), self.network.last_shared_layer)
+        expected = by_autograd.gradients(self.losses(batch, targets))[0].jacobian
+        try:
+            with self.engine.record():
+                losses = self.losses(batch, targets)
+            rows = self.engine.backward(losses).jacobian
+            agree = bool((rows - expected).abs().max() <= 1e-3 * expected.abs().max())
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # layers got rows that do not divide, or weights are used without their layer
+            agree = False
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        if not agree:
+            self.engine = by_autograd
+        self._engine_is_known = True
+
+    def own_gradient(self) -> Tensor:
+        """The ordinary gradient of the tasks' own heads, which the last `task_gradients` left in their `.grad`.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
+        gradient = torch.cat([accumulated(parameter).flatten() for parameter in self.private])
+        if not bool(gradient.isfinite().all()):
+            raise FloatingPointError("the gradient of the tasks' own heads is not finite")
+        return gradient
 
     def targets(self, batch: TaskBatch) -> Tensor:
         """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 at a terminal."""
@@ -206,12 +268,25 @@ class SharedUpdate(Update):
 
     def make_optimizer(self, vector: nn.Parameter, learning_rate: float) -> FlatAdam:
         """The optimizer of the weights, which are the vector (D,)."""
-        return FlatAdam(vector, learning_rate)
+        options = self._policy.optimizer_kwargs
+        return FlatAdam(vector, learning_rate, decoupled=not options.get("weight_decay"), **options)
+
+    def make_chain(self) -> ChainEngine | None:
+        """The engine that works without autograd; None if the network is no chain of layers that it knows."""
+        if type(self.network) is not SharedQNetwork or self.private:
+            return None
+        try:
+            return ChainEngine(self.network.layers, self.num_tasks, self.network.last_shared_layer)
+        except UnsupportedLayerError:  # an activation other than ReLU
+            return None
 
     @cached_property
-    def engine(self) -> TaskMajorEngine:
-        """Computes the task gradients of any network by autograd."""
-        return TaskMajorEngine(self.network, self.num_tasks, self.network.last_shared_layer)
+    def engine(self) -> TaskMajorEngine | AutogradEngine:
+        """Computes the task gradients of any network by autograd: in one backward pass if it knows all layers."""
+        try:
+            return TaskMajorEngine(self.shared, self.num_tasks, self.network.last_shared_layer)
+        except UnsupportedLayerError:
+            return AutogradEngine(self.shared.parameters(), self.network.last_shared_layer)
 
     @inference
     def chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
@@ -225,8 +300,13 @@ class SharedUpdate(Update):
         return gradients
 
     def turn(self, memory: DirectionMemory, direction: Tensor) -> None:
-        """Turn `direction` (D,) in place towards what past directions had in common."""
-        memory.turn_(direction)
+        """Turn the shared part of `direction` in place towards what past directions had in common."""
+        memory.turn_(direction[: len(direction) - self.num_private])
+
+    @property
+    def num_private(self) -> int:
+        """The number of parameters of the tasks' own heads."""
+        return sum(parameter.numel() for parameter in self.private)
 
     def clip(self, direction: Tensor, max_norm: float) -> None:
         """Scale `direction` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -252,7 +332,7 @@ class SharedUpdate(Update):
             self.memory.reset()
             if "memory" in state:
                 self.memory.load_state_dict(state["memory"])
-                self.memory.check(self.weights.numel())
+                self.memory.check(self.weights.numel() - self.num_private)
 
     # ----------------------------------------------------------------- guidance of the balancer
 
@@ -272,7 +352,7 @@ class SharedUpdate(Update):
         """Takes a step (D,) and returns the gradient (D,) of the held-out loss at the weights minus that step."""
         if self.chain is not None:
             return self.chain_guidance
-        return LookaheadGuidance(self.held_out_loss, self.network.parameters())
+        return LookaheadGuidance(self.held_out_loss, self.shared.parameters())
 
     def held_out_loss(self) -> Tensor:
         """Temporal-difference loss, summed over the tasks, on transitions that are held out from training."""
@@ -298,49 +378,6 @@ class SharedUpdate(Update):
         return ChainEngine(self.network.layers, 1, group=None)
 
 
-@dataclass(frozen=True)
-class TDLoss:
-    """Loss of the temporal-difference error e = value - target, averaged over the rows of each task.
-
-    Args:
-        num_tasks: T.
-        name: `"huber"`: e^2 / 2 up to |e| = delta and delta (|e| - delta / 2) beyond; or `"mse"`: e^2.
-        delta: the limit of the Huber loss, in units of returns. No error has a derivative above delta, so that a rare
-            large error, such as that of an unforeseen crash, does not dominate the batch.
-    """
-
-    num_tasks: int
-    name: TDLossName = "huber"
-    delta: float = 1.0
-
-    def __call__(self, values: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of each task, (T,), for autograd to differentiate.
-
-        Args:
-            values: action values (T * B, A), task-major.
-            actions: the actions taken, (T * B,).
-            targets: the values that these actions should have, (T * B,).
-        """
-        taken = values.gather(1, actions.unsqueeze(1)).squeeze(1)
-        if self.name == "huber":
-            per_row = F.huber_loss(taken, targets, reduction="none", delta=self.delta)
-        else:
-            per_row = F.mse_loss(taken, targets, reduction="none")
-        return per_row.view(self.num_tasks, -1).mean(1)
-
-    def losses_and_slope(self, values: Tensor, actions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses (T,), and the derivative of each row's loss with respect to its action values, (T * B, A).
-
-        The arguments are those of a call. They must not be part of a graph.
-        """
-        index = actions.unsqueeze(1)
-        error = values.gather(1, index).squeeze(1).sub_(targets)
-        if self.name == "huber":
-            derivative = error.clamp(-self.delta, self.delta)
-            per_row = error.sub_(derivative, alpha=0.5).mul_(derivative)
-        else:
-            derivative = 2.0 * error
-            per_row = error.square_()
-        per_task = per_row.view(self.num_tasks, -1)
-        slope = torch.zeros_like(values).scatter_(1, index, derivative.div_(per_task.shape[1]).unsqueeze(1))
-        return per_task.mean(1), slope
+def accumulated(parameter: nn.Parameter) -> Tensor:
+    """The `.grad` of a parameter; zeros if no loss has reached it."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

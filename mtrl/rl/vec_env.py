@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,7 @@ from mtrl.files import one_line
 from mtrl.limits import check_choice, check_number
 from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks, make_env
 from mtrl.rl.watchdog import Watchdog
+from mtrl.rl.wrappers import CommonShape, TaskOneHot, as_column
 from mtrl.states import PCG64, Like, Whole, check_form
 
 __all__ = ["ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env", "mark_task", "variants"]
@@ -34,38 +35,6 @@ EPISODES_KEPT = 100
 
 class ColumnError(RuntimeError):
     """A column of a `TaskVecEnv` failed. The message is one line with the task, the seed and the reason."""
-
-
-class TaskOneHot(gymnasium.ObservationWrapper[Observation, Action, Observation]):
-    """Appends a one-hot of the task to the observation: its shape changes from (n,) to (n + num_tasks,).
-
-    Args:
-        env: an environment whose observation space is a one-dimensional Box.
-        index: the position of the task in the one-hot, 0 <= index < num_tasks.
-        num_tasks: the length of the one-hot.
-
-    Raises:
-        ValueError: the observation space is not a one-dimensional Box, or `index` is out of range.
-    """
-
-    def __init__(self, env: gymnasium.Env[Observation, Action], index: int, num_tasks: int) -> None:
-        super().__init__(env)
-        check_number("num_tasks", num_tasks, least=1, whole=True)
-        check_number("index", index, least=0, most=num_tasks - 1, whole=True)
-        box = env.observation_space
-        if not isinstance(box, spaces.Box) or len(box.shape) != 1:
-            raise ValueError(f"a one-hot of the task needs observations in a one-dimensional Box, not in {box}")
-        self.one_hot = np.zeros(num_tasks, box.dtype)
-        self.one_hot[index] = 1
-        self.observation_space = spaces.Box(
-            np.concatenate((box.low, np.zeros_like(self.one_hot))),
-            np.concatenate((box.high, np.ones_like(self.one_hot))),
-            dtype=cast(Any, box.dtype),
-        )
-
-    def observation(self, observation: Observation) -> Observation:
-        """Append the one-hot to an observation of shape (n,)."""
-        return np.concatenate((observation, self.one_hot))
 
 
 def mark_task(
@@ -119,7 +88,9 @@ class TaskVecEnv(DummyVecEnv):
                 if getattr(env, kind) != getattr(self, kind):
                     raise ValueError(
                         f"all columns must have the same {kind}, but column {column}{self._of_task(column)} has "
-                        f"{getattr(env, kind)} and column 0{self._of_task(0)} has {getattr(self, kind)}"
+                        f"{one_line(getattr(env, kind))} and column 0{self._of_task(0)} has "
+                        f"{one_line(getattr(self, kind))}; "
+                        "make_task_vec_env(..., pad=True) pads tasks of different shape"
                     )
         self.column_seeds: list[int | None] = [None] * self.num_envs
         self._watchdog = Watchdog(step_timeout)
@@ -245,12 +216,18 @@ class TaskVecEnv(DummyVecEnv):
 
     def _obs_from_buf(self) -> VecEnvObs:
         # The base class keeps the one array of a Box in a dictionary and copies both. Copying the array is enough.
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: array.copy() for key, array in self.buf_obs.items()}
         return self.buf_obs[None].copy()  # type: ignore[index]
 
     def _keep(self, column: int, observation: Any) -> None:
-        """Store the observation of a column. NumPy would broadcast a wrong shape and not raise."""
-        if np.shape(observation) != self.observation_space.shape:
-            raise ValueError(f"an observation of shape {np.shape(observation)}, not {self.observation_space.shape}")
+        """Store the observation of a column. NumPy would broadcast a wrong shape, and cut off fractions."""
+        for key, buffer in self.buf_obs.items():
+            part = observation if key is None else observation[key]
+            if np.shape(part) != buffer.shape[1:]:
+                raise ValueError(f"an observation of shape {np.shape(part)}, not {buffer.shape[1:]}")
+            if buffer.dtype.kind in "bui" and np.asarray(part).dtype.kind == "f":
+                raise ValueError(f"an observation of {np.asarray(part).dtype} in a space of {buffer.dtype}")
         self._save_obs(column, observation)
 
     def _failure(self, column: int, error: Exception) -> ColumnError:
@@ -290,6 +267,16 @@ class _Column(Monitor[Any, Any]):
         self.episode_times = deque(maxlen=EPISODES_KEPT)  # type: ignore[assignment]
 
 
+def common_shape(tasks: Iterable[AnyTask]) -> CommonShape:
+    """The shape that tasks of different shape are padded to; see `CommonShape.of` for the errors."""
+    envs = {task.name: as_column(make_env(task)) for task in tasks}
+    try:
+        return CommonShape.of(envs)
+    finally:
+        for env in envs.values():
+            env.close()
+
+
 def make_task_vec_env(
     tasks: TaskLike | Iterable[Any],
     envs_per_task: int | Sequence[int] = 4,
@@ -298,6 +285,7 @@ def make_task_vec_env(
     render_mode: str | None = None,
     one_hot_tasks: TaskLike | Iterable[Any] | None = None,
     step_timeout: float = 0.0,
+    pad: bool = False,
 ) -> TaskVecEnv:
     """Make several copies of each task, as the columns of one vector environment that is stepped in this process.
 
@@ -310,15 +298,22 @@ def make_task_vec_env(
 
     Args:
         tasks: the tasks, as `get_tasks` takes them: names, ids of Gymnasium, addresses, tasks, functions that make an
-            environment. They must be distinct, and their spaces must be equal.
+            environment. They must be distinct, and their spaces must be equal unless `pad`.
         envs_per_task: columns per task, at least 1: a number for all tasks, or one number for each task. Default 4.
         seed: a non-negative integer; see `TaskVecEnv.seed`. Default None: fresh entropy.
         variant: `"aware"` appends a one-hot of the task to the observations, so that their shape is (n + T,) for the
-            T tasks in `one_hot_tasks`; `"blind"` leaves them as they are. Default `"aware"`.
+            T tasks in `one_hot_tasks`; images have it beside them (see `TaskOneHot`). `"blind"` leaves them as they
+            are. Default `"aware"`.
         render_mode: as in `gymnasium.make`. Default None.
         one_hot_tasks: the tasks that the one-hot distinguishes, in its order. An environment of one task suits a
             model of three tasks if the three are given here. Default None: `tasks`.
         step_timeout: seconds that one step of all columns may take. Default 0: no limit.
+        pad: whether tasks may differ in the length of their observations and in their number of actions. Zeros then
+            follow shorter observations, up to the longest of all tasks in `one_hot_tasks`, and every task has as many
+            actions as the one with most. An agent neither takes nor values actions that a task lacks. Default False.
+
+    Observations in Discrete, MultiDiscrete, MultiBinary, Dict and Tuple become vectors by Gymnasium's own flattening. A
+    Dict with an image in it stays one. Frames that `FrameStackObservation` has stacked become one image (H, W, S * C).
 
     Raises:
         UnknownTaskError: there is no such task.
@@ -329,12 +324,14 @@ def make_task_vec_env(
     of_columns = get_tasks(tasks)
     counts = columns_per_task(envs_per_task, of_columns)
     distinguished = of_columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
+    shape = common_shape(distinguished) if pad else None
 
     def column(task: AnyTask, is_first: bool) -> gymnasium.Env[Any, Any]:
         env = make_env(task, render_mode)
         if is_first:
             with Watchdog(step_timeout):
                 check_first_observation(env, task)
+        env = as_column(env, shape)
         return _Column(mark_task(env, task, distinguished, variant), task)
 
     env_fns: list[Callable[[], gymnasium.Env[Any, Any]]] = [

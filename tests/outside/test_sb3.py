@@ -229,9 +229,11 @@ def test_every_columns_spaces_are_compared() -> None:
         agent(columns(partial(Toy, task="a"), partial(Toy, actions=3, task="b")))
 
 
-def test_actions_that_do_not_start_at_0_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"must start at 0"):
-        agent(columns(lambda: Toy(actions=spaces.Discrete(3, start=1))))
+def test_actions_that_do_not_start_at_0_are_taken_from_where_they_start() -> None:
+    env = columns(lambda: Toy(actions=spaces.Discrete(3, start=1)))  # `Toy` asserts that its space has the action
+    model = agent(env).learn(200)
+    assert set(model.replay_buffer.sample(64).actions.tolist()) == {0, 1, 2}
+    assert model.predict(env.reset(), deterministic=True)[0] in (1, 2, 3)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -339,8 +341,14 @@ def test_attributes_have_the_names_that_sb3_gives_them() -> None:
 
 
 def test_unknown_policy_arguments_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"^unknown policy_kwargs 'activation_fn'; known are embedding_dim, net_arch"):
-        agent(columns(Toy), policy_kwargs={"activation_fn": torch.nn.ReLU})
+    with pytest.raises(
+        ValueError, match=r"^unknown policy_kwargs 'optimizer_class'; did you mean 'optimizer_kwargs'\?$"
+    ):
+        agent(columns(Toy), policy_kwargs={"optimizer_class": torch.optim.SGD})
+    with pytest.raises(ValueError, match=r"^unknown policy_kwargs 'share_features_extractor'; did you mean"):
+        agent(columns(Toy), policy_kwargs={"share_features_extractor": True})
+    with pytest.raises(ValueError, match=r"^unknown optimizer_kwargs 'amsgrad'; known are betas, eps, weight_decay$"):
+        agent(columns(Toy), policy_kwargs={"optimizer_kwargs": {"amsgrad": True}})
     with pytest.raises(ValueError, match=r"^unknown policy_kwargs 'net_ach'; did you mean 'net_arch'\?$"):
         agent(columns(Toy), policy_kwargs={"net_ach": [8]})
 
@@ -466,7 +474,7 @@ def test_a_task_that_cannot_leave_its_process_is_asked_to_be_a_string() -> None:
 
 @pytest.mark.parametrize("net_arch", [64, {"pi": [8], "vf": [8]}, ["8"], [8.0]])
 def test_a_wrong_net_arch_is_one_line(net_arch: Any) -> None:
-    with pytest.raises(ValueError, match=r"^hidden_dims is .*between 1 and 100 widths"):
+    with pytest.raises(ValueError, match=r"^hidden_dims is .*at most 100 widths"):
         agent(columns(Toy), policy_kwargs={"net_arch": net_arch})
 
 

@@ -7,7 +7,7 @@ import torch
 
 from agents import MultiTaskDQN
 from mtrl.guidance import LookaheadGuidance
-from mtrl.rl.update import TDLoss
+from mtrl.rl.td_loss import TDLoss
 from tests.support import make_agent
 
 make = partial(make_agent, MultiTaskDQN, learning_starts=24, gradient_steps=1)

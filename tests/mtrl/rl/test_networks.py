@@ -28,7 +28,7 @@ def test_last_shared_layer_is_the_last_hidden_one():
 
 def test_misuse_is_named():
     with pytest.raises(ValueError, match="hidden_dims is"):
-        SharedQNetwork(8, 4, hidden_dims=())
+        SharedQNetwork(8, 4, hidden_dims=(0,))
     with pytest.raises(ValueError, match="embedding_dim is 0"):
         SharedQNetwork(11, 4, num_tasks=3, embedding_dim=0)
 

@@ -118,8 +118,8 @@ def test_tasks_of_different_spaces_are_refused_in_one_line() -> None:
     assert "column 0 of task two has Box" in str(caught.value)
 
 
-def test_a_one_hot_needs_a_vector_to_append_to() -> None:
+def test_a_one_hot_stands_beside_what_is_no_vector() -> None:
     image = Task("image", partial(Counting, shape=(2, 2)))
     assert make_task_vec_env(image, variant="blind").observation_space.shape == (2, 2)
-    with pytest.raises(ValueError, match="needs observations in a one-dimensional Box, not in Box"):
-        make_task_vec_env(image)
+    space: Any = make_task_vec_env(image).observation_space
+    assert {key: part.shape for key, part in space.spaces.items()} == {"observation": (2, 2), "task": (1,)}
