@@ -221,8 +221,11 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         return float(self.exploration_rates.mean())
 
     def dump_logs(self) -> None:
-        """Record epsilon, and the rest as every agent does."""
+        """Record epsilon and the reward scales, and the rest as every agent does."""
         self.logger.record("rollout/exploration_rate", self.exploration_rate)
+        if self.update.reward_scales is not None:
+            for name, divisor in zip(self.task_names, self.update.reward_scales.divisors, strict=True):
+                self.logger.record(f"train/{name}/reward_scale", float(divisor))
         super().dump_logs()
 
 
