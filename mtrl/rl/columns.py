@@ -57,8 +57,9 @@ def check_columns(env: VecEnv) -> None:
     """
     if unwrap_vec_normalize(env) is not None:
         raise ValueError(
-            "VecNormalize is not supported: it would normalise the one-hot of the task, and the replay would hold "
-            "rewards of many scales; normalise in a wrapper of each environment"
+            "VecNormalize is not supported: it would normalise the one-hot of the task, and all tasks' rewards by one "
+            "number; scale rewards by reward_scaling='return', and observations by fixed numbers in a wrapper of each "
+            "environment, such as gymnasium.wrappers.TransformObservation"
         )
     for kind in ("observation_space", "action_space"):
         found = env.get_attr(kind)

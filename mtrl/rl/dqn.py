@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self, Unpack, cast
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from mtrl.balancers import Balancer
 from mtrl.rl.algorithm import MultiTaskAlgorithm
+from mtrl.rl.evaluation import warn_of_evaluate_policy
 from mtrl.rl.exploration import EpsilonGreedy
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
@@ -70,6 +72,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     settings: DQNSettings
     update: SharedUpdate
+    _knows_of_evaluate_policy = False  # whether a user of it has been warned
 
     def __init__(
         self,
@@ -185,6 +188,8 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
         `state` and `episode_start` are for recurrent policies and are passed through.
         """
+        if episode_start is not None and not self._knows_of_evaluate_policy and np.all(episode_start):
+            self._knows_of_evaluate_policy = warn_of_evaluate_policy(sys._getframe(1))
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         return actions if deterministic else self.exploration.explore(actions), state
 

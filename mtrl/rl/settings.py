@@ -68,7 +68,7 @@ class ReplaySettings:
     """What rewards are divided by when they are learned from: `none` leaves them as they are; `return` divides those of
     each task by a running deviation of its discounted return, so that tasks with rewards of different sizes count
     alike. The replay holds rewards as they came, and returns are always reported so. See
-    `mtrl.rl.reward_scales.RewardScales`."""
+    `mtrl.rl.RewardScales`."""
 
     train_freq: Count = 1
     """Steps of all environments between training phases."""
