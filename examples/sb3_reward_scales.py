@@ -41,6 +41,10 @@ def main() -> None:
         balancer=args.balancer,
         reward_scaling=args.reward_scaling,
         learning_starts=min(2_000, args.steps // 2),
+        learning_rate=2.5e-4,
+        learning_rate_decay=0.5,
+        n_step=5,
+        gradient_steps=4,
         seed=args.seed,
         device="cpu",
     )

@@ -107,8 +107,6 @@ class TaskEvalCallback(EvalCallback):
     def _init_callback(self) -> None:
         assert isinstance(self.eval_env, VecEnv)
         check_fits(self.model, self.eval_env)
-        if self.eval_env.unwrapped is self.training_env.unwrapped:
-            raise ValueError("eval_env is the environment that the model learns in; make another one to evaluate in")
         with warnings.catch_warnings():  # that wrappers such as a VecMonitor differ is no fault
             warnings.simplefilter("ignore", UserWarning)
             super()._init_callback()

@@ -59,6 +59,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         balancer: the `Balancer` in use.
         exploration: what explores, with the present epsilons.
         update: what changes the weights; see `SharedUpdate`.
+        is_learning: whether `learn` is running.
 
     Raises:
         ValueError: a setting is unknown, has the wrong type or is out of its limits, or the environment's columns are
@@ -72,6 +73,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     settings: DQNSettings
     update: SharedUpdate
+    is_learning = False
     _knows_of_evaluate_policy = False  # whether a user of it has been warned
 
     def __init__(
@@ -138,8 +140,12 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         `total_timesteps` counts the steps of all columns; logs are written every `log_interval` finished episodes.
         """
         arguments = (total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        with _subnormal_numbers_flushed():
-            return super().learn(*arguments)
+        self.is_learning = True
+        try:
+            with _subnormal_numbers_flushed():
+                return super().learn(*arguments)
+        finally:
+            self.is_learning = False
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Make `gradient_steps` updates on `batch_size` transitions of each task."""

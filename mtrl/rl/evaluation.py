@@ -81,8 +81,8 @@ def evaluate_tasks(
 
     Raises:
         ValueError: `n_eval_episodes` is below 1, a task has no column, the columns are not as described, the one-hot of
-            a task is another one than that with which the model learned it, or the environment is wrapped in
-            `VecNormalize` and the model did not learn with it.
+            a task is another one than that with which the model learned it, the environment is wrapped in
+            `VecNormalize` and the model did not learn with it, or `learn` is running in the environment.
     """
     check_number("n_eval_episodes", n_eval_episodes, least=1, whole=True)
     env = evaluation_env(env)
@@ -90,8 +90,8 @@ def evaluate_tasks(
     names = task_names(env)
     wanted = chosen_tasks(tasks, names)
     of_columns = _names_of_columns(env, names)
-    numbers = {name: _divided(n_eval_episodes, of_columns.count(name)) for name in wanted}
-    episodes = [numbers[name].pop() if name in numbers else 0 for name in of_columns]
+    numbers = {name: iter(_divided(n_eval_episodes, of_columns.count(name))) for name in wanted}
+    episodes = [next(numbers[name]) if name in numbers else 0 for name in of_columns]
     rows = _play(model, env, episodes, deterministic, render)
     return {name: _summary([row for row, of in zip(rows, of_columns, strict=True) if of == name]) for name in wanted}
 
@@ -117,8 +117,8 @@ def _names_of_columns(env: VecEnv, names: Sequence[str]) -> list[str]:
 
 
 def _divided(episodes: int, columns: int) -> list[int]:
-    """How many of the episodes each column plays, which are not more than 1 apart; the last of the list comes first."""
-    return [(episodes + place) // columns for place in reversed(range(columns))]
+    """How many of the episodes each column plays; the numbers are not more than 1 apart."""
+    return [(episodes + place) // columns for place in range(columns)]
 
 
 class _Played:
@@ -161,10 +161,15 @@ def _play(model: Any, env: VecEnv, episodes: Sequence[int], deterministic: bool,
         for column, number, info, done in zip(columns, episodes, infos, dones, strict=True):
             if len(column.returns) < number:
                 column.see(info, bool(done))
-    own = getattr(model, "env", None)
-    if own is not None and own.unwrapped is env.unwrapped:
+    if _learns_in(model, env):
         model._last_obs = None  # the episodes that the model was in are over
     return columns
+
+
+def _learns_in(model: Any, env: VecEnv) -> bool:
+    """Whether an environment has the columns that the model was made with."""
+    own = getattr(model, "env", None)
+    return isinstance(own, VecEnv) and own.unwrapped is env.unwrapped
 
 
 def _solved_at(env: VecEnv, column: int) -> float | None:
@@ -200,8 +205,11 @@ def check_fits(model: Any, env: VecEnv) -> None:
 
     Raises:
         ValueError: observations end with a one-hot of another size, or a task has another one-hot than that with which
-            the model learned it; or the environment normalises and that of the model did not.
+            the model learned it; or the environment normalises and that of the model did not; or the model is learning
+            in the environment at this moment.
     """
+    if getattr(model, "is_learning", False) and _learns_in(model, env):
+        raise ValueError("the model is learning in the environment to evaluate in; make another one for evaluations")
     if unwrap_vec_normalize(env) is not None and getattr(model, "get_vec_normalize_env", lambda: env)() is None:
         raise ValueError(
             "the environment to evaluate in is wrapped in VecNormalize, and the one that the model learned in is not: "

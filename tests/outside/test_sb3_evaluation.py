@@ -338,9 +338,12 @@ def test_what_cannot_be_saved_is_found_in_callbacks_of_callbacks(tmp_path: Path)
 
 def test_the_environment_of_the_training_is_no_environment_for_a_callback() -> None:
     model = agent()
-    with pytest.raises(ValueError, match=r"^eval_env is the environment that the model learns in; make another one"):
+    with pytest.raises(ValueError, match=r"^the model is learning in the environment to evaluate in; make another one"):
         model.learn(20, TaskEvalCallback(model.get_env()))
     assert model.num_timesteps == 0
+    with pytest.raises(ValueError, match=r"^the model is learning in the environment to evaluate in; make another one"):
+        model.learn(20, lambda values, _: bool(evaluate_tasks(model, model.get_env(), 1)))
+    assert evaluate_tasks(model, model.get_env(), 1)["b"].mean == -20
 
 
 def test_words_of_the_callback_are_checked() -> None:
@@ -351,6 +354,20 @@ def test_words_of_the_callback_are_checked() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- normalisation
+
+
+def test_scaled_rewards_are_reported_as_they_came(tmp_path: Path) -> None:
+    model = agent(reward_scaling="return")
+    model.set_logger(configure(str(tmp_path), ["json"]))
+    callback = TaskEvalCallback(tasks(), eval_freq=5, n_eval_episodes=1)
+    model.learn(240, callback, log_interval=1)
+    model.logger.close()
+    assert {name: of.mean for name, of in callback.results.items()} == {name: 10 * pay for name, pay in PAY.items()}
+    assert model.recent_returns == [10, -20, 50]
+    last = json.loads((tmp_path / "progress.json").read_text().splitlines()[-1])
+    assert [last[f"train/{name}/return"] for name in PAY] == [10, -20, 50]
+    rewards = model.replay_buffer.state_dict()["rows"][..., -2]
+    assert rewards.max(1).tolist() == pytest.approx([1 + 0.99 + 0.99**2, -2, 5 * (1 + 0.99 + 0.99**2)])
 
 
 def normalised(**kwargs: Any) -> VecNormalize:
