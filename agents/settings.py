@@ -24,6 +24,14 @@ class BRCSettings(DQNSettings):
     weight_decay: Annotated[float, Limits(least=0)] = 1e-4
     """Weight decay of AdamW. The default is that of the authors' code."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward_scaling != "none":
+            raise ValueError(
+                f"reward_scaling is {self.reward_scaling!r}; it must be 'none' here, because BRC divides the rewards "
+                "of each task by its largest return"
+            )
+
 
 class BRCOptions(DQNOptions, total=False):
     """The fields of `BRCSettings` as keyword arguments, for type checkers and editors."""

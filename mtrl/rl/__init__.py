@@ -7,8 +7,8 @@ from mtrl.lazy import import_on_use
 
 if TYPE_CHECKING:
     from mtrl.rl.algorithm import MultiTaskAlgorithm as MultiTaskAlgorithm
+    from mtrl.rl.callbacks import TaskEvalCallback as TaskEvalCallback
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
-    from mtrl.rl.evaluation import TaskEvalCallback as TaskEvalCallback
     from mtrl.rl.evaluation import TaskReturns as TaskReturns
     from mtrl.rl.evaluation import evaluate_tasks as evaluate_tasks
     from mtrl.rl.networks import SharedQNetwork as SharedQNetwork
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mtrl.rl.policies import MultiTaskQPolicy as MultiTaskQPolicy
     from mtrl.rl.replay import TaskBatch as TaskBatch
     from mtrl.rl.replay import TaskReplayBuffer as TaskReplayBuffer
+    from mtrl.rl.reward_scales import RewardScales as RewardScales
     from mtrl.rl.settings import DQNSettings as DQNSettings
     from mtrl.rl.settings import ReplaySettings as ReplaySettings
     from mtrl.rl.tasks import AnyTask as AnyTask
@@ -44,12 +45,14 @@ for _package in ("gymnasium", "stable_baselines3", "psutil"):
 
 _HOMES = {
     "mtrl.rl.algorithm": ("MultiTaskAlgorithm",),
+    "mtrl.rl.callbacks": ("TaskEvalCallback",),
     "mtrl.rl.dqn": ("MultiTaskDQN",),
-    "mtrl.rl.evaluation": ("TaskEvalCallback", "TaskReturns", "evaluate_tasks"),
+    "mtrl.rl.evaluation": ("TaskReturns", "evaluate_tasks"),
     "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
+    "mtrl.rl.reward_scales": ("RewardScales",),
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings"),
     "mtrl.rl.tasks": (
         *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),

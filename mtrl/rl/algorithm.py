@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat
+from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
@@ -26,6 +26,7 @@ from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_choice, check_names
 from mtrl.recorder import named
 from mtrl.rl.actions import OwnActions, counts_of_places
+from mtrl.rl.callbacks import check_callback
 from mtrl.rl.columns import (
     Evening,
     action_counts,
@@ -38,7 +39,6 @@ from mtrl.rl.columns import (
     task_names,
     with_monitor,
 )
-from mtrl.rl.evaluation import check_callback
 from mtrl.rl.n_step import NStepReturns, Step, Transitions
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.observations import ObservationRows, Observations
@@ -46,6 +46,7 @@ from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
 from mtrl.rl.settings import MEMORY_ANGLE
+from mtrl.rl.tables import widen_tables
 from mtrl.rl.training_state import set_training_state, training_state
 from mtrl.rl.update import Update
 
@@ -361,11 +362,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             record(key, count)
         self._loss_sum.zero_()
         self._loss_count = 0
-        # The table on the screen raises an error if it cuts two names to the same text.
-        longest = max(map(len, self.logger.name_to_value), default=0) + 8
-        for output in self.logger.output_formats:
-            if isinstance(output, HumanOutputFormat):
-                output.max_length = max(output.max_length, longest)
+        widen_tables(self.logger)
         super().dump_logs()
 
     # ----------------------------------------------------------------- training state

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
 
@@ -65,8 +65,9 @@ def check_columns(env: VecEnv) -> None:
     """
     if unwrap_vec_normalize(env) is not None:
         raise ValueError(
-            "VecNormalize is not supported: it would normalise the one-hot of the task, and the replay would hold "
-            "rewards of many scales; normalise in a wrapper of each environment"
+            "VecNormalize is not supported: it would normalise the one-hot of the task, and all tasks' rewards by one "
+            "number; scale rewards by reward_scaling='return', and observations by fixed numbers in a wrapper of each "
+            "environment, such as gymnasium.wrappers.TransformObservation"
         )
     for kind in ("observation_space", "action_space"):
         found = env.get_attr(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self, Unpack, cast
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from mtrl.balancers import Balancer
 from mtrl.rl.algorithm import MultiTaskAlgorithm
+from mtrl.rl.evaluation import warn_of_evaluate_policy
 from mtrl.rl.exploration import EpsilonGreedy
 from mtrl.rl.policies import MultiTaskCnnPolicy, MultiTaskInputPolicy, MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
@@ -58,6 +60,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         balancer: the `Balancer` in use.
         exploration: what explores, with the present epsilons.
         update: what changes the weights; see `SharedUpdate`.
+        is_learning: whether `learn` is running.
 
     Raises:
         ValueError: a setting is unknown, has the wrong type or is out of its limits, or the environment's columns are
@@ -75,6 +78,8 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     settings: DQNSettings
     update: SharedUpdate
+    is_learning = False
+    _knows_of_evaluate_policy = False  # whether a user of it has been warned
 
     def __init__(
         self,
@@ -139,8 +144,12 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         `total_timesteps` counts the steps of all columns; logs are written every `log_interval` finished episodes.
         """
         arguments = (total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        with _subnormal_numbers_flushed():
-            return super().learn(*arguments)
+        self.is_learning = True
+        try:
+            with _subnormal_numbers_flushed():
+                return super().learn(*arguments)
+        finally:
+            self.is_learning = False
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
         """Make `gradient_steps` updates on `batch_size` transitions of each task."""
@@ -189,6 +198,8 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
         `state` and `episode_start` are for recurrent policies and are passed through.
         """
+        if episode_start is not None and not self._knows_of_evaluate_policy and np.all(episode_start):
+            self._knows_of_evaluate_policy = warn_of_evaluate_policy(sys._getframe(1))
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         if deterministic:
             return actions, state
@@ -238,8 +249,11 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         return float(self.exploration_rates.mean())
 
     def dump_logs(self) -> None:
-        """Record epsilon, and the rest as every agent does."""
+        """Record epsilon and the reward scales, and the rest as every agent does."""
         self.logger.record("rollout/exploration_rate", self.exploration_rate)
+        if self.update.reward_scales is not None:
+            for name, divisor in zip(self.task_names, self.update.reward_scales.divisors, strict=True):
+                self.logger.record(f"train/{name}/reward_scale", float(divisor))
         super().dump_logs()
 
 

@@ -3,86 +3,194 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    CheckpointCallback,
-    EvalCallback,
-    EventCallback,
-)
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
-from mtrl.limits import check_number
+from mtrl.limits import check_names, check_number
 from mtrl.rl.columns import (
     check_kind,
     check_one_hots,
     check_places,
-    column_counts,
     names_of_columns,
+    one_hots,
     task_names,
     with_monitor,
 )
+from mtrl.rl.tasks import succeeded
 
 
 @dataclass(frozen=True)
 class TaskReturns:
-    """The undiscounted returns of the episodes that a model played in one task."""
+    """What came of the episodes that a model played in one task.
+
+    Attributes:
+        returns: the undiscounted return of each episode, of rewards as the environment gave them.
+        lengths: the number of steps of each episode.
+        successes: whether each episode was a success (see `evaluate_tasks`); None if the task does not say what one is.
+    """
 
     returns: tuple[float, ...]
+    lengths: tuple[int, ...] = ()
+    successes: tuple[bool, ...] | None = None
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean of the returns."""
         return float(np.mean(self.returns))
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the returns, as `evaluate_policy` gives it (divided by their number)."""
+        return float(np.std(self.returns))
+
+    @property
+    def success(self) -> float | None:
+        """The share of episodes that were a success, from 0 to 1; None if the task does not say what one is."""
+        return None if self.successes is None else float(np.mean(self.successes))
 
 
 def evaluate_tasks(
-    model: Any, env: GymEnv, n_eval_episodes: int = 10, deterministic: bool = True
+    model: Any,
+    env: GymEnv,
+    n_eval_episodes: int = 10,
+    deterministic: bool = True,
+    render: bool = False,
+    tasks: str | Iterable[str] | None = None,
 ) -> dict[str, TaskReturns]:
     """Play in every task.
 
     `evaluate_policy` of Stable-Baselines3 divides its episodes over all columns, so that with fewer episodes than
     columns some tasks are never played. Here every task has `n_eval_episodes` of them, divided over its own columns.
 
+    An episode is a success if its last `info` says so under `is_success`, or any of its `info`s under `success`. If
+    there is neither, it is one if its return reaches the `solved_at` of the column's task, or the `reward_threshold`
+    with which Gymnasium registered the environment.
+
     Args:
         model: an agent with `predict`.
-        env: an environment, or a vector environment with columns for each task, which is reset. Columns that do not
-            report their episodes' returns are wrapped in a `VecMonitor`.
+        env: an environment, or a vector environment with columns for each task, which is reset. It may have fewer
+            tasks than the model, more or fewer columns of each, and another order of tasks. Columns that do not report
+            their episodes' returns are wrapped in a `VecMonitor`. If it is the environment that the model learns in,
+            the model begins new episodes when it goes on learning.
         n_eval_episodes: episodes of each task, at least 1. Default 10.
         deterministic: whether the actions are greedy. Default True.
+        render: whether to call `env.render()` after each step. Default False.
+        tasks: names of the tasks to play. Default None: all tasks of the columns.
 
     Returns:
-        The returns by the names of the tasks, in the order of the columns.
+        What came of it by the names of the tasks, in the order of `tasks`, or of the columns.
 
     Raises:
-        ValueError: `n_eval_episodes` is below 1, the columns are not as described, or the one-hot of a task is another
-            one than that with which the model learned the task.
+        ValueError: `n_eval_episodes` is below 1, a task has no column, the columns are not as described, the one-hot of
+            a task is another one than that with which the model learned it, the environment is wrapped in
+            `VecNormalize` and the model did not learn with it, or `learn` is running in the environment.
     """
     check_number("n_eval_episodes", n_eval_episodes, least=1, whole=True)
     env = evaluation_env(env)
+    check_fits(model, env)
     names = task_names(env)
-    check_places(model, env, names)
+    wanted = chosen_tasks(tasks, names)
     of_columns = names_of_columns(env)
-    counts = column_counts(env)
-    wanted = np.array([(n_eval_episodes + place) // count for count in counts for place in range(count)])
-    returns: dict[str, list[float]] = {name: [] for name in names}
-    played = np.zeros(env.num_envs, dtype=np.int64)
+    numbers = {name: iter(_divided(n_eval_episodes, of_columns.count(name))) for name in wanted}
+    episodes = [next(numbers[name]) if name in numbers else 0 for name in of_columns]
+    rows = _play(model, env, episodes, deterministic, render)
+    return {name: _summary([row for row, of in zip(rows, of_columns, strict=True) if of == name]) for name in wanted}
+
+
+def chosen_tasks(tasks: str | Iterable[str] | None, names: Sequence[str]) -> tuple[str, ...]:
+    """The tasks to play, each once.
+
+    Raises:
+        ValueError: there are none, or one has no column.
+    """
+    if tasks is None:
+        return tuple(names)
+    chosen = tuple(dict.fromkeys((tasks,) if isinstance(tasks, str) else tasks))
+    if not chosen:
+        raise ValueError(f"tasks are empty; the environment has {', '.join(names)}")
+    check_names("task", chosen, names)
+    return chosen
+
+
+def _divided(episodes: int, columns: int) -> list[int]:
+    """How many of the episodes each column plays; the numbers are not more than 1 apart."""
+    return [(episodes + place) // columns for place in range(columns)]
+
+
+class _Played:
+    """The episodes of one column so far."""
+
+    def __init__(self, solved_at: float | None) -> None:
+        self.solved_at = solved_at
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+        self.successes: list[bool | None] = []
+        self._said: list[dict[str, Any]] = []  # what each step of this episode has said of success
+
+    def see(self, info: Mapping[str, Any], done: bool) -> None:
+        """See what a step said, and whether the episode ended with it."""
+        self._said.append({name: info[name] for name in ("success", "is_success") if name in info})
+        if not done:
+            return
+        episode = info["episode"]
+        self.returns.append(float(episode["r"]))
+        self.lengths.append(int(episode["l"]))
+        self.successes.append(succeeded(self._said, self.returns[-1], self.solved_at))
+        self._said = []
+
+
+def _play(model: Any, env: VecEnv, episodes: Sequence[int], deterministic: bool, render: bool) -> list[_Played]:
+    """Play as many episodes in each column as `episodes` says."""
     observations = env.reset()
     check_one_hots(env, observations)  # type: ignore[arg-type] # no dictionaries
-    while (played < wanted).any():
+    columns = [_Played(_solved_at(env, column)) for column in range(env.num_envs)]
+    while any(len(column.returns) < number for column, number in zip(columns, episodes, strict=True)):
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, dones, infos = env.step(actions)
-        for column in np.flatnonzero(dones & (played < wanted)):
-            returns[of_columns[column]].append(float(infos[column]["episode"]["r"]))
-            played[column] += 1
-    return {name: TaskReturns(tuple(found)) for name, found in returns.items()}
+        if render:
+            env.render()
+        for column, number, info, done in zip(columns, episodes, infos, dones, strict=True):
+            if len(column.returns) < number:
+                column.see(info, bool(done))
+    if _learns_in(model, env):
+        model._last_obs = None  # the episodes that the model was in are over
+    return columns
+
+
+def _learns_in(model: Any, env: VecEnv) -> bool:
+    """Whether an environment has the columns that the model was made with."""
+    own = getattr(model, "env", None)
+    return isinstance(own, VecEnv) and own.unwrapped is env.unwrapped
+
+
+def _solved_at(env: VecEnv, column: int) -> float | None:
+    """The return from which an episode of the column is a success; None where nothing says so."""
+    try:
+        (task,) = env.get_attr("task", column)
+    except AttributeError:
+        task = None
+    solved_at: float | None = getattr(task, "solved_at", None)
+    unwrapped = env.unwrapped
+    if solved_at is None and isinstance(unwrapped, DummyVecEnv):  # other processes could not send every spec
+        solved_at = getattr(unwrapped.envs[column].spec, "reward_threshold", None)
+    return solved_at
+
+
+def _summary(columns: Sequence[_Played]) -> TaskReturns:
+    successes = [success for column in columns for success in column.successes]
+    return TaskReturns(
+        tuple(value for column in columns for value in column.returns),
+        tuple(value for column in columns for value in column.lengths),
+        None if None in successes else tuple(bool(success) for success in successes),
+    )
 
 
 def evaluation_env(env: GymEnv) -> VecEnv:
@@ -91,126 +199,52 @@ def evaluation_env(env: GymEnv) -> VecEnv:
     return with_monitor(env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env]))
 
 
-class TaskEvalCallback(EvalCallback):
-    """Plays every task now and then, and records `eval/<task>/return`, their mean and the worst of them.
-
-    Other callbacks that build on Stable-Baselines3's `EvalCallback`, such as `StopTrainingOnRewardThreshold`, work with
-    this one; their reward is the mean over the tasks.
-
-    Args:
-        eval_env: the environment to play in, apart from the one that the model learns in.
-        callback_on_new_best: called when the mean over the tasks is the highest so far. Default None.
-        callback_after_eval: called after each evaluation. Default None.
-        n_eval_episodes: episodes of each task. Default 10.
-        eval_freq: calls of `env.step` from one evaluation to the next. Default 10,000.
-        best_model_save_path: a folder for `best_model.zip`, the model with the highest mean over the tasks so far.
-            Default None: no model is saved.
-        deterministic: see `evaluate_tasks`. Default True.
-        verbose: 1 prints the mean returns. Default 0.
-
-    Attributes:
-        results: the last evaluation; empty before the first.
-        last_mean_reward: the mean over the tasks in the last evaluation.
-        best_mean_reward: the highest mean over the tasks so far; minus infinity before the first evaluation.
+def check_fits(model: Any, env: VecEnv) -> None:
+    """Check that the model can play in the environment as it has learned to.
 
     Raises:
-        ValueError: `eval_freq` or `n_eval_episodes` is below 1, or the columns' tasks are not as agents need them.
+        ValueError: observations end with a one-hot of another size, or a task has another one-hot than that with which
+            the model learned it; or the environment normalises and that of the model did not; or the model is learning
+            in the environment at this moment.
     """
-
-    def __init__(
-        self,
-        eval_env: GymEnv,
-        callback_on_new_best: BaseCallback | None = None,
-        callback_after_eval: BaseCallback | None = None,
-        n_eval_episodes: int = 10,
-        eval_freq: int = 10_000,
-        best_model_save_path: str | Path | None = None,
-        deterministic: bool = True,
-        verbose: int = 0,
-    ) -> None:
-        check_number("eval_freq", eval_freq, least=1, whole=True)
-        check_number("n_eval_episodes", n_eval_episodes, least=1, whole=True)
-        env = evaluation_env(eval_env)
-        task_names(env)
-        super().__init__(
-            env,
-            callback_on_new_best,
-            callback_after_eval,
-            n_eval_episodes,
-            eval_freq,
-            best_model_save_path=None if best_model_save_path is None else str(best_model_save_path),
-            deterministic=deterministic,
-            verbose=verbose,
-            warn=False,
+    if getattr(model, "is_learning", False) and _learns_in(model, env):
+        raise ValueError("the model is learning in the environment to evaluate in; make another one for evaluations")
+    if unwrap_vec_normalize(env) is not None and getattr(model, "get_vec_normalize_env", lambda: env)() is None:
+        raise ValueError(
+            "the environment to evaluate in is wrapped in VecNormalize, and the one that the model learned in is not: "
+            "evaluate in columns like those that it learned in"
         )
-        self.results: dict[str, TaskReturns] = {}
-
-    def _init_callback(self) -> None:
-        assert isinstance(self.eval_env, VecEnv)
-        check_places(self.model, self.eval_env, task_names(self.eval_env))
-        with warnings.catch_warnings():  # that wrappers such as a VecMonitor differ is no fault
-            warnings.simplefilter("ignore", UserWarning)
-            super()._init_callback()
-
-    def _on_step(self) -> bool:
-        if self.n_calls % self.eval_freq:
-            return True
-        self.results = evaluate_tasks(self.model, self.eval_env, self.n_eval_episodes, self.deterministic)
-        means = {name: of_task.mean for name, of_task in self.results.items()}
-        self.last_mean_reward = float(np.mean([*means.values()]))
-        for name, mean in means.items():
-            self.logger.record(f"eval/{name}/return", mean)
-        self.logger.record("eval/mean_return", self.last_mean_reward)
-        self.logger.record("eval/worst_return", min(means.values()))
-        if self.verbose:
-            print(f"step {self.num_timesteps}: " + ", ".join(f"{name} {mean:.1f}" for name, mean in means.items()))
-        goes_on = True
-        if self.last_mean_reward > self.best_mean_reward:
-            self.best_mean_reward = self.last_mean_reward
-            if self.best_model_save_path is not None:
-                self.model.save(Path(self.best_model_save_path, "best_model.zip"))
-            if self.callback_on_new_best is not None:
-                goes_on = self.callback_on_new_best.on_step()
-        return goes_on and self._on_event()
+    names = task_names(env)
+    learned, found = getattr(model, "one_hot_size", None), one_hots(env, names).size
+    if learned is not None and learned != found:
+        raise ValueError(
+            f"the model has learned with a one-hot of {learned} tasks, and the environment has one of {found}: give "
+            "make_task_vec_env " + ("all tasks of the model as one_hot_tasks" if learned else "variant='blind'")
+        )
+    check_places(model, env, names)
 
 
-def check_callback(callback: BaseCallback, can_be_saved: bool) -> None:
-    """Look for what cannot work before training begins, and warn about evaluations that leave out tasks.
+def warn_of_evaluate_policy(caller: FrameType | None) -> bool:
+    """Warn if `caller`, which asked for actions, is `evaluate_policy` on columns of several tasks.
 
-    Raises:
-        ValueError: a callback saves models, and the model can't be saved, because its balancer was given as an object.
+    Returns:
+        Whether it is. A model need not ask again then.
     """
-    for part in _parts(callback):
-        saves = isinstance(part, CheckpointCallback) or getattr(part, "best_model_save_path", None) is not None
-        if saves and not can_be_saved:
-            raise ValueError(
-                f"{type(part).__name__} saves models, and a model whose balancer was given as an object can't be "
-                "saved: give the balancer's name and balancer_kwargs"
-            )
-        if not isinstance(part, EvalCallback) or isinstance(part, TaskEvalCallback):
-            continue
-        if _has_several_tasks(part.eval_env):
-            warnings.warn(
-                "EvalCallback divides its episodes over all columns and may leave out tasks; "
-                "mtrl.rl.TaskEvalCallback plays every task",
-                stacklevel=2,
-            )
+    if caller is None or caller.f_code is not evaluate_policy.__code__ or not has_several_tasks(caller.f_locals["env"]):
+        return False
+    above = caller.f_back
+    if above is None or not isinstance(above.f_locals.get("self"), EvalCallback):  # which was warned about before
+        warnings.warn(
+            "evaluate_policy shares its episodes out over all columns and may leave out tasks; "
+            "mtrl.rl.evaluate_tasks plays every task",
+            stacklevel=4,  # the line that called `evaluate_policy`
+        )
+    return True
 
 
-def _has_several_tasks(env: VecEnv) -> bool:
+def has_several_tasks(env: VecEnv) -> bool:
+    """Whether an environment has columns of more than one task."""
     try:
         return len(task_names(env)) > 1
     except ValueError:  # columns that no agent here would learn on
         return True
-
-
-def _parts(callback: Any) -> Iterator[BaseCallback]:
-    """A callback and all callbacks that it calls."""
-    if callback is None:
-        return
-    yield callback
-    if isinstance(callback, CallbackList):
-        for part in callback.callbacks:
-            yield from _parts(part)
-    elif isinstance(callback, EventCallback):
-        yield from _parts(callback.callback)

@@ -32,6 +32,7 @@ Transitions = Annotated[int, Limits(least=1, most=LARGEST_REPLAY)]
 TargetUnit = Literal["updates", "episodes"]
 TDLossName = Literal["huber", "mse"]
 OnNonFinite = Literal["raise", "skip"]
+RewardScaling = Literal["none", "return"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class ReplaySettings:
 
     n_step: Annotated[int, Limits(least=1, most=1_000)] = 3
     """Rewards in a transition before the bootstrapped value, at most 1,000."""
+
+    reward_scaling: RewardScaling = "none"
+    """What rewards are divided by when they are learned from: `none` leaves them as they are; `return` divides those of
+    each task by a running deviation of its discounted return, so that tasks with rewards of different sizes count
+    alike. The replay holds rewards as they came, and returns are always reported so. See
+    `mtrl.rl.RewardScales`."""
 
     train_freq: Count = 1
     """Steps of all environments between training phases."""
@@ -139,7 +146,8 @@ class DQNSettings(ReplaySettings):
     """Loss of the temporal-difference error, averaged over the batch of a task."""
 
     huber_delta: Annotated[float, Limits(above=0, most=inf)] = 10.0
-    """Error up to which the Huber loss is quadratic, in units of returns; beyond it the loss is linear."""
+    """Error up to which the Huber loss is quadratic, in units of returns; beyond it the loss is linear. With
+    `reward_scaling`, returns are in units of their deviation."""
 
 
 class ReplayOptions(TypedDict, total=False):
@@ -153,6 +161,7 @@ class ReplayOptions(TypedDict, total=False):
     tau: float
     gamma: float
     n_step: int
+    reward_scaling: RewardScaling
     train_freq: int
     gradient_steps: int
     max_grad_norm: float | None

@@ -31,8 +31,10 @@ from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
+from mtrl.rl.reward_scales import RewardScales
 from mtrl.rl.settings import DQNSettings
 from mtrl.rl.td_loss import TDLoss
+from mtrl.states import Like, check_form
 
 
 class Update:
@@ -102,6 +104,7 @@ class SharedUpdate(Update):
         target_weights: the same for the target network.
         optimizer: takes one step for all of `weights`.
         memory: turns every update towards what past ones had in common; None if the settings want none.
+        reward_scales: what the rewards of each task are divided by; None if the settings want them as they are.
     """
 
     def __init__(
@@ -132,6 +135,9 @@ class SharedUpdate(Update):
         self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
         self.optimizer = self.make_optimizer(vector, learning_rate)
         self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
+        self.reward_scales = (
+            RewardScales(self.num_tasks, settings.gamma) if settings.reward_scaling == "return" else None
+        )
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
         extractor = getattr(self.network, "features_extractor", None)
@@ -257,7 +263,8 @@ class SharedUpdate(Update):
             best = values.gather(1, chosen).squeeze(1)
         else:
             best = values.amax(1)
-        targets: Tensor = batch.rewards + batch.discounts * best
+        rewards = batch.rewards if self.reward_scales is None else self.reward_scales.scale(batch.rewards)
+        targets: Tensor = rewards + batch.discounts * best
         return targets
 
     def losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
@@ -318,21 +325,51 @@ class SharedUpdate(Update):
         """Move the target network the share `tau` of the way to the online network."""
         self.target_weights.lerp_(self.weights, tau)
 
+    def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
+        """Add the step's rewards to the reward scales."""
+        if self.reward_scales is not None:
+            self.reward_scales.add(rewards, dones)
+
+    def forget_unfinished(self) -> None:
+        """Drop the returns of episodes that will not be finished."""
+        if self.reward_scales is not None:
+            self.reward_scales.forget_unfinished()
+
     def saved_state(self) -> dict[str, Any]:
-        """The memory of past updates."""
-        return {} if self.memory is None else {"memory": self.memory.state_dict()}
+        """The memory of past updates, and the reward scales."""
+        memory = {} if self.memory is None else {"memory": self.memory.state_dict()}
+        scales = {} if self.reward_scales is None else {"reward_scales": self.reward_scales.state_dict()}
+        return memory | scales
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the memory of past updates. A model that was saved without one begins it anew.
+        """Restore what `saved_state` returned. A model that was saved without one of them begins it anew.
 
         Raises:
-            ValueError: the memory is of another number of parameters.
+            ValueError: the memory is of another number of parameters, or the reward scales are of other tasks.
         """
+        if self.reward_scales is not None and "reward_scales" in state:
+            self.reward_scales.load_state_dict(state["reward_scales"])
         if self.memory is not None:
             self.memory.reset()
             if "memory" in state:
                 self.memory.load_state_dict(state["memory"])
                 self.memory.check(self.weights.numel() - self.num_private)
+
+    def training_state(self) -> dict[str, Any]:
+        """The discounted returns of unfinished episodes, (T * K,), if rewards are scaled."""
+        return {} if self.reward_scales is None else {"unfinished_returns": self.reward_scales.returns}
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the discounted returns of unfinished episodes.
+
+        Raises:
+            ValueError: they are not one finite number per column; or there are some, and no step has been taken.
+        """
+        if self.reward_scales is not None:
+            returns = state["unfinished_returns"]
+            columns = len(state["last_observations"]) if state["progress"]["num_timesteps"] else 0
+            check_form("unfinished_returns", returns, Like(np.zeros(columns)))
+            self.reward_scales.returns = returns.copy()
 
     # ----------------------------------------------------------------- guidance of the balancer
 

@@ -146,6 +146,7 @@ def test_saved_and_loaded_it_predicts_and_goes_on_identically(tmp_path):
 
 def test_sb3_evaluates_it_on_all_tasks_and_on_one():
     agent = make().learn(100)
+    agent._knows_of_evaluate_policy = True  # which leaves out no task here
     for tasks in (["Standard", "Windy", "Heavy"], ["Windy"]):
         env = make_task_vec_env(tasks, envs_per_task=1, seed=3, one_hot_tasks=["Standard", "Windy", "Heavy"])
         assert np.isfinite(evaluate_policy(agent, env, n_eval_episodes=3)).all()

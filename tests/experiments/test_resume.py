@@ -191,6 +191,7 @@ def test_there_are_twenty_kills():
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(method, references, tmp_path):
     extra = {
         "brc": ("--width", "16", "--depth", "1"),
+        "pcgrad": ("--reward-scaling", "return"),
         "torchjd": ("--aggregator", "GradVac"),  # remembers, and draws random numbers
     }.get(method, ())
     extra += LONGER

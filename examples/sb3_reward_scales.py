@@ -1,0 +1,58 @@
+"""Two tasks whose rewards differ by a factor of 1,000 in one agent: CartPole, and CartPole with every reward x 1,000.
+
+    python examples/sb3_reward_scales.py
+    python examples/sb3_reward_scales.py --reward-scaling none
+
+The balanced gradient of the unscaled tasks is that of the large rewards alone. Returns are printed as they are, so that
+a full episode has 500 in the one task and 500,000 in the other.
+"""
+
+import argparse
+
+import gymnasium
+import torch
+
+from mtrl.rl import MultiTaskDQN, Task, evaluate_tasks, make_task_vec_env
+
+
+def pole(factor: float) -> Task:
+    """CartPole with every reward multiplied by `factor`."""
+
+    def make(render_mode: str | None) -> gymnasium.Env:
+        env = gymnasium.make("CartPole-v1", render_mode=render_mode)
+        return gymnasium.wrappers.TransformReward(env, lambda reward: factor * float(reward))
+
+    return Task(f"x{factor:g}", make, solved_at=475 * factor)
+
+
+def main() -> None:
+    """Train, then play 20 greedy episodes of each task."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--reward-scaling", default="return", choices=["none", "return"])
+    parser.add_argument("--balancer", default="equal")
+    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tasks = [pole(1), pole(1000)]
+    model = MultiTaskDQN(
+        "MlpPolicy",
+        make_task_vec_env(tasks, envs_per_task=4, seed=args.seed),
+        balancer=args.balancer,
+        reward_scaling=args.reward_scaling,
+        learning_starts=min(2_000, args.steps // 2),
+        learning_rate=2.5e-4,
+        learning_rate_decay=0.5,
+        n_step=5,
+        gradient_steps=4,
+        seed=args.seed,
+        device="cpu",
+    )
+    model.learn(args.steps)
+    found = evaluate_tasks(model, make_task_vec_env(tasks, envs_per_task=4, seed=args.seed + 1), n_eval_episodes=20)
+    for name, of_task in found.items():
+        print(f"{name}: mean return {of_task.mean:.0f}")
+
+
+if __name__ == "__main__":
+    main()

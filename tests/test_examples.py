@@ -1,0 +1,52 @@
+"""The programs in examples/ run as their first lines say, with short budgets, and are short themselves."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+FILES = sorted(FOLDER.glob("*.py"))
+NUMBER = r"-?\d[\d.e+]*"
+# Of each program: what makes it short, the package that it is about, and what it prints last.
+RUNS = {
+    "accelerate_loop": (["--epochs", "1"], "accelerate", rf"losses: {NUMBER}, {NUMBER}"),
+    "lightning_manual": (["--epochs", "1"], "pytorch_lightning", rf"small: loss {NUMBER}, large: loss {NUMBER}"),
+    "pytorch_loop": (["--steps", "20"], "torch", rf"centimetres: {NUMBER}% of the variance is left"),
+    "sb3_own_tasks": (
+        ["--steps", "480", "--folder", "FOLDER"],
+        "stable_baselines3",
+        rf"heavy: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
+    "sb3_reward_scales": (["--steps", "400"], "stable_baselines3", rf"x1000: mean return {NUMBER}"),
+}
+
+
+def test_every_example_is_short_and_in_the_readme() -> None:
+    readme = (FOLDER.parent / "README.md").read_text()
+    for path in FILES:
+        assert len(path.read_text().splitlines()) < 60, path.name
+        assert f"(examples/{path.name})" in readme, path.name
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in FILES} == RUNS.keys()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    words, package, last = RUNS[name]
+    if find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    path = FOLDER / f"{name}.py"
+    assert f"    python examples/{name}.py\n" in path.read_text()  # its first lines say how
+    words = [str(tmp_path) if word == "FOLDER" else word for word in words]
+    env = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}  # `mtrl` may not be installed
+    command = [sys.executable, str(path), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(last, done.stdout.splitlines()[-1]), done.stdout
