@@ -32,7 +32,7 @@ class RewardScales:
         count: how many values of R there were, of each task, (T,).
         mean: their mean, (T,).
         squares: the sum of their squared distances from the mean, (T,).
-        returns: R of each column in its present episode, (T * K,); empty before the first step.
+        returns: R of each of the N columns in its present episode, (N,); empty before the first step.
     """
 
     def __init__(self, num_tasks: int, gamma: float) -> None:
@@ -42,24 +42,26 @@ class RewardScales:
         self.squares = np.zeros(num_tasks)
         self.returns = np.zeros(0)
 
-    def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_]) -> None:
-        """Add one step of T * K columns, in task-major order.
+    def add(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], task_of_column: NDArray[np.int64]) -> None:
+        """Add one step of all N columns.
 
         A step with a reward that is not finite is left out: it would spoil the deviation for good.
 
         Args:
-            rewards: the rewards of the step, (T * K,).
-            dones: whether the episode ended with the step, (T * K,).
+            rewards: the rewards of the step, (N,).
+            dones: whether the episode ended with the step, (N,).
+            task_of_column: the place of each column's task, (N,), from 0 to T - 1. Every task has a column.
         """
         if len(self.returns) != len(rewards):
             self.returns = np.zeros(len(rewards))
         if np.isfinite(rewards).all():
             self.returns = self.gamma * self.returns + rewards
-            by_task = self.returns.reshape(len(self.count), -1)  # (T, K)
             # Chan et al. 1983: the moments of two sets together, from the moments of each.
-            more, mean = by_task.shape[1], by_task.mean(1)
+            more = np.bincount(task_of_column)
+            mean = np.bincount(task_of_column, self.returns) / more
             total, shift = self.count + more, mean - self.mean
-            self.squares += ((by_task - mean[:, None]) ** 2).sum(1) + shift**2 * self.count * more / total
+            squares = np.bincount(task_of_column, (self.returns - mean[task_of_column]) ** 2)
+            self.squares += squares + shift**2 * self.count * more / total
             self.mean += shift * more / total
             self.count = total
         self.returns[dones] = 0

@@ -14,19 +14,17 @@ from torch import Tensor, nn
 from mtrl.balancers import Balancer
 from mtrl.conflict import conflict_metrics
 from mtrl.gradients import (
-    AutogradEngine,
     Chain,
     ChainEngine,
     ParameterLayout,
     TaskGradients,
-    TaskMajorEngine,
-    UnsupportedLayerError,
     inference,
 )
 from mtrl.guidance import LookaheadGuidance
 from mtrl.memory import DirectionMemory
+from mtrl.rl.engines import Engine, chain_of, checked, engine_of
 from mtrl.rl.feature_networks import EXTRACTORS
-from mtrl.rl.networks import SharedQNetwork, shared_part
+from mtrl.rl.networks import shared_part
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
@@ -102,6 +100,7 @@ class SharedUpdate(Update):
         weights: all parameters of the online network as one vector, which shares their memory. The D parameters that
             the tasks share come first; those of their own heads, if they have any, follow.
         target_weights: the same for the target network.
+        private: the parameters of the tasks' own heads, `num_private` numbers; none if all parameters are shared.
         optimizer: takes one step for all of `weights`.
         memory: turns every update towards what past ones had in common; None if the settings want none.
         reward_scales: what the rewards of each task are divided by; None if the settings want them as they are.
@@ -122,6 +121,7 @@ class SharedUpdate(Update):
         self.shared = shared_part(self.network)
         shared = set(self.shared.parameters())
         self.private = [parameter for parameter in self.network.parameters() if parameter not in shared]
+        self.num_private = sum(parameter.numel() for parameter in self.private)
         self.balancer = balancer
         self.settings = settings
         self.guard = guard
@@ -142,7 +142,7 @@ class SharedUpdate(Update):
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
         extractor = getattr(self.network, "features_extractor", None)
         self._engine_is_known = extractor is None or type(extractor) in EXTRACTORS.values()
-        self.chain = self.make_chain()
+        self.chain = None if self.private else chain_of(self.network, self.num_tasks)
         if self.chain is not None:  # without autograd: the same numbers in about half the time
             self.values = self.chain.chain.forward
             self.target_values = Chain(self.target_network.layers).forward
@@ -210,39 +210,14 @@ class SharedUpdate(Update):
         with torch.no_grad():
             targets = self.targets(batch)
         if not self._engine_is_known:
-            self.check_engine(batch, targets)
+            parts = (self.network, self.shared, self.network.last_shared_layer)
+            self.engine = checked(self.engine, lambda: self.losses(batch, targets), *parts)
+            self._engine_is_known = True
         for parameter in self.private:
             parameter.grad = None
         with self.engine.record():
             losses = self.losses(batch, targets)
         return self.engine.backward(losses)
-
-    def check_engine(self, batch: TaskBatch, targets: Tensor) -> None:
-        """Take T backward passes from now on if one backward pass does not give the task gradients of this network.
-
-        A features extractor of the user's own may use its layers in ways in which their rows no longer come task after
-        task, for instance by exchanging axes. No look at its layers can tell, so both ways are compared once.
-        """
-        if isinstance(self.engine, AutogradEngine):
-            self._engine_is_known = True
-            return
-        by_autograd = AutogradEngine(self.shared.parameters(), self.network.last_shared_layer)
-        expected = by_autograd.gradients(self.losses(batch, targets))[0].jacobian
-        try:
-            with self.engine.record():
-                losses = self.losses(batch, targets)
-            rows = self.engine.backward(losses).jacobian
-            agree = bool((rows - expected).abs().max() <= 1e-3 * expected.abs().max())
-        except (
-            RuntimeError,
-            ValueError,
-        ):  # layers got rows that do not divide, or weights are used without their layer
-            agree = False
-        for parameter in self.network.parameters():
-            parameter.grad = None
-        if not agree:
-            self.engine = by_autograd
-        self._engine_is_known = True
 
     def own_gradient(self) -> Tensor:
         """The ordinary gradient of the tasks' own heads, which the last `task_gradients` left in their `.grad`.
@@ -278,22 +253,10 @@ class SharedUpdate(Update):
         options = self._policy.optimizer_kwargs
         return FlatAdam(vector, learning_rate, decoupled=not options.get("weight_decay"), **options)
 
-    def make_chain(self) -> ChainEngine | None:
-        """The engine that works without autograd; None if the network is no chain of layers that it knows."""
-        if type(self.network) is not SharedQNetwork or self.private:
-            return None
-        try:
-            return ChainEngine(self.network.layers, self.num_tasks, self.network.last_shared_layer)
-        except UnsupportedLayerError:  # an activation other than ReLU
-            return None
-
     @cached_property
-    def engine(self) -> TaskMajorEngine | AutogradEngine:
-        """Computes the task gradients of any network by autograd: in one backward pass if it knows all layers."""
-        try:
-            return TaskMajorEngine(self.shared, self.num_tasks, self.network.last_shared_layer)
-        except UnsupportedLayerError:
-            return AutogradEngine(self.shared.parameters(), self.network.last_shared_layer)
+    def engine(self) -> Engine:
+        """Computes the task gradients of any network by autograd."""
+        return engine_of(self.shared, self.num_tasks, self.network.last_shared_layer)
 
     @inference
     def chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
@@ -310,11 +273,6 @@ class SharedUpdate(Update):
         """Turn the shared part of `direction` in place towards what past directions had in common."""
         memory.turn_(direction[: len(direction) - self.num_private])
 
-    @property
-    def num_private(self) -> int:
-        """The number of parameters of the tasks' own heads."""
-        return sum(parameter.numel() for parameter in self.private)
-
     def clip(self, direction: Tensor, max_norm: float) -> None:
         """Scale `direction` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
         scale = max_norm / (torch.linalg.vector_norm(direction).item() + 1e-6)
@@ -328,7 +286,7 @@ class SharedUpdate(Update):
     def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """Add the step's rewards to the reward scales."""
         if self.reward_scales is not None:
-            self.reward_scales.add(rewards, dones)
+            self.reward_scales.add(rewards, dones, self.task_of_column)
 
     def forget_unfinished(self) -> None:
         """Drop the returns of episodes that will not be finished."""

@@ -331,15 +331,10 @@ def make_task_vec_env(
         if is_first:
             with Watchdog(step_timeout):
                 check_first_observation(env, task)
-        env = as_column(env, shape)
-        return _Column(mark_task(env, task, distinguished, variant), task)
+        return _Column(mark_task(as_column(env, shape), task, distinguished, variant), task)
 
-    env_fns: list[Callable[[], gymnasium.Env[Any, Any]]] = [
-        partial(column, task, place == 0)
-        for task, count in zip(of_columns, counts, strict=True)
-        for place in range(count)
-    ]
-    vec_env = TaskVecEnv(env_fns, step_timeout)
+    places = [(task, place) for task, count in zip(of_columns, counts, strict=True) for place in range(count)]
+    vec_env = TaskVecEnv([partial(column, task, place == 0) for task, place in places], step_timeout)
     vec_env.seed(seed)
     return vec_env
 

@@ -40,13 +40,29 @@ def returns_of(rewards: Any, dones: Any, gamma: float) -> Any:
     return found
 
 
+def add(scales: RewardScales, rewards: Any, dones: Any) -> None:
+    """Add a step of equally many columns of each task."""
+    tasks = len(scales.count)
+    scales.add(rewards, dones, np.repeat(np.arange(tasks), len(rewards) // tasks))
+
+
+def test_tasks_may_have_different_numbers_of_columns() -> None:
+    rewards, dones = stream(300, 1, 4)
+    together, alone = RewardScales(2, 0.9), [RewardScales(1, 0.9) for _ in range(2)]
+    for reward, done in zip(rewards, dones, strict=True):
+        together.add(reward, done, np.array([0, 1, 1, 1]))
+        for one, columns in zip(alone, (slice(0, 1), slice(1, 4)), strict=True):
+            add(one, reward[columns], done[columns])
+    np.testing.assert_allclose(together.divisors, np.concatenate([one.divisors for one in alone]), rtol=1e-12)
+
+
 @pytest.mark.parametrize(("tasks", "columns"), [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 def test_the_deviation_is_that_of_the_whole_stream(tasks: int, columns: int, gamma: float) -> None:
     rewards, dones = stream(300, tasks, columns)
     scales = RewardScales(tasks, gamma)
     for reward, done in zip(rewards, dones, strict=True):
-        scales.add(reward, done)
+        add(scales, reward, done)
     by_task = returns_of(rewards, dones, gamma).reshape(300, tasks, columns)
     np.testing.assert_allclose(scales.divisors, by_task.std((0, 2)), rtol=1e-10)
     np.testing.assert_allclose(scales.mean, by_task.mean((0, 2)), rtol=1e-10, atol=1e-12)
@@ -61,7 +77,7 @@ def test_the_deviation_survives_a_mean_that_is_far_from_0(far: float) -> None:
     shifted = rewards.astype(np.float64) + far
     scales = RewardScales(1, gamma=0.0)
     for reward, done in zip(shifted, dones, strict=True):
-        scales.add(reward, done)
+        add(scales, reward, done)
     np.testing.assert_allclose(scales.squares / scales.count, shifted.var(), rtol=1e-6)
 
 
@@ -70,7 +86,7 @@ def test_returns_that_never_differ_are_divided_by_their_size(reward: float) -> N
     scales = RewardScales(1, gamma=0.9)
     assert scales.divisors.tolist() == [1]
     for _ in range(100):  # episodes of one step
-        scales.add(np.full(3, reward, np.float32), np.ones(3, bool))
+        add(scales, np.full(3, reward, np.float32), np.ones(3, bool))
     assert scales.divisors == pytest.approx([abs(reward) or 1])
 
 
@@ -78,10 +94,10 @@ def test_a_reward_that_is_not_finite_spoils_nothing() -> None:
     rewards, dones = stream(50, 2, 2)
     scales, twin = RewardScales(2, 0.9), RewardScales(2, 0.9)
     for step, (reward, done) in enumerate(zip(rewards, dones, strict=True)):
-        scales.add(reward, done)
-        twin.add(reward, done)
+        add(scales, reward, done)
+        add(twin, reward, done)
         if step % 7 == 0:
-            scales.add(np.array([np.nan, 1, np.inf, 1], np.float32), np.zeros(4, bool))
+            add(scales, np.array([np.nan, 1, np.inf, 1], np.float32), np.zeros(4, bool))
     assert scales.divisors.tolist() == twin.divisors.tolist()
 
 
