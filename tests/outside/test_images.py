@@ -119,6 +119,7 @@ def test_with_one_task_and_equal_weights_an_update_is_that_of_sb3() -> None:
         "n_step": 1,
         "max_grad_norm": 0.5,
         "learning_rate": 1e-3,
+        "memory_angle": 0.0,
     }
     ours = agent(env, policy_kwargs=kwargs, tau=1.0, target_update_interval=10**6, gradient_steps=0, **same).learn(100)
     theirs.set_logger(ours.logger)
