@@ -12,6 +12,8 @@ from math import pi
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import tyro
+
 from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
@@ -100,7 +102,7 @@ class RunSettings:
     episodes_per_task: Count | None = None
     """Stop when every task has finished this many episodes, even if steps are left."""
 
-    envs_per_task: int | tuple[int, ...] = 4
+    envs_per_task: Annotated[int | tuple[int, ...], tyro.conf.arg(metavar="INT")] = 4
     """Copies of each task that are stepped side by side, at most 1,000: one number, or one for each task."""
 
     results_dir: Path = field(default=Path("results/runs"), metadata=RESUMABLE)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import gymnasium
@@ -321,6 +322,8 @@ def _named(word: str, imports: bool) -> Iterator[AnyTask]:
     else:
         known = f"tasks are {', '.join(TASKS)}" if TASKS else "no task is registered"
         near = _nearest(word, gymnasium.registry)
+        if Path(f"{word.replace('.', '/')}.py").is_file():
+            near = f"; did you mean something in this module, as in {word}:NAME?"
         raise UnknownTaskError(f"unknown task {word!r}; {known}{near}")
 
 

@@ -326,8 +326,15 @@ def make_task_vec_env(
     distinguished = of_columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
     shape = common_shape(distinguished) if pad else None
 
+    made: list[gymnasium.Env[Any, Any]] = []
+
     def column(task: AnyTask, is_first: bool) -> gymnasium.Env[Any, Any]:
         env = make_env(task, render_mode)
+        if any(env.unwrapped is other for other in made):
+            raise ValueError(
+                f"the function of task {task.name!r} gives an environment that it gave before, not a new one"
+            )
+        made.append(env.unwrapped)
         if is_first:
             with Watchdog(step_timeout):
                 check_first_observation(env, task)

@@ -108,6 +108,7 @@ def test_what_stands_for_tasks(given: Any, names: list[str]) -> None:
         (None, "None is no task"),
         ({"a": "CartPole-v1"}, "is no task"),
         ([], "no tasks given"),
+        ("own_tasks", "did you mean something in this module, as in own_tasks:NAME"),
     ],
 )
 def test_what_stands_for_no_task_is_said_in_one_line(given: Any, message: str) -> None:
@@ -165,6 +166,12 @@ def test_an_environment_that_does_not_work_is_said_in_one_line(make: Any, messag
     with pytest.raises(ValueError, match=message) as caught:
         make_task_vec_env(Task("odd", make), variant="blind")
     assert "\n" not in str(caught.value)
+
+
+def test_one_environment_cannot_be_two_columns() -> None:
+    env = make_pole()
+    with pytest.raises(ValueError, match="the function of task 'one' gives an environment that it gave before"):
+        make_task_vec_env(Task("one", lambda: env))
 
 
 def test_dtypes_and_rounding_are_no_fault() -> None:
