@@ -226,6 +226,7 @@ def equal_work(seed: int) -> dict[str, Case]:
         "double_q": False,
         "n_step": 1,
         "huber_delta": 1.0,
+        "memory_angle": 0.0,
         "policy_kwargs": {"net_arch": [256, 128], "layer_norm": False},
         "seed": seed,
     }

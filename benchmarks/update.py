@@ -124,6 +124,7 @@ def balanced_update(
         learning_rate=LEARNING_RATE,
         learning_rate_decay=0,
         huber_delta=1.0,
+        memory_angle=0.0,  # the plain update has none
         batch_size=batch_size,
         learning_starts=10**9,
         guidance_share=0.5,

@@ -1,6 +1,7 @@
 """Settings of BRC."""
 
 from dataclasses import dataclass
+from math import pi
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -8,7 +9,7 @@ import tyro
 from agents.settings import BRCSettings
 from experiments.training.config import TrainConfig, presets
 from mtrl.limits import Limits
-from mtrl.rl.settings import DQNSettings
+from mtrl.rl.settings import MEMORY_ANGLE, DQNSettings
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class BRCConfig(BRCSettings, TrainConfig):
 
     learning_rate: Annotated[float, Limits(above=0)] = 3e-4
     """Step size of AdamW."""
+
+    # `BRCSettings` leaves it to the balancer, as every agent's settings do; a run writes down what it used.
+    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = MEMORY_ANGLE
+    """Angle in radians by which every update turns towards what past updates had in common; 0 turns none. See
+    `mtrl.DirectionMemory`."""
 
     embedding_dim: int = 32
     """Size of the learned task embedding, which is normalised to length 1 (aware only)."""

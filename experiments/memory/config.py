@@ -18,6 +18,10 @@ class MemoryConfig(TrainConfig):
     balancer: ClassVar[str] = "memory"
     own_search_space: ClassVar[Mapping[str, Space]] = {"angle": Between(0.0, 1.4), "decay": Between(0.5, 0.99)}
 
+    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.0
+    """Angle in radians by which every update turns once more towards what past updates had in common. The default
+    turns none, because the method has a memory of its own."""
+
     angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.8
     """Angle in radians by which the sum of the gradients turns towards what past sums had in common."""
 

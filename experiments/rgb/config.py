@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from math import pi
+from typing import Annotated, Any, ClassVar, Literal
 
 from experiments.training.config import TrainConfig, presets
 from experiments.training.search import Between, Space
+from mtrl.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,10 @@ class RGBConfig(TrainConfig):
         "lambd": Between(0.1, 10.0, log=True),
         "lr_inner": Between(0.02, 2.0, log=True),
     }
+
+    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = 0.0
+    """Angle in radians by which every update turns once more towards what past updates had in common. The default
+    turns none, because RGB has a memory of its own and does worse with a second one."""
 
     mu: float = 0.9
     """Momentum of the consensus direction."""

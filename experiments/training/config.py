@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import pi
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
 from mtrl.limits import Limits, check_fields
-from mtrl.rl.settings import RESUMABLE, DQNSettings
+from mtrl.rl.settings import MEMORY_ANGLE, RESUMABLE, DQNSettings
 
 PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
 
@@ -164,6 +165,10 @@ class TrainConfig(DQNSettings, RunSettings):
     # The -1 of `DQNSettings` would count the steps of a rollout, of which a continued run makes only the missing ones.
     gradient_steps: Annotated[int, Limits(least=0, most=10_000)] = 2
     """Updates per training phase, at most 10,000."""
+
+    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = MEMORY_ANGLE
+    """Angle in radians by which every update turns towards what past updates had in common, whatever the balancer; 0
+    turns none. The methods rgb and memory have a memory of their own. See `mtrl.DirectionMemory`."""
 
     embedding_dim: int = 8
     """Size of the learned task embedding (aware only)."""

@@ -114,6 +114,8 @@ class Balancer(nn.Module):
             are positive; the losses of actors are not. Default False.
         for_any_losses: the argument with which the method takes losses of any sign, for messages.
         wants_guidance: whether the method makes use of `set_guidance`. Default False.
+        has_memory: whether the method itself turns updates towards past ones. An agent then has no memory of its own
+            unless it is asked for one. Default False.
         task_state: the names of attributes, tensors or NumPy arrays, that hold a number for each task (T,) or for each
             pair of tasks (T, T). While tasks are missing, `balance` sees only the numbers of the others.
 
@@ -125,6 +127,7 @@ class Balancer(nn.Module):
     needs_positive_losses = False
     for_any_losses = "another method"
     wants_guidance = False
+    has_memory = False
     task_state: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_tasks: int | None = None, *, scale: Scale = "sum") -> None:

@@ -41,6 +41,7 @@ class MemoryBalancer(Balancer):
     """
 
     looks_at = "gramian"
+    has_memory = True
     direction: Tensor | None
 
     def __init__(

@@ -164,6 +164,7 @@ class RGB(Balancer):
     """
 
     looks_at = "gramian"
+    has_memory = True
     task_state = ("angles",)
     consensus: Tensor | None
 

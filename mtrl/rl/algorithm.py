@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskReplayBuffer
 from mtrl.rl.saving import SavedAlgorithm
+from mtrl.rl.settings import MEMORY_ANGLE
 from mtrl.rl.tables import widen_tables
 from mtrl.rl.training_state import set_training_state, training_state
 from mtrl.rl.update import Update
@@ -156,6 +157,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         if self.balancer_name is not None:
             self.balancer = make_balancer(self.balancer_name, len(self.task_names), **self.balancer_kwargs)
         self.balancer.to(self.device)
+        if self.settings.memory_angle is None:
+            self.settings = replace(self.settings, memory_angle=0.0 if self.balancer.has_memory else MEMORY_ANGLE)
         share = self.settings.guidance_share if self.balancer.wants_guidance else 0.0
         self.guidance_buffer = self._make_replay(held_out >> 1, share) if share else None
         self.replay_buffer = self._make_replay(replay >> 1, 1 - share)

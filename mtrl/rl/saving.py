@@ -38,6 +38,8 @@ DESCRIPTION: dict[str, type] = {
 }
 # The parts that say how far it has learned.
 PROGRESS = ("progress", "optimizer", "balancer")
+# What agents did before there were settings for it, for files that lack them.
+BEFORE: dict[str, Any] = {"memory_angle": 0.0}
 # Arguments of the constructor that stand among the settings of a saved model.
 ARGUMENTS = ("balancer", "balancer_kwargs", "policy_kwargs", "verbose", "seed")
 
@@ -194,7 +196,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], policy: Any
     ) -> Self:
         """An agent like the one in `state`, as it is before it has learned anything."""
-        agent = cls(policy, None, device=device, _init_setup_model=False, **{**state["settings"], **changes})  # type: ignore[call-arg,arg-type]
+        settings = {**BEFORE, **state["settings"], **changes}
+        agent = cls(policy, None, device=device, _init_setup_model=False, **settings)  # type: ignore[call-arg,arg-type]
         low, high = state["observation_low"], state["observation_high"]
         agent.observation_space = spaces.Box(low, high, dtype=low.dtype)
         agent.action_space = spaces.Discrete(state["num_actions"])

@@ -249,7 +249,7 @@ def test_return_scale_follows_the_environments(truncated, wanted):
 @pytest.mark.parametrize("variant", ["aware", "blind"])
 @pytest.mark.parametrize("double_q", [True, False])
 def test_an_update_is_plain_autograd_and_adamw(variant, double_q):
-    agent = make(variant, double_q=double_q, weight_decay=1.0, learning_rate=3e-3, tau=0.005).learn(900)
+    agent = make(variant, double_q=double_q, weight_decay=1.0, learning_rate=3e-3, tau=0.005, memory_angle=0).learn(900)
     assert (agent.return_scale.largest > 0).all()
     network, target = copy.deepcopy(agent.policy.q_net), copy.deepcopy(agent.policy.q_net_target)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1.0)

@@ -52,12 +52,12 @@ def test_every_row_is_valued_by_its_tasks_network_in_any_order():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"max_grad_norm": 0.5}, {"double_q": False, "td_loss": "mse"}, {"memory_angle": 0.8}]
+    "settings", [{}, {"max_grad_norm": 0.5}, {"double_q": False, "td_loss": "mse"}, {"memory_angle": 0.0}]
 )
 def test_each_network_evolves_as_if_it_were_trained_alone(settings):
     agent = make(tau=0.25, target_update_interval=2, gradient_steps=0, **settings).learn(600)
     clip, double_q = settings.get("max_grad_norm"), settings.get("double_q", True)
-    angle = settings.get("memory_angle", 0.0)
+    angle = settings.get("memory_angle", 0.8)
     td_loss = nn.MSELoss() if settings.get("td_loss") == "mse" else nn.HuberLoss(delta=10.0)
     generator = agent.replay_buffer.generator.get_state()
     batches = [agent.replay_buffer.sample(8) for _ in range(6)]
@@ -98,7 +98,7 @@ def test_each_network_evolves_as_if_it_were_trained_alone(settings):
                 torch.testing.assert_close(mine[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.5}, {"memory_angle": 0.8}])
+@pytest.mark.parametrize("settings", [{}, {"max_grad_norm": 0.5}, {"memory_angle": 0.0}])
 def test_a_tasks_network_does_not_depend_on_the_other_tasks(settings):
     one = make(gradient_steps=0, **settings).learn(300)
     two = make(gradient_steps=0, **settings).learn(300)

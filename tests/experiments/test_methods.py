@@ -246,6 +246,7 @@ def test_defaults_are_those_of_agent_network_and_balancer(method):
     config = parts(method).config()
     kind = getattr(agents, config.agent)
     defaults = dataclasses.asdict(kind.settings_type())
+    del defaults["memory_angle"]  # depends on the balancer; see tests/mtrl/rl/test_settings.py
     assert {name: config.agent_kwargs[name] for name in defaults} == defaults
 
     policy = kind.policy_aliases["MlpPolicy"]

@@ -258,7 +258,7 @@ def test_bad_analysis_input_is_one_line_and_leaves_no_trace(results, tmp_path, c
 
 def test_defaults_are_those_of_the_agent_and_the_balancer():
     config = TrainConfig()
-    for name, value in dataclasses.asdict(DQNSettings()).items():
+    for name, value in dataclasses.asdict(DQNSettings(memory_angle=0.8)).items():
         assert getattr(config, name) == value, name
     balancer = inspect.signature(GradNorm).parameters
     for name, value in GradNormConfig().balancer_kwargs.items():

@@ -1,5 +1,7 @@
 """The settings of an agent: one list that is its signature, its check, its file and its flags."""
 
+import inspect
+import io
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict, fields, replace
@@ -11,8 +13,11 @@ import pytest
 
 from agents import BRC, MultiTaskDQN, load_agent
 from agents.settings import BRCOptions, BRCSettings
+from experiments.methods import METHODS
 from experiments.training.config import TrainConfig
-from mtrl.rl.settings import DQNOptions, DQNSettings, ReplayOptions, ReplaySettings
+from experiments.training.make_agent import make_agent as make_agent_of_run
+from mtrl import DirectionMemory, checkpoint, make_balancer
+from mtrl.rl.settings import MEMORY_ANGLE, DQNOptions, DQNSettings, ReplayOptions, ReplaySettings
 from tests.support import make_agent
 
 ROOT = Path(__file__).parents[3]
@@ -92,6 +97,7 @@ def test_settings_are_kept_saved_and_changed(tmp_path):
         weight_decay=0.5,
         exploration_decay=0.9,
         on_nonfinite="skip",
+        memory_angle=0.8,  # the default for a balancer without a memory of its own
     )
     with pytest.raises(FrozenInstanceError):
         agent.settings.n_step = 2
@@ -118,7 +124,41 @@ def test_stable_baselines3_finds_its_attributes():
 
 
 def test_a_training_run_has_the_settings_of_the_agent():
-    assert asdict(DQNSettings()).items() <= asdict(TrainConfig()).items()
+    assert asdict(DQNSettings(memory_angle=0.8)).items() <= asdict(TrainConfig()).items()
     assert {field.name for field in fields(TrainConfig) if field.metadata.get("resumable")} >= {
         *("on_nonfinite", "results_dir", "quiet", "checkpoint_interval", "step_timeout", "tensorboard", "wandb"),
     }
+
+
+@pytest.mark.parametrize(
+    ("balancer", "angle"), [("equal", 0.8), ("gradnorm", 0.8), ("torchjd:UPGrad", 0.8), ("rgb", 0.0), ("memory", 0.0)]
+)
+def test_updates_turn_towards_past_ones_unless_the_balancer_has_a_memory(balancer, angle):
+    agent = make_agent(balancer=balancer)
+    assert agent.settings.memory_angle == angle
+    assert (agent.update.memory is not None) == (angle > 0)
+    assert make_agent(balancer=balancer, memory_angle=0.3).settings.memory_angle == 0.3
+    assert make_agent(balancer=make_balancer(balancer, 3)).settings.memory_angle == angle
+
+
+def test_the_default_angle_is_that_of_the_memory_itself():
+    assert inspect.signature(DirectionMemory).parameters["angle"].default == MEMORY_ANGLE
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_writes_down_the_angle_that_its_agent_would_choose(method):
+    config = METHODS[method].presets["default"]
+    with make_agent_of_run(replace(config, learning_starts=60, buffer_size=3_000)) as (given, env):
+        left = {name: value for name, value in config.agent_kwargs.items() if name != "memory_angle"}
+        chosen = type(given)("MlpPolicy", env, **left).settings.memory_angle
+    assert config.memory_angle == given.settings.memory_angle == chosen
+
+
+def test_a_model_from_before_there_was_a_memory_goes_on_without_one():
+    agent = make_agent()
+    state = agent.saved_state()
+    del state["settings"]["memory_angle"]
+    file = io.BytesIO()
+    checkpoint.save(file, {name: part for name, part in state.items() if name != "memory"})
+    file.seek(0)
+    assert MultiTaskDQN.load(file).settings.memory_angle == 0
