@@ -45,6 +45,7 @@ def main() -> None:
         learning_rate_decay=0.5,
         n_step=5,
         gradient_steps=4,
+        memory_angle=0,
         seed=args.seed,
         device="cpu",
     )
