@@ -237,3 +237,15 @@ def test_what_moves_is_seen_on_any_ground() -> None:
             frames[number, 0, number] = craft
         assert (_overlaid(frames)[0] == craft).all()
         assert (_overlaid(frames)[1:] == ground).all()
+
+
+@pytest.mark.parametrize("variant", ["aware", "blind"])
+def test_observations_that_are_numbers_of_a_place_are_flattened_in_training_and_evaluation(
+    variant: str, tmp_path: Path
+) -> None:
+    arguments = ["--tasks", "FrozenLake-v1", "FrozenLake8x8-v1", "--results-dir", str(tmp_path), "--variant", variant]
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*arguments, *QUICK])  # 16 places and 64
+    assert list(tmp_path.iterdir()) == []
+    assert train.main(["--tasks", "FrozenLake-v1", *arguments[3:], *QUICK]) == 0
+    assert evaluate.main(["--results-dir", str(tmp_path), "--variant", variant, "--episodes", "1"]) == 0
