@@ -90,8 +90,9 @@ def read_run(folder: Path) -> Run:
     """
     config = read_config(folder)
     evaluation = read_evaluation(folder, config)
-    tasks = config["tasks"]
-    if tasks is not None and set(tasks) != set(evaluation["tasks"]):
+    # The settings hold the words of the user, which are names of tasks or stand for tasks of other names.
+    known = [tasks for tasks in (config["settings"].get("tasks"), config["tasks"]) if tasks is not None]
+    if known and all(set(tasks) != set(evaluation["tasks"]) for tasks in known):
         raise BrokenRunError(f"{folder}: its evaluation is of other tasks than its settings")
     return Run(folder, config["run"], config["settings"]["seed"], config, evaluation)
 

@@ -14,8 +14,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from mtrl.files import one_line
 from mtrl.limits import check_choice, check_number
+from mtrl.rl.first_observation import check_first_observation
 from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks, make_env
 from mtrl.rl.watchdog import Watchdog
 from mtrl.rl.wrappers import CommonShape, TaskOneHot, as_column
@@ -294,7 +294,7 @@ def make_task_vec_env(
     as `"terminal_observation"`, the episode's return and length as `"episode"` (each column is a `Monitor`), and a
     `"TimeLimit.truncated"` that is true if only the time limit ended the episode.
 
-    The first column of each task is reset once, to find out whether its observations fit its space.
+    The first column of each task is reset once, to see whether its observations fit its space.
 
     Args:
         tasks: the tasks, as `get_tasks` takes them: names, ids of Gymnasium, addresses, tasks, functions that make an
@@ -316,10 +316,8 @@ def make_task_vec_env(
     Dict with an image in it stays one. Frames that `FrameStackObservation` has stacked become one image (H, W, S * C).
 
     Raises:
-        UnknownTaskError: there is no such task.
-        ValueError: no task is given, a task is given twice or is not in `one_hot_tasks`, the tasks' spaces differ, an
-            environment can't be made or its first observation does not fit its space, the variant is unknown, or a
-            number is out of range.
+        ValueError: a task is unknown, given twice or not in `one_hot_tasks`, or does not work; the spaces of tasks
+            differ; the variant is unknown, or a number is out of range.
     """
     of_columns = get_tasks(tasks)
     counts = columns_per_task(envs_per_task, of_columns)
@@ -362,34 +360,3 @@ def columns_per_task(envs_per_task: int | Sequence[int], tasks: Sequence[AnyTask
         check_number(f"envs_per_task of {task.name}", count, least=1, whole=True)
         for task, count in zip(tasks, envs_per_task, strict=True)
     ]
-
-
-def check_first_observation(env: gymnasium.Env[Any, Any], task: AnyTask) -> None:
-    """Reset the environment, and check that its observation fits its observation space.
-
-    The dtype of numbers does not count, nor do values that leave a Box by no more than rounding does.
-
-    Raises:
-        ValueError: it does not fit, or the environment can't be reset. The message is one line that names the task.
-    """
-    try:
-        found = env.reset(seed=0)
-    except Exception as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise ValueError(f"the environment of task {task.name!r} can't be reset: {reason}") from error
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
-        what = type(found).__name__
-        raise ValueError(f"reset() of task {task.name!r} gives a {what}, not (observation, info) as Gymnasium asks")
-    observation, space = found[0], env.observation_space
-    if isinstance(space, spaces.Box):
-        if np.shape(observation) != space.shape:
-            shape = np.shape(observation)
-            raise ValueError(f"an observation of task {task.name!r} has the shape {shape}; its space is {space}")
-        value = np.asarray(observation, np.float64)
-        slack = 1e-5 * np.maximum(1.0, np.abs(value))
-        fits = bool(((value >= space.low - slack) & (value <= space.high + slack)).all())
-    else:
-        fits = space.contains(observation)
-    if not fits:
-        shown = one_line(observation, longest=100)
-        raise ValueError(f"the observation {shown} of task {task.name!r} is not in its space, {space}")
