@@ -298,7 +298,9 @@ class MultiTaskAlgorithm(SavedAlgorithm):
                 terminals[column] = not infos[column].get("TimeLimit.truncated", False)
         observations = cast(NDArray[Any], self._last_obs)
         self._last_obs = rows
-        is_finite = self.guard.step_is_finite(numbers(observations), numbers(next_rows), reward, self.num_timesteps)
+        is_finite = self.guard.step_is_finite(
+            numbers(observations), numbers(next_rows), reward, self.num_timesteps, self._task_of_column
+        )
         self.update.observe(reward, dones, terminals)
         if not is_finite:
             self._n_step_returns.clear()  # no transition may reach over the gap

@@ -90,11 +90,10 @@ def action_counts(env: VecEnv, names: tuple[str, ...]) -> tuple[int, ...]:
     if not all(padded):
         raise ValueError("either all columns or none must be wrapped in PaddedTask")
     of_columns = env.get_attr("own_actions")
-    each = len(of_columns) // len(names)
-    counts = of_columns[::each]
-    if of_columns != [count for count in counts for _ in range(each)]:
+    counts = dict(zip(names_of_columns(env), of_columns, strict=True))
+    if of_columns != [counts[name] for name in names_of_columns(env)]:
         raise ValueError(f"the columns of one task must have the same number of actions, not {of_columns}")
-    return tuple(counts)
+    return tuple(counts[name] for name in names)
 
 
 def task_names(env: VecEnv) -> tuple[str, ...]:

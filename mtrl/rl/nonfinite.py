@@ -36,14 +36,17 @@ class FiniteGuard:
         self.tasks = tuple(tasks)
         self.skipped: Counter[str] = Counter()
 
-    def step_is_finite(self, before: Array, after: Array, rewards: Array, env_step: int) -> bool:
-        """Whether all numbers of a step of T * K columns are finite, so that the agent may learn from it.
+    def step_is_finite(
+        self, before: Array, after: Array, rewards: Array, env_step: int, task_of_column: NDArray[np.int64]
+    ) -> bool:
+        """Whether all numbers of a step of N columns are finite, so that the agent may learn from it.
 
         Args:
-            before: observations (T * K, O).
-            after: the observations that followed, (T * K, O).
-            rewards: (T * K,).
+            before: observations (N, O).
+            after: the observations that followed, (N, O).
+            rewards: (N,).
             env_step: the step's number, for the message.
+            task_of_column: the place of each column's task, (N,), for the message.
 
         Raises:
             NonFiniteError: a number is not finite, and the policy is to raise.
@@ -52,7 +55,6 @@ class FiniteGuard:
         # sum, each column is looked at before anything is reported.
         if math.isfinite(float(before.sum()) + float(after.sum()) + float(rewards.sum())):
             return True
-        each = len(rewards) // len(self.tasks)
         for column in range(len(rewards)):
             for quantity, values in (
                 ("observation", before[column]),
@@ -61,7 +63,9 @@ class FiniteGuard:
             ):
                 bad = values[~np.isfinite(values)]
                 if len(bad):
-                    place = f"environment {column % each} of task {self.tasks[column // each]}"
+                    task = task_of_column[column]
+                    among = column - int(np.argmax(task_of_column == task))
+                    place = f"environment {among} of task {self.tasks[task]}"
                     self._leave_out("train/skipped_steps", f"{place} gave the {quantity} {bad[0]} at step {env_step}")
                     return False
         return True

@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from mtrl.files import one_line
 from mtrl.limits import check_choice, check_number
 from mtrl.rl.first_observation import check_first_observation
 from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks, make_env
@@ -323,16 +324,11 @@ def make_task_vec_env(
     counts = columns_per_task(envs_per_task, of_columns)
     distinguished = of_columns if one_hot_tasks is None else get_tasks(one_hot_tasks)
     shape = common_shape(distinguished) if pad else None
-
     made: list[gymnasium.Env[Any, Any]] = []
 
     def column(task: AnyTask, is_first: bool) -> gymnasium.Env[Any, Any]:
         env = make_env(task, render_mode)
-        if any(env.unwrapped is other for other in made):
-            raise ValueError(
-                f"the function of task {task.name!r} gives an environment that it gave before, not a new one"
-            )
-        made.append(env.unwrapped)
+        check_new(env, task, made)
         if is_first:
             with Watchdog(step_timeout):
                 check_first_observation(env, task)
@@ -342,6 +338,17 @@ def make_task_vec_env(
     vec_env = TaskVecEnv([partial(column, task, place == 0) for task, place in places], step_timeout)
     vec_env.seed(seed)
     return vec_env
+
+
+def check_new(env: gymnasium.Env[Any, Any], task: AnyTask, made: list[gymnasium.Env[Any, Any]]) -> None:
+    """Make sure that an environment is none of those that were made before, and add it to them.
+
+    Raises:
+        ValueError: it is one of them.
+    """
+    if any(env.unwrapped is other for other in made):
+        raise ValueError(f"the function of task {task.name!r} gives an environment that it gave before, not a new one")
+    made.append(env.unwrapped)
 
 
 def columns_per_task(envs_per_task: int | Sequence[int], tasks: Sequence[AnyTask]) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from agents import BRC, IndependentDQN, MultiTaskDQN, NonFiniteError
 from mtrl.balancers import Balance, Balancer
+from mtrl.rl.nonfinite import FiniteGuard
 from tests.support import make_agent
 
 make = partial(make_agent, learning_starts=12, gradient_steps=1)
@@ -158,3 +159,10 @@ def test_exploding_values_are_caught_before_they_become_weights():
 def test_the_policy_is_one_of_two():
     with pytest.raises(ValueError, match="unknown on_nonfinite 'ignore'; choose from raise, skip"):
         make(on_nonfinite="ignore")
+
+
+def test_a_column_is_named_by_its_task_whatever_the_numbers_of_columns():
+    guard = FiniteGuard("raise", ["a", "b"])
+    rewards = np.array([0, 0, np.nan, 0])
+    with pytest.raises(NonFiniteError, match=r"^environment 1 of task b gave the reward nan at step 7"):
+        guard.step_is_finite(np.zeros((4, 1)), np.zeros((4, 1)), rewards, 7, np.array([0, 1, 1, 1]))
