@@ -106,7 +106,7 @@ class RunSettings:
     """Copies of each task that are stepped side by side, at most 1,000: one number, or one for each task."""
 
     results_dir: Path = field(default=Path("results/runs"), metadata=RESUMABLE)
-    """The run goes to `<results-dir>/<method>[-<label>][_blind]/seed_<k>/`."""
+    """The folder in which the run goes to `<method>[-<label>][_blind]/seed_<k>/`."""
 
     existing: Existing = field(default="continue", metadata=RESUMABLE)
     """What to do with the run in its folder. `continue` goes on with an unfinished run, which then ends as if it had

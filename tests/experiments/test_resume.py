@@ -24,7 +24,6 @@ import torch._dynamo  # noqa: F401 - what optimizers import when they are made; 
 
 import experiments.training.runner
 from envs import TaskVecEnv
-from envs.lunar_lander import TaskPhysics
 from experiments.analysis.comparison import analyse
 from experiments.analysis.replicates import Method
 from experiments.analysis.runs import load_runs
@@ -32,6 +31,7 @@ from experiments.program import run_folder
 from experiments.training import checkpoints
 from experiments.training.evaluation import FINAL_SEED
 from mtrl import checkpoint
+from mtrl.rl import vec_env
 
 SMALL = (
     *("--total-steps", "1200", "--envs-per-task", "2", "--learning-starts", "100", "--batch-size", "8"),
@@ -617,10 +617,10 @@ def test_a_read_only_folder(existing, results, tmp_path_factory):
 
 
 def failing(kind, at):
-    """Make a Windy environment fail at the `at`th step of all of them in the process."""
+    """Make a column of Windy fail at the `at`th training step of all of them. Evaluations have no columns."""
 
     def patch():
-        original = TaskPhysics.step
+        original = vec_env._Column.step
         count = iter(range(10**9))
 
         def step(self, action):
@@ -635,7 +635,7 @@ def failing(kind, at):
                 return result[0][:3], *result[1:]
             return result
 
-        TaskPhysics.step = step
+        vec_env._Column.step = step
 
     return patch
 
@@ -653,7 +653,7 @@ def test_a_failing_environment_is_named_and_the_run_continues_without_it(
     kind, message, train_freq, references, tmp_path
 ):
     arguments = ("--train-freq", train_freq)
-    patch = failing(kind, at=437)
+    patch = failing(kind, at=301)
     child = Child("gradnorm", tmp_path, *arguments, "--step-timeout", "0.5", before=patch)
     assert child.wait() == 1
     seed = TaskVecEnv.seed(type("", (), {"num_envs": 6, "_seeds": []})(), 0)
@@ -669,7 +669,7 @@ def test_a_failing_environment_is_named_and_the_run_continues_without_it(
 
 
 def test_a_number_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(references, tmp_path):
-    child = Child("gradnorm", tmp_path, before=failing("nan", at=437))
+    child = Child("gradnorm", tmp_path, before=failing("nan", at=301))
     assert child.wait() == 1
     newest = child.folder / "checkpoint.zip"
     assert "of task Windy gave the reward nan at step" in child.message
