@@ -45,6 +45,7 @@ class BRCConfig(BRCSettings, TrainConfig):
 
     # BRC has a network and a loss of its own, so that these are no flags.
     hidden_dims: Annotated[tuple[int, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
+    heads: Annotated[Literal["shared", "per_task"], tyro.conf.Fixed, tyro.conf.Suppress] = "shared"
     layer_norm: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
     td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
     huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 10.0

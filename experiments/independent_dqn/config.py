@@ -1,7 +1,7 @@
 """Settings of independent DQN."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ class IndependentDQNConfig(TrainConfig):
     # Each network sees only its own task, so that there are no variants and no embedding.
     variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"
     embedding_dim: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 8
+    heads: Annotated[Literal["shared", "per_task"], tyro.conf.Fixed, tyro.conf.Suppress] = "shared"
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:

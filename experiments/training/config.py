@@ -96,6 +96,10 @@ class RunSettings:
     addresses of your own (`my_tasks:MOON` is MOON in my_tasks.py in the current folder: a task, a list of tasks, or a
     function that makes an environment)."""
 
+    pad: bool = False
+    """Whether tasks may differ in the length of their observations and in their number of actions. Zeros then follow
+    shorter observations, and actions that a task lacks are neither taken nor valued."""
+
     total_steps: Count = 600_000
     """Environment steps over all tasks."""
 
@@ -183,6 +187,9 @@ class TrainConfig(DQNSettings, RunSettings):
     layer_norm: bool = True
     """Normalise each hidden layer before its ReLU, without learned parameters."""
 
+    heads: Literal["shared", "per_task"] = "shared"
+    """The last layer: one that all tasks share, or one of each task's own, which is not balanced (aware only)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_label(self.label)
@@ -226,7 +233,11 @@ class TrainConfig(DQNSettings, RunSettings):
     @property
     def policy_kwargs(self) -> dict[str, Any]:
         """Arguments of the network."""
-        return {"embedding_dim": self.embedding_dim, "net_arch": list(self.hidden_dims), "layer_norm": self.layer_norm}
+        return {
+            "embedding_dim": self.embedding_dim,
+            "net_arch": list(self.hidden_dims),
+            "layer_norm": self.layer_norm,
+        } | {"heads": self.heads}
 
     @property
     def balancer_name(self) -> str:

@@ -15,7 +15,7 @@ from experiments.program.flags import UsageError
 from experiments.program.tasks import get_task
 from experiments.training.filming import Frame, as_frame
 from mtrl.rl.tasks import AnyTask, TaskLike, make_env, solved_at, succeeded
-from mtrl.rl.wrappers import TaskOneHot, as_column
+from mtrl.rl.wrappers import TaskOneHot, as_column, learned_shape
 
 # Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers from a `SeedSequence`, so that
 # these small numbers are not among them. The learning curves and the final evaluation have different seeds, so that a
@@ -172,7 +172,7 @@ def task_env(agent: MultiTaskDQN, task: AnyTask, render_mode: str | None = None)
     """
     if task.name not in agent.task_names:
         raise UsageError(f"the model has not learned task {task.name!r}; it has learned {', '.join(agent.task_names)}")
-    env = as_column(make_env(task, render_mode))
+    env = as_column(make_env(task, render_mode), learned_shape(agent))
     if agent.one_hot_size:
         env = TaskOneHot(env, agent.one_hot_places[agent.task_names.index(task.name)], agent.one_hot_size)
     for kind in ("observation_space", "action_space"):

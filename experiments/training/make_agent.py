@@ -28,7 +28,8 @@ def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskD
     """
     torch.set_num_threads(1)  # two threads are slower at these sizes, and runs side by side would fight for cores
     tasks = get_tasks(config.tasks)
-    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, step_timeout=config.step_timeout)
+    options: dict[str, Any] = {"step_timeout": config.step_timeout, "pad": config.pad}
+    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, **options)
     try:
         kind: type[MultiTaskDQN] = getattr(agents, config.agent)
         yield kind("MlpPolicy", env, **{**config.agent_kwargs, **changes}), env

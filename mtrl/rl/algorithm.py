@@ -49,6 +49,7 @@ from mtrl.rl.settings import MEMORY_ANGLE
 from mtrl.rl.tables import widen_tables
 from mtrl.rl.training_state import set_training_state, training_state
 from mtrl.rl.update import Update
+from mtrl.rl.wrappers import PaddedTask
 
 CHANGEABLE = frozenset({"learning_rate", "learning_starts", "batch_size", "tau", "train_freq", "gradient_steps"})
 """The settings that are attributes in Stable-Baselines3 and are read whenever they are used."""
@@ -115,6 +116,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             self.balancer = balancer
         self.task_names: tuple[str, ...] = ()
         self.actions_of_tasks: tuple[int, ...] = ()
+        self.is_padded = False
         self.one_hot_size = 0
         self.one_hot_places: tuple[int, ...] = ()
         self.column_counts: tuple[int, ...] = ()
@@ -124,6 +126,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             self.one_hot_size, self.one_hot_places = one_hots(self.env, self.task_names)
             self.column_counts = column_counts(self.env)
             self.actions_of_tasks = action_counts(self.env, self.task_names)
+            self.is_padded = any(self.env.env_is_wrapped(PaddedTask))
 
     @classmethod
     def _option_names(cls) -> list[str]:

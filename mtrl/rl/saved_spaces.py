@@ -23,12 +23,11 @@ def described_spaces(agent: SavedAlgorithm) -> dict[str, Any]:
     of_observations: dict[str, Any] = {"observation_space": described_space(space)}
     if isinstance(space, spaces.Box):
         of_observations = {"observation_low": space.low, "observation_high": space.high}
-    is_padded = any(count != actions.n for count in agent.actions_of_tasks)
     return {
         **of_observations,
         "num_actions": int(actions.n),
         **({"first_action": int(actions.start)} if actions.start else {}),
-        **({"actions_of_tasks": agent.actions_of_tasks} if is_padded else {}),
+        **({"actions_of_tasks": agent.actions_of_tasks} if agent.is_padded else {}),
     }
 
 

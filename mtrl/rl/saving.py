@@ -57,6 +57,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
     settings: ReplaySettings
     task_names: tuple[str, ...]
     actions_of_tasks: tuple[int, ...]
+    is_padded: bool
     one_hot_places: tuple[int, ...]
     one_hot_size: int
     column_counts: tuple[int, ...]  # of each task
@@ -210,6 +211,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         agent.observation_space, agent.action_space = spaces_of(state)
         agent.task_names = state["task_names"]
         agent.actions_of_tasks = state.get("actions_of_tasks", (state["num_actions"],) * len(agent.task_names))
+        agent.is_padded = "actions_of_tasks" in state
         agent.one_hot_size = state["one_hot_size"]
         in_order = tuple(range(len(agent.task_names))) if agent.one_hot_size else ()
         agent.one_hot_places = state.get("one_hot_places", in_order)

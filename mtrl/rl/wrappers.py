@@ -135,6 +135,14 @@ class CommonShape(NamedTuple):
         return cls(max(lengths, default=None), max(int(cast(Any, env.action_space).n) for env in envs.values()))
 
 
+def learned_shape(agent: Any) -> CommonShape | None:
+    """The shape that the tasks of an agent were padded to; None if they were not padded."""
+    if not agent.is_padded:
+        return None
+    space, actions = agent.observation_space, int(agent.action_space.n)
+    return CommonShape(space.shape[0] - agent.one_hot_size if _is_vector(space) else None, actions)
+
+
 class PaddedTask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Gives a task the shape of longer ones: zeros follow its observation, and it has actions that must not be taken.
 

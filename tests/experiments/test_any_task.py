@@ -249,3 +249,23 @@ def test_observations_that_are_numbers_of_a_place_are_flattened_in_training_and_
     assert list(tmp_path.iterdir()) == []
     assert train.main(["--tasks", "FrozenLake-v1", *arguments[3:], *QUICK]) == 0
     assert evaluate.main(["--results-dir", str(tmp_path), "--variant", variant, "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--heads", "per_task"], ["--variant", "aware"]])
+def test_tasks_of_different_shape_are_trained_and_evaluated_together(arguments: list[str], tmp_path: Path) -> None:
+    tasks = ["--tasks", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*tasks, "--results-dir", str(tmp_path), *arguments, *QUICK])
+    assert list(tmp_path.iterdir()) == []
+    assert train.main([*tasks, "--pad", "--results-dir", str(tmp_path), *arguments, *QUICK]) == 0
+    assert evaluate.main(["--results-dir", str(tmp_path), "--episodes", "1"]) == 0
+    results = json.loads((tmp_path / "shared_dqn/seed_0/evaluation.json").read_text())["tasks"]
+    assert results["CartPole-v1"]["solved_at"] == 475
+    assert results["MountainCar-v0"]["mean"] == -200
+
+
+def test_padding_is_known_again_where_only_the_observations_differ(tmp_path: Path) -> None:
+    """Acrobot and MountainCar have three actions each, and six and two numbers in an observation."""
+    run = ["--variant", "blind", "--results-dir", str(tmp_path)]
+    assert train.main(["--tasks", "Acrobot-v1", "MountainCar-v0", "--pad", *run, *QUICK]) == 0
+    assert evaluate.main([*run, "--episodes", "1"]) == 0
