@@ -113,6 +113,8 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
         **({"held_out": PCG64} if "held_out" in own else {}),
     }
     check_form("agent", dict(state), form)
+    if "memory" in own and not state["memory"] and state["progress"]["_n_updates"]:
+        raise ValueError("agent['memory'] is empty, although there have been updates to remember")
     check_adam("agent['optimizer']", state["optimizer"], agent.policy.optimizer)
     for number, (_, _, actions, rewards, _, _) in enumerate(state["n_step"]["steps"]):
         if not isinstance(rewards, np.ndarray) or rewards.dtype.kind != "f" or rewards.shape != (columns,):
