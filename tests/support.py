@@ -11,6 +11,15 @@ from mtrl.rl.replay import TaskBatch
 
 # Without decay: at the end of `learn` the learning rate would be 0, and updates after it would change nothing.
 SMALL = {"learning_starts": 60, "buffer_size": 3_000, "batch_size": 8, "learning_rate_decay": 0}
+TINY: dict[str, Any] = {
+    "learning_starts": 40,
+    "buffer_size": 400,
+    "batch_size": 4,
+    "policy_kwargs": {"net_arch": (8,)},
+    "device": "cpu",
+    "seed": 0,
+}
+"""Arguments of agents for environments of which a few steps say all."""
 
 
 def make_agent(

@@ -28,15 +28,7 @@ from mtrl.rl import (
     evaluate_tasks,
     make_task_vec_env,
 )
-
-SMALL: dict[str, Any] = {
-    "learning_starts": 40,
-    "buffer_size": 400,
-    "batch_size": 4,
-    "policy_kwargs": {"net_arch": (8,)},
-    "device": "cpu",
-    "seed": 0,
-}
+from tests.support import TINY
 
 
 class Toy(gymnasium.Env[Any, Any]):
@@ -76,7 +68,7 @@ def tasks(*names: str, **kwargs: Any) -> Any:
 
 
 def agent(env: Any, **kwargs: Any) -> MultiTaskDQN:
-    return MultiTaskDQN(kwargs.pop("policy", "MlpPolicy"), env, **{**SMALL, **kwargs})
+    return MultiTaskDQN(kwargs.pop("policy", "MlpPolicy"), env, **{**TINY, **kwargs})
 
 
 # ------------------------------------------------------------------------------------------------------------ logging

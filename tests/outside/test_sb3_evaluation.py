@@ -30,15 +30,8 @@ from stable_baselines3.common.vec_env import (
 
 from mtrl import GradNorm
 from mtrl.rl import MultiTaskDQN, Task, TaskEvalCallback, TaskReturns, evaluate_tasks, make_task_vec_env
+from tests.support import TINY
 
-SMALL: dict[str, Any] = {
-    "learning_starts": 40,
-    "buffer_size": 400,
-    "batch_size": 4,
-    "policy_kwargs": {"net_arch": (8,)},
-    "device": "cpu",
-    "seed": 0,
-}
 PAY = {"a": 1.0, "b": -2.0, "c": 5.0}  # the reward of each step, by task
 
 
@@ -82,7 +75,7 @@ def tasks(names: str = "abc", envs_per_task: int = 2, **kwargs: Any) -> Any:
 
 
 def agent(env: Any = None, **kwargs: Any) -> MultiTaskDQN:
-    return MultiTaskDQN("MlpPolicy", tasks() if env is None else env, **{**SMALL, **kwargs})
+    return MultiTaskDQN("MlpPolicy", tasks() if env is None else env, **{**TINY, **kwargs})
 
 
 # -------------------------------------------------------------------------------------------------- evaluate_tasks
@@ -127,7 +120,7 @@ def test_a_success_is_what_the_task_says(says: Any, solved_at: Any, expected: An
 
 
 def test_the_threshold_of_gymnasium_is_a_success() -> None:
-    model = MultiTaskDQN("MlpPolicy", gymnasium.make("CartPole-v1"), **SMALL)
+    model = MultiTaskDQN("MlpPolicy", gymnasium.make("CartPole-v1"), **TINY)
     found = evaluate_tasks(model, gymnasium.make("CartPole-v1"), 2)["task"]
     assert found.successes == tuple(value >= 475 for value in found.returns)
 
