@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from mtrl.gradients import NonFiniteGradientError, ParameterLayout
 from mtrl.limits import check_parameters, perceptron_parameters
 from mtrl.memory import DirectionMemory
+from mtrl.rl.balanced import BalancedNetwork
 from mtrl.rl.dqn import MultiTaskDQN
 from mtrl.rl.networks import SharedQNetwork, check_widths
 from mtrl.rl.policies import MultiTaskQPolicy
@@ -99,23 +100,8 @@ class IndependentQPolicy(MultiTaskQPolicy):
         return IndependentQNetworks(observation_size, num_actions, num_tasks, net_arch, layer_norm)
 
 
-class IndependentUpdate(SharedUpdate):
-    """Updates all networks side by side, each by the gradient of its own task's loss."""
-
-    def direction(self, batch: TaskBatch, measure_conflict: bool = False) -> tuple[Tensor, Tensor]:
-        """The gradients of all networks, end to end (D,), and the losses (T,). There is nothing to balance."""
-        with torch.no_grad():
-            targets = self.targets(batch)
-        losses = self.losses(batch, targets)
-        self.guard.check("the loss", losses.tolist())
-        parameters = list(self.network.parameters())
-        gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), parameters)  # each (T, ...)
-        direction = torch.cat([stack.flatten() for stack in gradients])
-        if not math.isfinite(direction.sum().item()):
-            for task in range(len(losses)):
-                if not all(bool(stack[task].isfinite().all()) for stack in gradients):
-                    raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
-        return direction, losses.detach()
+class IndependentNetworks(BalancedNetwork):
+    """The weights of all networks as one vector; the memory and the largest norm are each network's own."""
 
     def turn(self, memory: DirectionMemory, direction: Tensor) -> None:
         """Turn the gradient of each network towards what its own past gradients had in common."""
@@ -134,6 +120,27 @@ class IndependentUpdate(SharedUpdate):
         scale = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1)
         for stack in stacks:
             stack.mul_(scale.view(-1, *[1] * (stack.ndim - 1)))
+
+
+class IndependentUpdate(SharedUpdate):
+    """Updates all networks side by side, each by the gradient of its own task's loss."""
+
+    online_type = IndependentNetworks
+
+    def direction(self, batch: TaskBatch, measure_conflict: bool = False) -> tuple[Tensor, Tensor]:
+        """The gradients of all networks, end to end (D,), and the losses (T,). There is nothing to balance."""
+        with torch.no_grad():
+            targets = self.targets(batch)
+        losses = self.losses(batch, targets)
+        self.guard.check("the loss", losses.tolist())
+        parameters = list(self.network.parameters())
+        gradients: Sequence[Any] = torch.autograd.grad(losses.sum(), parameters)  # each (T, ...)
+        direction = torch.cat([stack.flatten() for stack in gradients])
+        if not math.isfinite(direction.sum().item()):
+            for task in range(len(losses)):
+                if not all(bool(stack[task].isfinite().all()) for stack in gradients):
+                    raise NonFiniteGradientError(f"the gradient of task {task} is not finite", task)
+        return direction, losses.detach()
 
 
 class IndependentDQN(MultiTaskDQN):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from mtrl.rl.networks import shared_part
 from mtrl.states import PCG64, AtLeast, Each, Like, Number, Whole, check_adam, check_form
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def set_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) -> N
     """See `MultiTaskAlgorithm.set_training_state`."""
     check_training_state(agent, state)
     agent.load_saved_state(state)
-    agent.balancer.check_state(sum(weight.numel() for weight in shared_part(agent.q_net).parameters()))
+    agent.update.check_balancers()
     agent.replay_buffer.load_state_dict(state["replay"])
     agent._n_step_returns.load_state_dict(state["n_step"])
     agent.exploration_generator.bit_generator.state = state["exploration"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,25 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtrl.balancers import Balancer
-from mtrl.conflict import conflict_metrics
-from mtrl.gradients import (
-    Chain,
-    ChainEngine,
-    ParameterLayout,
-    TaskGradients,
-    inference,
-)
+from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, inference
 from mtrl.guidance import LookaheadGuidance
-from mtrl.memory import DirectionMemory
-from mtrl.rl.engines import Engine, chain_of, checked, engine_of
-from mtrl.rl.feature_networks import EXTRACTORS
-from mtrl.rl.networks import shared_part
+from mtrl.rl.balanced import BalancedNetwork
+from mtrl.rl.engines import chain_of
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
 from mtrl.rl.replay import TaskBatch
 from mtrl.rl.reward_scales import RewardScales
-from mtrl.rl.settings import DQNSettings
+from mtrl.rl.settings import DQNSettings, ReplaySettings
 from mtrl.rl.td_loss import TDLoss
 from mtrl.states import Like, check_form
 
@@ -38,51 +29,101 @@ from mtrl.states import Like, check_form
 class Update:
     """Changes the weights of an agent by one step on one batch. This is what every agent knows of its update.
 
+    Args:
+        settings: the settings of the agent.
+        guard: checks that all numbers are finite.
+
     Attributes:
+        num_tasks: T.
         diagnostics: what the balancer reported about the last update, by name.
         conflict: how much the task gradients conflicted when that was last measured, by name.
+        reward_scales: what the rewards of each task are divided by; None if the settings want them as they are.
     """
 
-    def __init__(self) -> None:
+    task_of_column: NDArray[np.int64]  # (N,), set when learning begins
+
+    def __init__(self, settings: ReplaySettings, guard: FiniteGuard) -> None:
+        self.guard = guard
+        self.num_tasks = len(guard.tasks)
         self.diagnostics: Mapping[str, Tensor] = {}
         self.conflict: dict[str, Tensor] = {}
+        self.reward_scales = (
+            RewardScales(self.num_tasks, settings.gamma) if settings.reward_scaling == "return" else None
+        )
 
     def __call__(self, batch: TaskBatch, measure_conflict: bool = False) -> Tensor:
         """Take the step and return the losses (T,)."""
         raise NotImplementedError
 
-    def guide(self) -> None:
-        """Give the balancer its guidance for the next updates. Called only if the balancer wants guidance."""
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that follow the schedule of the learning rate."""
         raise NotImplementedError
 
-    task_of_column: NDArray[np.int64]  # (N,), set when learning begins
+    def guide(self) -> None:
+        """Give the balancer its guidance for the next updates. Called only if a balancer wants guidance."""
+        raise NotImplementedError
+
+    def update_target(self, tau: float) -> None:
+        """Move the target network the share `tau` of the way to the online network."""
+        raise NotImplementedError
+
+    def rewards(self, batch: TaskBatch) -> Tensor:
+        """The rewards of a batch (T * B,), divided as the settings say."""
+        return batch.rewards if self.reward_scales is None else self.reward_scales.scale(batch.rewards)
 
     def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """See the rewards of one step of all columns, in task-major order; see `Step` for the arguments."""
+        if self.reward_scales is not None:
+            self.reward_scales.add(rewards, dones, self.task_of_column)
 
     def forget_unfinished(self) -> None:
         """Drop what was gathered about episodes that will not be finished, because the environments were reset."""
+        if self.reward_scales is not None:
+            self.reward_scales.forget_unfinished()
 
     def check_unchanged(self) -> None:
-        """Make sure that the network is as it was when this update was made.
+        """Make sure that the networks are as they were when this update was made.
 
         Raises:
             ValueError: what has changed would be ignored.
         """
 
+    def check_balancers(self) -> None:
+        """Check that the restored state of every balancer fits its network.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def saved_state(self) -> dict[str, Any]:
-        """What a saved model holds of this update."""
-        return {}
+        """What a saved model holds of this update: the reward scales, if there are any."""
+        return {} if self.reward_scales is None else {"reward_scales": self.reward_scales.state_dict()}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `saved_state` returned; `state` holds more than that."""
+        """Restore what `saved_state` returned; `state` may hold more. Without reward scales in it, they begin anew.
+
+        Raises:
+            ValueError: the reward scales are of other tasks.
+        """
+        if self.reward_scales is not None and "reward_scales" in state:
+            self.reward_scales.load_state_dict(state["reward_scales"])
 
     def training_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of this update besides `saved_state`."""
-        return {}
+        """What a checkpoint holds besides: the discounted returns of unfinished episodes (N,), if rewards are scaled."""
+        return {} if self.reward_scales is None else {"unfinished_returns": self.reward_scales.returns}
 
     def set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `training_state` returned; `state` holds more than that."""
+        """Restore what `training_state` returned; `state` holds more than that.
+
+        Raises:
+            ValueError: there is not one finite number per column; or there are some, and no step has been taken.
+        """
+        if self.reward_scales is not None:
+            returns = state["unfinished_returns"]
+            columns = len(state["last_observations"]) if state["progress"]["num_timesteps"] else 0
+            check_form("unfinished_returns", returns, Like(np.zeros(columns)))
+            self.reward_scales.returns = returns.copy()
 
 
 class SharedUpdate(Update):
@@ -97,14 +138,15 @@ class SharedUpdate(Update):
         held_out: returns a batch that the network is never trained on, for the balancer's guidance. Default: none.
 
     Attributes:
-        weights: all parameters of the online network as one vector, which shares their memory. The D parameters that
-            the tasks share come first; those of their own heads, if they have any, follow.
+        online: the online network, its balancer, memory and optimizer.
+        weights: all parameters of the online network as one vector; see `BalancedNetwork`.
         target_weights: the same for the target network.
-        private: the parameters of the tasks' own heads, `num_private` numbers; none if all parameters are shared.
         optimizer: takes one step for all of `weights`.
         memory: turns every update towards what past ones had in common; None if the settings want none.
-        reward_scales: what the rewards of each task are divided by; None if the settings want them as they are.
+        private: the parameters of the tasks' own heads; none if all parameters are shared.
     """
+
+    online_type: ClassVar[type[BalancedNetwork]] = BalancedNetwork
 
     def __init__(
         self,
@@ -115,33 +157,21 @@ class SharedUpdate(Update):
         learning_rate: float,
         held_out: Callable[[], TaskBatch] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(settings, guard)
         self._policy = policy
         self.network, self.target_network = policy.q_net, policy.q_net_target
-        self.shared = shared_part(self.network)
-        shared = set(self.shared.parameters())
-        self.private = [parameter for parameter in self.network.parameters() if parameter not in shared]
-        self.num_private = sum(parameter.numel() for parameter in self.private)
-        self.balancer = balancer
         self.settings = settings
-        self.guard = guard
-        self.num_tasks = len(guard.tasks)
         self.td_loss = TDLoss(self.num_tasks, settings.td_loss, settings.huber_delta)
         self.held_out = held_out
-        # With all weights in one vector and their gradient in another, the optimizer takes one fused step over both,
-        # and the target network follows in one operation.
-        vector = ParameterLayout(self.network.parameters()).flatten_()
-        self.weights = vector.detach()
-        self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
-        self.optimizer = self.make_optimizer(vector, learning_rate)
-        self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
-        self.reward_scales = (
-            RewardScales(self.num_tasks, settings.gamma) if settings.reward_scaling == "return" else None
+        self.online = self.online_type(
+            self.network, balancer, settings, guard, lambda vector: self.make_optimizer(vector, learning_rate)
         )
+        self.balancer = balancer
+        self.shared, self.private = self.online.shared, self.online.private
+        self.weights, self.optimizer, self.memory = self.online.weights, self.online.optimizer, self.online.memory
+        self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
-        extractor = getattr(self.network, "features_extractor", None)
-        self._engine_is_known = extractor is None or type(extractor) in EXTRACTORS.values()
         self.chain = None if self.private else chain_of(self.network, self.num_tasks)
         if self.chain is not None:  # without autograd: the same numbers in about half the time
             self.values = self.chain.chain.forward
@@ -151,21 +181,8 @@ class SharedUpdate(Update):
             self.target_values = policy.own_actions.over(self.target_values)
 
     def check_unchanged(self) -> None:
-        """See `Update.check_unchanged`. All weights must still lie in one vector, unfrozen and without hooks."""
-        memory, number = self.weights.untyped_storage().data_ptr(), 0
-        for name, weight in self._policy.q_net.named_parameters():
-            number += weight.numel()
-            if not weight.requires_grad:
-                raise ValueError(f"q_net.{name} is frozen; this agent trains all of its network")
-            if weight._backward_hooks or weight._post_accumulate_grad_hooks:
-                raise ValueError(f"q_net.{name} has a hook, which this agent would not call")
-            if weight.untyped_storage().data_ptr() != memory:
-                raise ValueError(
-                    f"q_net.{name} is not the parameter that the agent was made with; copy values into it with "
-                    "q_net.load_state_dict, or give a policy class with a make_network of its own"
-                )
-        if number != self.weights.numel():
-            raise ValueError("q_net has lost parameters since the agent was made")
+        """See `Update.check_unchanged`."""
+        self.online.check_unchanged("q_net")
         if self._policy.optimizer is not self.optimizer:
             raise ValueError("policy.optimizer has been replaced; this agent steps with an optimizer of its own")
 
@@ -178,30 +195,18 @@ class SharedUpdate(Update):
             FloatingPointError: a number is not finite; the message names it. The weights have not changed then.
         """
         direction, losses = self.direction(batch, measure_conflict)
-        if self.memory is not None:
-            self.turn(self.memory, direction)
-        if self.settings.max_grad_norm is not None:
-            self.clip(direction, self.settings.max_grad_norm)
-        self.optimizer.update(direction)
+        self.online.take(direction)
+        self.diagnostics = self.online.diagnostics
+        if measure_conflict:
+            self.conflict = self.online.conflict
         return losses
 
     def direction(self, batch: TaskBatch, measure_conflict: bool = False) -> tuple[Tensor, Tensor]:
-        """The combined gradient that the balancer makes of the task gradients, and the losses (T,).
-
-        The gradients of the tasks' own heads, if there are any, follow those of the shared parameters.
-        """
+        """The combined gradient that the balancer makes of the task gradients, and the losses (T,)."""
         gradients = self.task_gradients(batch)
-        losses = gradients.losses
-        assert losses is not None  # the engines put them there
-        with torch.no_grad():
-            self.guard.check("the loss", losses.tolist())
-            balance = self.balancer(gradients, losses)
-            self.guard.check("the balancer's weight", balance.coefficients.tolist())
-            direction = balance.update(gradients)
-            self.diagnostics = balance.diagnostics
-            if measure_conflict:
-                self.conflict = conflict_metrics(gradients.gramian)
-        return (torch.cat((direction, self.own_gradient())) if self.private else direction), losses
+        direction = self.online.direction(gradients, measure_conflict)
+        assert gradients.losses is not None  # the engines put them there
+        return direction, gradients.losses
 
     def task_gradients(self, batch: TaskBatch) -> TaskGradients:
         """The gradient of each task's loss, together with the losses."""
@@ -209,26 +214,7 @@ class SharedUpdate(Update):
             return self.chain_gradients(self.chain, batch)
         with torch.no_grad():
             targets = self.targets(batch)
-        if not self._engine_is_known:
-            parts = (self.network, self.shared, self.network.last_shared_layer)
-            self.engine = checked(self.engine, lambda: self.losses(batch, targets), *parts)
-            self._engine_is_known = True
-        for parameter in self.private:
-            parameter.grad = None
-        with self.engine.record():
-            losses = self.losses(batch, targets)
-        return self.engine.backward(losses)
-
-    def own_gradient(self) -> Tensor:
-        """The ordinary gradient of the tasks' own heads, which the last `task_gradients` left in their `.grad`.
-
-        Raises:
-            FloatingPointError: it is not finite.
-        """
-        gradient = torch.cat([accumulated(parameter).flatten() for parameter in self.private])
-        if not bool(gradient.isfinite().all()):
-            raise FloatingPointError("the gradient of the tasks' own heads is not finite")
-        return gradient
+        return self.online.task_gradients(lambda: self.losses(batch, targets))
 
     def targets(self, batch: TaskBatch) -> Tensor:
         """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 at a terminal."""
@@ -238,8 +224,7 @@ class SharedUpdate(Update):
             best = values.gather(1, chosen).squeeze(1)
         else:
             best = values.amax(1)
-        rewards = batch.rewards if self.reward_scales is None else self.reward_scales.scale(batch.rewards)
-        targets: Tensor = rewards + batch.discounts * best
+        targets: Tensor = self.rewards(batch) + batch.discounts * best
         return targets
 
     def losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
@@ -253,10 +238,15 @@ class SharedUpdate(Update):
         options = self._policy.optimizer_kwargs
         return FlatAdam(vector, learning_rate, decoupled=not options.get("weight_decay"), **options)
 
-    @cached_property
-    def engine(self) -> Engine:
+    @property
+    def engine(self) -> Any:
         """Computes the task gradients of any network by autograd."""
-        return engine_of(self.shared, self.num_tasks, self.network.last_shared_layer)
+        return self.online.engine
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer of the online network."""
+        return [self.optimizer]
 
     @inference
     def chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
@@ -269,35 +259,17 @@ class SharedUpdate(Update):
             _ = gradients.jacobian  # computed here, because entering inference mode once more would cost time
         return gradients
 
-    def turn(self, memory: DirectionMemory, direction: Tensor) -> None:
-        """Turn the shared part of `direction` in place towards what past directions had in common."""
-        memory.turn_(direction[: len(direction) - self.num_private])
-
-    def clip(self, direction: Tensor, max_norm: float) -> None:
-        """Scale `direction` (D,) down to `max_norm`, in place, as `torch.nn.utils.clip_grad_norm_` does."""
-        scale = max_norm / (torch.linalg.vector_norm(direction).item() + 1e-6)
-        if scale < 1:
-            direction.mul_(scale)
-
     def update_target(self, tau: float) -> None:
         """Move the target network the share `tau` of the way to the online network."""
         self.target_weights.lerp_(self.weights, tau)
 
-    def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
-        """Add the step's rewards to the reward scales."""
-        if self.reward_scales is not None:
-            self.reward_scales.add(rewards, dones, self.task_of_column)
-
-    def forget_unfinished(self) -> None:
-        """Drop the returns of episodes that will not be finished."""
-        if self.reward_scales is not None:
-            self.reward_scales.forget_unfinished()
+    def check_balancers(self) -> None:
+        """See `Update.check_balancers`."""
+        self.online.check_balancer()
 
     def saved_state(self) -> dict[str, Any]:
         """The memory of past updates, and the reward scales."""
-        memory = {} if self.memory is None else {"memory": self.memory.state_dict()}
-        scales = {} if self.reward_scales is None else {"reward_scales": self.reward_scales.state_dict()}
-        return memory | scales
+        return {**self.online.memory_state(), **super().saved_state()}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `saved_state` returned. A model that was saved without one of them begins it anew.
@@ -305,29 +277,8 @@ class SharedUpdate(Update):
         Raises:
             ValueError: the memory is of another number of parameters, or the reward scales are of other tasks.
         """
-        if self.reward_scales is not None and "reward_scales" in state:
-            self.reward_scales.load_state_dict(state["reward_scales"])
-        if self.memory is not None:
-            self.memory.reset()
-            if "memory" in state:
-                self.memory.load_state_dict(state["memory"])
-                self.memory.check(self.weights.numel() - self.num_private)
-
-    def training_state(self) -> dict[str, Any]:
-        """The discounted returns of unfinished episodes, (T * K,), if rewards are scaled."""
-        return {} if self.reward_scales is None else {"unfinished_returns": self.reward_scales.returns}
-
-    def set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the discounted returns of unfinished episodes.
-
-        Raises:
-            ValueError: they are not one finite number per column; or there are some, and no step has been taken.
-        """
-        if self.reward_scales is not None:
-            returns = state["unfinished_returns"]
-            columns = len(state["last_observations"]) if state["progress"]["num_timesteps"] else 0
-            check_form("unfinished_returns", returns, Like(np.zeros(columns)))
-            self.reward_scales.returns = returns.copy()
+        super().load_saved_state(state)
+        self.online.load_memory_state(state)
 
     # ----------------------------------------------------------------- guidance of the balancer
 
@@ -371,8 +322,3 @@ class SharedUpdate(Update):
     @cached_property
     def _guidance_chain(self) -> ChainEngine:
         return ChainEngine(self.network.layers, 1, group=None)
-
-
-def accumulated(parameter: nn.Parameter) -> Tensor:
-    """The `.grad` of a parameter; zeros if no loss has reached it."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
