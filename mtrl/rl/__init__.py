@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from mtrl.lazy import import_on_use
 
 if TYPE_CHECKING:
+    from mtrl.rl.actor_critic import MultiTaskSACPolicy as MultiTaskSACPolicy
     from mtrl.rl.algorithm import MultiTaskAlgorithm as MultiTaskAlgorithm
     from mtrl.rl.callbacks import TaskEvalCallback as TaskEvalCallback
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from mtrl.rl.replay import TaskBatch as TaskBatch
     from mtrl.rl.replay import TaskReplayBuffer as TaskReplayBuffer
     from mtrl.rl.reward_scales import RewardScales as RewardScales
+    from mtrl.rl.sac import MultiTaskSAC as MultiTaskSAC
     from mtrl.rl.settings import DQNSettings as DQNSettings
     from mtrl.rl.settings import ReplaySettings as ReplaySettings
+    from mtrl.rl.settings import SACSettings as SACSettings
     from mtrl.rl.tasks import AnyTask as AnyTask
     from mtrl.rl.tasks import GymTask as GymTask
     from mtrl.rl.tasks import Task as Task
@@ -50,10 +53,12 @@ _HOMES = {
     "mtrl.rl.evaluation": ("TaskReturns", "evaluate_tasks"),
     "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
+    "mtrl.rl.actor_critic": ("MultiTaskSACPolicy",),
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
     "mtrl.rl.reward_scales": ("RewardScales",),
-    "mtrl.rl.settings": ("DQNSettings", "ReplaySettings"),
+    "mtrl.rl.sac": ("MultiTaskSAC",),
+    "mtrl.rl.settings": ("DQNSettings", "ReplaySettings", "SACSettings"),
     "mtrl.rl.tasks": (
         *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),
         *("make_env", "register_task", "solved_at", "succeeded"),

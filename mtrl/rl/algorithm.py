@@ -1,14 +1,15 @@
-"""What every agent with one replay per task shares with Stable-Baselines3: collecting, storing, logging."""
+"""What every agent with one replay per task shares with Stable-Baselines3: set-up, collecting, storing, updating."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,14 +19,12 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_choice, check_names
-from mtrl.recorder import named
-from mtrl.rl.actions import OwnActions, counts_of_places
 from mtrl.rl.callbacks import check_callback
 from mtrl.rl.columns import (
     Evening,
@@ -35,19 +34,20 @@ from mtrl.rl.columns import (
     check_one_hots,
     check_places,
     column_counts,
+    number_of_actions,
     one_hots,
     task_names,
     with_monitor,
 )
+from mtrl.rl.evaluation import warn_of_evaluate_policy
+from mtrl.rl.logs import LoggedAlgorithm
 from mtrl.rl.n_step import NStepReturns, Step, Transitions
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.observations import ObservationRows, Observations
-from mtrl.rl.policies import MultiTaskQPolicy
-from mtrl.rl.replay import TaskReplayBuffer
-from mtrl.rl.saving import SavedAlgorithm
+from mtrl.rl.policies import MultiTaskPolicy
+from mtrl.rl.replay import TaskBatch, TaskReplayBuffer
 from mtrl.rl.settings import MEMORY_ANGLE
-from mtrl.rl.tables import widen_tables
-from mtrl.rl.training_state import set_training_state, training_state
+from mtrl.rl.subnormal import subnormal_numbers_flushed
 from mtrl.rl.update import Update
 from mtrl.rl.wrappers import PaddedTask
 
@@ -55,10 +55,10 @@ CHANGEABLE = frozenset({"learning_rate", "learning_starts", "batch_size", "tau",
 """The settings that are attributes in Stable-Baselines3 and are read whenever they are used."""
 
 
-class MultiTaskAlgorithm(SavedAlgorithm):
+class MultiTaskAlgorithm(LoggedAlgorithm):
     """A Stable-Baselines3 algorithm whose environment has columns of several tasks, with one replay per task.
 
-    A subclass names the type of its settings, makes its `Update`, and implements `train`.
+    A subclass names the type of its settings, makes its `Update`, and acts.
 
     Args:
         policy: the name of a policy, or a policy class. `MultiTaskDQN` describes this and the next three arguments.
@@ -76,18 +76,21 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         guidance_buffer: transitions that are held out from training; None if the balancer wants no guidance.
         exploration_generator: source of all random numbers in exploration.
         update: what changes the weights.
+        is_learning: whether `learn` is running.
 
     Raises:
         ValueError: a setting is unknown, has the wrong type or is out of its limits, or the environment's columns are
             not as described.
     """
 
-    policy: MultiTaskQPolicy
+    policy: MultiTaskPolicy
+    is_learning = False
+    _knows_of_evaluate_policy = False  # whether a user of it has been warned
     _fixed: frozenset[str] = frozenset()  # names of settings that can't be changed any more
 
     def __init__(
         self,
-        policy: str | type[MultiTaskQPolicy],
+        policy: str | type[MultiTaskPolicy],
         env: GymEnv | str | None,
         balancer: str | Balancer,
         balancer_kwargs: Mapping[str, Any] | None,
@@ -97,8 +100,10 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         check_names("setting", settings, self._option_names())
         if isinstance(policy, str):
             check_choice("policy", policy, self.policy_aliases)
-            policy = cast(type[MultiTaskQPolicy], self.policy_aliases[policy])
+            policy = cast(type[MultiTaskPolicy], self.policy_aliases[policy])
         check_kind(env := maybe_make_env(env, 0) if isinstance(env, str) else env)
+        if env is not None:
+            self.check_actions(env.action_space)
         self.settings = self.settings_type(**settings)
         of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
         shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
@@ -140,21 +145,6 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         """`"aware"` if observations hold the task's one-hot, else `"blind"`."""
         return "aware" if self.one_hot_size else "blind"
 
-    @property
-    def q_net(self) -> Any:
-        """The online network."""
-        return self.policy.q_net
-
-    @property
-    def q_net_target(self) -> Any:
-        """The target network."""
-        return self.policy.q_net_target
-
-    @property
-    def elapsed_ns(self) -> int:
-        """Nanoseconds since `learn` began, without the pauses of an interrupted run. The wall clock does not count."""
-        return time.monotonic_ns() - self._begun_ns
-
     # ----------------------------------------------------------------- set-up
 
     @staticmethod
@@ -170,23 +160,23 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         exploration, replay, held_out = (int(x) for x in np.random.SeedSequence(self.seed).generate_state(3, np.uint64))
         self.exploration_generator = np.random.default_rng(exploration)
         self._held_out_generator = np.random.default_rng(held_out)
-        policy_class = cast(type[MultiTaskQPolicy], self.policy_class)
+        self.check_actions(self.action_space)
+        policy_class: Any = self.policy_class
         if (known := policy_class.network_arguments()) is not None:
             check_names("policy_kwargs", self.policy_kwargs, known)
-        actions = cast(spaces.Discrete, self.action_space)
         self.policy = policy_class(
-            self.observation_space, actions, self.lr_schedule, num_tasks=self.one_hot_size, **self.policy_kwargs
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            num_tasks=self.one_hot_size,
+            **self.policy_kwargs,
         ).to(self.device)
         self.rows: ObservationRows = self.policy.rows
-        places = (self.actions_of_tasks, self.one_hot_places, self.one_hot_size, int(actions.n))
-        if (counts := counts_of_places(*places)) is not None:
-            self.policy.own_actions = OwnActions(counts, int(actions.n), self.rows, self.device)
-        if self.balancer_name is not None:
-            self.balancer = make_balancer(self.balancer_name, len(self.task_names), **self.balancer_kwargs)
-        self.balancer.to(self.device)
+        self._make_balancers()
         if self.settings.memory_angle is None:
-            self.settings = replace(self.settings, memory_angle=0.0 if self.balancer.has_memory else MEMORY_ANGLE)
-        share = self.settings.guidance_share if self.balancer.wants_guidance else 0.0
+            has_memory = any(balancer.has_memory for balancer in self.balancers)
+            self.settings = replace(self.settings, memory_angle=0.0 if has_memory else MEMORY_ANGLE)
+        share = self.settings.guidance_share if any(one.wants_guidance for one in self.balancers) else 0.0
         self.guidance_buffer = self._make_replay(held_out >> 1, share) if share else None
         self.replay_buffer = self._make_replay(replay >> 1, 1 - share)
         self._n_step_returns = NStepReturns(self.settings.n_step, self.gamma)
@@ -209,6 +199,21 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             raise AttributeError(f"{name} can't be changed any more; save the model and load it with {name}={value!r}")
         super().__setattr__(name, value)
 
+    def _make_balancers(self) -> None:
+        """Make the balancers that were given by name, when the tasks are known."""
+        if self.balancer_name is not None:
+            self.balancer = make_balancer(self.balancer_name, len(self.task_names), **self.balancer_kwargs)
+        self.balancer.to(self.device)
+
+    @classmethod
+    def check_actions(cls, space: spaces.Space[Any]) -> None:
+        """Check that the algorithm can act in an action space.
+
+        Raises:
+            ValueError: it cannot; the message names the algorithm that can.
+        """
+        raise NotImplementedError
+
     def make_update(self) -> Update:
         """Make the update, when everything that it needs has been made."""
         raise NotImplementedError
@@ -225,9 +230,10 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         """A replay for `share` of all transitions, so that several replays reach equally far back in time."""
         num_tasks = len(self.task_names)
         capacity = max(round(self.buffer_size // num_tasks * share), 1)
-        actions = int(cast(spaces.Discrete, self.action_space).n)
-        rows = self.rows
-        return TaskReplayBuffer(capacity, num_tasks, rows.numbers, seed, self.device, actions, rows.bytes)
+        rows, actions = self.rows, number_of_actions(self.action_space)
+        is_discrete = isinstance(self.action_space, spaces.Discrete)
+        of_actions = (actions, rows.bytes, None) if is_discrete else (None, rows.bytes, actions)
+        return TaskReplayBuffer(capacity, num_tasks, rows.numbers, seed, self.device, *of_actions)
 
     def _setup_lr_schedule(self) -> None:
         rate, decay = self.learning_rate, self.settings.learning_rate_decay
@@ -243,6 +249,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             ValueError: `env` has other tasks or spaces.
         """
         check_kind(env)
+        self.check_actions(env.action_space)
         wrapped = self._wrap_env(env, self.verbose)
         check_columns(wrapped)
         names = task_names(wrapped)
@@ -263,7 +270,7 @@ class MultiTaskAlgorithm(SavedAlgorithm):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
         prepared = super()._setup_learn(*args, **kwargs)
-        check_callback(prepared[1], self.balancer_name is not None)
+        check_callback(prepared[1], self.is_described)
         self._begun_ns = time.monotonic_ns()
         assert self.env is not None
         if self._last_obs is not before:  # the environments have been reset
@@ -316,80 +323,65 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         if transitions is not None:
             if self._evening.is_needed:
                 columns = self._evening.columns(self.num_timesteps // self.n_envs)
-                transitions = Transitions(*(part[columns] for part in transitions))  # type: ignore[arg-type]
+                transitions = Transitions(*(part[columns] for part in transitions))
             replay_buffer.add(*transitions)
 
-    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
-        super()._update_info_buffer(infos, dones)
-        if dones is None or not dones.any():
-            return
-        for column in np.flatnonzero(dones):
-            episode = infos[column].get("episode")
-            if episode is not None:
-                self._episode_stats[self._task_of_column[column]].append((episode["r"], episode["l"]))
-        self.balancer.record_returns(torch.tensor(self.recent_returns, dtype=torch.float64))
+    # ----------------------------------------------------------------- learning
 
-    # ----------------------------------------------------------------- logging
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in Stable-Baselines3.
 
-    @property
-    def recent_returns(self) -> list[float]:
-        """Mean return of the last finished episodes of each task (`stats_window_size`); NaN before the first."""
-        return [safe_mean([r for r, _ in episodes]) for episodes in self._episode_stats]
-
-    @property
-    def mean_losses(self) -> list[float]:
-        """Mean loss of each task since the last logs were written; NaN if there was no update."""
-        return (self._loss_sum / self._loss_count).tolist()
-
-    @property
-    def diagnostics(self) -> dict[str, float]:
-        """The balancer's diagnostics at the last update, by their names in the logs (`balancer/<task>/weight`, ...)."""
-        return dict(named({**self.update.conflict, **self.update.diagnostics}, self.task_names))
-
-    def dump_logs(self) -> None:
-        """Record per-task returns, losses and the balancer's diagnostics, then write one line of logs."""
-        record = self.logger.record
-        record("env_step", self.num_timesteps, exclude="tensorboard")
-        record("train/updates", self._n_updates, exclude="tensorboard")
-        elapsed = self.elapsed_ns
-        # Stable-Baselines3 reads the wall clock, which may be set back or forward while the agent learns.
-        self.start_time = time.time_ns() - elapsed
-        record("time/steps_per_s", (self.num_timesteps - self._num_timesteps_at_start) / max(elapsed / 1e9, 1e-9))
-        for task, name in enumerate(self.task_names):
-            if self._episode_stats[task]:
-                record(f"train/{name}/return", self.recent_returns[task])
-                record(f"train/{name}/length", safe_mean([length for _, length in self._episode_stats[task]]))
-            if self._loss_count:
-                record(f"train/{name}/loss", self.mean_losses[task])
-        for key, value in self.diagnostics.items():
-            record(key, value)
-        for key, count in self.guard.skipped.items():
-            record(key, count)
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        widen_tables(self.logger)
-        super().dump_logs()
-
-    # ----------------------------------------------------------------- training state
-
-    def training_state(self) -> dict[str, Any]:
-        """All that the rest of a training depends on, between two rollouts, except for the environments and the logger.
-
-        Unlike a saved model, this holds the replay, every generator of the agent and the unfinished statistics.
+        `total_timesteps` counts the steps of all columns; logs are written every `log_interval` finished episodes. The
+        default of `tb_log_name` is the name of the class.
         """
-        return training_state(self)
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        arguments = (total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+        self.is_learning = True
+        try:
+            with subnormal_numbers_flushed():
+                return super().learn(*arguments)
+        finally:
+            self.is_learning = False
 
-    def set_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `training_state` returned, in an agent made with the same arguments whose `learn` has begun.
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """Make `gradient_steps` updates on `batch_size` transitions of each task."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.update.optimizers)
+        if len(self.replay_buffer) == 0 or self.num_timesteps <= self._updates_begin > self.learning_starts:
+            return  # the first transition is not complete, or was held out; or too few have been collected again
+        if self.guidance_buffer is not None:
+            if len(self.guidance_buffer) == 0:
+                return
+            self.update.guide()
+        for batch in self.replay_buffer.sample_several(gradient_steps, batch_size) if gradient_steps else ():
+            measure_conflict = self._n_updates % self.settings.conflict_interval == 0
+            try:
+                losses = self.update(batch, measure_conflict)
+            except FloatingPointError as error:
+                self.guard.update_failed(error, self._n_updates + 1, self.num_timesteps)
+                continue
+            self._loss_sum += losses
+            self._loss_count += 1
+            self._n_updates += 1
+            self._after_update()
 
-        Call this from a callback's `_on_training_start`, because it replaces what `learn` sets up.
+    def _after_update(self) -> None:
+        """Called after each update, when it has been counted."""
 
-        Raises:
-            ValueError: the state is that of another agent, or malformed.
-        """
-        set_training_state(self, state)
+    def sample_held_out(self) -> TaskBatch:
+        """A batch of transitions that are held out from training."""
+        assert self.guidance_buffer is not None
+        return self.guidance_buffer.sample(self.batch_size)
 
-    @property
-    def exploration_generator_state(self) -> dict[str, Any]:
-        """The place of the generator that explores in its sequence."""
-        return dict(self.exploration_generator.bit_generator.state)
+    def _warn_of_evaluate_policy(self, episode_start: NDArray[np.bool_] | None) -> None:
+        """Warn once if `evaluate_policy`, called two functions above, plays columns of several tasks."""
+        if episode_start is not None and not self._knows_of_evaluate_policy and np.all(episode_start):
+            self._knows_of_evaluate_policy = warn_of_evaluate_policy(sys._getframe(2))

@@ -15,7 +15,7 @@ from mtrl.gradients import ParameterLayout, TaskGradients
 from mtrl.memory import DirectionMemory
 from mtrl.rl.engines import Engine, checked, engine_of
 from mtrl.rl.feature_networks import EXTRACTORS
-from mtrl.rl.networks import shared_part
+from mtrl.rl.networks import in_order, private_parameters, shared_part
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.settings import ReplaySettings
@@ -58,15 +58,14 @@ class BalancedNetwork:
     ) -> None:
         self.network = network
         self.shared = shared_part(network)
-        shared = set(self.shared.parameters())
-        self.private = [parameter for parameter in network.parameters() if parameter not in shared]
+        self.private = private_parameters(network)
         self.num_private = sum(parameter.numel() for parameter in self.private)
         self.balancer = balancer
         self.guard = guard
         self.max_grad_norm = settings.max_grad_norm
         self.what = what
         # With all weights in one vector and their gradient in another, the optimizer takes one fused step over both.
-        vector = ParameterLayout(network.parameters()).flatten_()
+        vector = ParameterLayout(in_order(network)).flatten_()
         self.weights = vector.detach()
         self.optimizer = make_optimizer(vector)
         self.memory = DirectionMemory(settings.memory_angle, settings.memory_decay) if settings.memory_angle else None
@@ -158,7 +157,7 @@ class BalancedNetwork:
         return torch.cat((direction, self.own_gradient())) if self.private else direction
 
     def take(self, direction: Tensor) -> None:
-        """Take one step of the optimizer along a combined gradient, which the memory turns and the settings may clip."""
+        """Take one step of the optimizer along a combined gradient, which the memory turns first."""
         if self.memory is not None:
             self.turn(self.memory, direction)
         if self.max_grad_norm is not None:

@@ -32,8 +32,7 @@ def check_kind(env: Any) -> None:
     """Refuse kinds of environments that Stable-Baselines3 would take for something else.
 
     Raises:
-        ValueError: `env` is one of Gymnasium's vector environments, has observations that no agent takes, or actions
-            that are not Discrete.
+        ValueError: `env` is one of Gymnasium's vector environments, or has observations that no agent takes.
     """
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise ValueError(
@@ -43,11 +42,6 @@ def check_kind(env: Any) -> None:
     if env is None or isinstance(env, str):
         return
     ObservationRows(env.observation_space)
-    if not isinstance(env.action_space, spaces.Discrete):
-        raise ValueError(
-            f"actions are in {one_line(env.action_space)}; agents of Q-learning act in Discrete(n) only, for which "
-            "gymnasium.wrappers.TransformAction can map numbers to other actions"
-        )
 
 
 def with_monitor(env: VecEnv) -> VecEnv:
@@ -79,14 +73,19 @@ def check_columns(env: VecEnv) -> None:
                 )
 
 
+def number_of_actions(space: spaces.Space[Any]) -> int:
+    """How many actions there are in a Discrete space, or how many numbers an action in a Box has."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(cast(spaces.Box, space).shape))
+
+
 def action_counts(env: VecEnv, names: tuple[str, ...]) -> tuple[int, ...]:
-    """How many actions each task has: fewer than the columns' action space where tasks are padded.
+    """How many actions each task has (see `number_of_actions`): fewer than the columns' where tasks are padded.
 
     Raises:
         ValueError: the columns of one task have different numbers.
     """
     if not any(padded := env.env_is_wrapped(PaddedTask)):
-        return (int(cast(spaces.Discrete, env.action_space).n),) * len(names)
+        return (number_of_actions(env.action_space),) * len(names)
     if not all(padded):
         raise ValueError("either all columns or none must be wrapped in PaddedTask")
     of_columns = env.get_attr("own_actions")

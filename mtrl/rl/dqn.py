@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar, Self, Unpack, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack, cast
 
 import numpy as np
 import torch
@@ -13,14 +11,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 
 from mtrl.balancers import Balancer
+from mtrl.files import one_line
+from mtrl.rl.actions import OwnActions, counts_of_places
 from mtrl.rl.algorithm import MultiTaskAlgorithm
-from mtrl.rl.evaluation import warn_of_evaluate_policy
+from mtrl.rl.columns import number_of_actions
 from mtrl.rl.exploration import EpsilonGreedy
 from mtrl.rl.policies import MultiTaskCnnPolicy, MultiTaskInputPolicy, MultiTaskQPolicy
-from mtrl.rl.replay import TaskBatch
 from mtrl.rl.settings import DQNOptions, DQNSettings, ReplaySettings
 from mtrl.rl.update import SharedUpdate
 
@@ -60,7 +59,6 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         balancer: the `Balancer` in use.
         exploration: what explores, with the present epsilons.
         update: what changes the weights; see `SharedUpdate`.
-        is_learning: whether `learn` is running.
 
     Raises:
         ValueError: a setting is unknown, has the wrong type or is out of its limits, or the environment's columns are
@@ -77,9 +75,8 @@ class MultiTaskDQN(MultiTaskAlgorithm):
     progress: ClassVar[dict[str, type]] = {**MultiTaskAlgorithm.progress, "exploration_rates": np.ndarray}
 
     settings: DQNSettings
+    policy: MultiTaskQPolicy
     update: SharedUpdate
-    is_learning = False
-    _knows_of_evaluate_policy = False  # whether a user of it has been warned
 
     def __init__(
         self,
@@ -118,61 +115,42 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         self._first_action = int(actions.start)  # the agent counts its actions from 0
         self.exploration = EpsilonGreedy(self.settings, self.column_counts, int(actions.n), self.exploration_generator)
 
+    @classmethod
+    def check_actions(cls, space: spaces.Space[Any]) -> None:
+        """See `MultiTaskAlgorithm.check_actions`."""
+        if not isinstance(space, spaces.Discrete):
+            can = "; MultiTaskSAC acts in a bounded Box" if isinstance(space, spaces.Box) else ""
+            raise ValueError(
+                f"actions are in {one_line(space)}; agents of Q-learning act in Discrete(n) only, for which "
+                f"gymnasium.wrappers.TransformAction can map numbers to other actions{can}"
+            )
+
     def make_update(self) -> SharedUpdate:
         """An `update_type` of this agent's networks, balancer and settings."""
+        places = (self.actions_of_tasks, self.one_hot_places, self.one_hot_size)
+        actions = number_of_actions(self.action_space)
+        if (counts := counts_of_places(*places, actions)) is not None:
+            self.policy.own_actions = OwnActions(counts, actions, self.rows, self.device)
         held_out = None if self.guidance_buffer is None else self.sample_held_out
         update = self.update_type(self.policy, self.balancer, self.settings, self.guard, self.lr_schedule(1), held_out)
         self.policy.optimizer = update.optimizer
         return update
 
-    def sample_held_out(self) -> TaskBatch:
-        """A batch of transitions that are held out from training."""
-        assert self.guidance_buffer is not None
-        return self.guidance_buffer.sample(self.batch_size)
+    @property
+    def q_net(self) -> Any:
+        """The online network."""
+        return self.policy.q_net
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 10,
-        tb_log_name: str = "MultiTaskDQN",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """As in Stable-Baselines3.
+    @property
+    def q_net_target(self) -> Any:
+        """The target network."""
+        return self.policy.q_net_target
 
-        `total_timesteps` counts the steps of all columns; logs are written every `log_interval` finished episodes.
-        """
-        arguments = (total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        self.is_learning = True
-        try:
-            with _subnormal_numbers_flushed():
-                return super().learn(*arguments)
-        finally:
-            self.is_learning = False
+    # ----------------------------------------------------------------- the target network
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        """Make `gradient_steps` updates on `batch_size` transitions of each task."""
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        if len(self.replay_buffer) == 0 or self.num_timesteps <= self._updates_begin > self.learning_starts:
-            return  # the first transition is not complete, or was held out; or too few have been collected again
-        if self.guidance_buffer is not None:
-            if len(self.guidance_buffer) == 0:
-                return
-            self.update.guide()
-        for batch in self.replay_buffer.sample_several(gradient_steps, batch_size) if gradient_steps else ():
-            measure_conflict = self._n_updates % self.settings.conflict_interval == 0
-            try:
-                losses = self.update(batch, measure_conflict)
-            except FloatingPointError as error:
-                self.guard.update_failed(error, self._n_updates + 1, self.num_timesteps)
-                continue
-            self._loss_sum += losses
-            self._loss_count += 1
-            self._n_updates += 1
-            if self.settings.target_update_unit == "updates":
-                self._update_target_after(self._n_updates)
+    def _after_update(self) -> None:
+        if self.settings.target_update_unit == "updates":
+            self._update_target_after(self._n_updates)
 
     def _update_target_after(self, count: int) -> None:
         """Update the target network if it is due after `count` updates or episodes."""
@@ -198,8 +176,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
         `state` and `episode_start` are for recurrent policies and are passed through.
         """
-        if episode_start is not None and not self._knows_of_evaluate_policy and np.all(episode_start):
-            self._knows_of_evaluate_policy = warn_of_evaluate_policy(sys._getframe(1))
+        self._warn_of_evaluate_policy(episode_start)
         actions, state = self.policy.predict(observation, state, episode_start, deterministic)
         if deterministic:
             return actions, state
@@ -255,19 +232,3 @@ class MultiTaskDQN(MultiTaskAlgorithm):
             for name, divisor in zip(self.task_names, self.update.reward_scales.divisors, strict=True):
                 self.logger.record(f"train/{name}/reward_scale", float(divisor))
         super().dump_logs()
-
-
-@contextmanager
-def _subnormal_numbers_flushed() -> Iterator[None]:
-    """Inside this context, subnormal numbers count as 0.
-
-    The optimizer's memory of weights that no longer change fades into subnormal numbers, on which a CPU is tens of
-    times slower. Flushing them to zero makes no difference to the result.
-    """
-    smallest = float(np.nextafter(0.0, 1.0))
-    before = smallest * np.ones(1)[0] == 0
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(bool(before))

@@ -1,4 +1,4 @@
-"""Q-networks on what a features extractor of Stable-Baselines3 makes of images, dictionaries and other observations."""
+"""Networks on what a features extractor of Stable-Baselines3 makes of images, dictionaries and other observations."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """The activations that a saved model may name."""
 
 
-class FeaturesQNetwork(nn.Module):
-    """Action values by a features extractor and a Q-network on its features.
+class TaskFeatures(nn.Module):
+    """What a features extractor makes of observations.
 
-    In the aware variant the task's one-hot goes past the extractor and joins the features, so that the Q-network finds
-    it where it finds that of a vector: at the end of its input, from where its embedding replaces it. Convolutions see
-    the image alone, are the same for all tasks, and can be those of any SB3 project.
+    In the aware variant the task's one-hot goes past the extractor and joins the features, so that networks find it
+    where they find that of a vector: at the end of their input, from where their embedding replaces it. Convolutions
+    see the image alone, are the same for all tasks, and can be those of any SB3 project.
 
     Args:
         rows: how observations are laid out.
         extractor: takes what the space without the one-hot holds, preprocessed as in Stable-Baselines3: images divided
             by 255, integers as one-hots.
-        head: takes the features, followed by the one-hot in the aware variant.
         normalize_images: whether images are divided by 255. Default True.
+
+    Attributes:
+        size: F, the number of features, the one-hot included.
 
     Raises:
         ValueError: the extractor normalises over a batch, which would mix the tasks.
     """
 
-    def __init__(
-        self, rows: ObservationRows, extractor: BaseFeaturesExtractor, head: nn.Module, normalize_images: bool = True
-    ) -> None:
+    def __init__(self, rows: ObservationRows, extractor: BaseFeaturesExtractor, normalize_images: bool = True) -> None:
         super().__init__()
         for name, module in extractor.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -62,9 +62,35 @@ class FeaturesQNetwork(nn.Module):
                     "different tasks; use nn.GroupNorm or nn.LayerNorm"
                 )
         self.features_extractor = extractor
-        self.head = head
+        self.size = extractor.features_dim + rows.one_hot_size
         self._rows, self._normalize_images = rows, normalize_images
         self._space = whole_space(rows.space, rows.one_hot_size)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Features (N, F) for rows (N, ...) of observations."""
+        observations: Any = self._rows.tensors(rows)
+        tasks = self._rows.one_hot_size
+        if tasks and isinstance(observations, dict):
+            one_hot = observations.pop(TASK)
+            if not isinstance(self._space, spaces.Dict):
+                (observations,) = observations.values()
+        elif tasks:
+            observations, one_hot = observations[:, :-tasks], observations[:, -tasks:]
+        features: Tensor = self.features_extractor(preprocess_obs(observations, self._space, self._normalize_images))
+        return torch.cat((features, one_hot), 1) if tasks else features
+
+
+class FeaturesQNetwork(TaskFeatures):
+    """Action values by a features extractor and a Q-network on its features.
+
+    The arguments are those of `TaskFeatures`, and `head`, the network on the features.
+    """
+
+    def __init__(
+        self, rows: ObservationRows, extractor: BaseFeaturesExtractor, head: nn.Module, normalize_images: bool = True
+    ) -> None:
+        super().__init__(rows, extractor, normalize_images)
+        self.head = head
 
     @property
     def last_shared_layer(self) -> nn.Module | None:
@@ -84,16 +110,7 @@ class FeaturesQNetwork(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Action values (N, A) for rows (N, ...) of observations."""
-        observations: Any = self._rows.tensors(rows)
-        tasks = self._rows.one_hot_size
-        if tasks and isinstance(observations, dict):
-            one_hot = observations.pop(TASK)
-            if not isinstance(self._space, spaces.Dict):
-                (observations,) = observations.values()
-        elif tasks:
-            observations, one_hot = observations[:, :-tasks], observations[:, -tasks:]
-        features = self.features_extractor(preprocess_obs(observations, self._space, self._normalize_images))
-        values: Tensor = self.head(torch.cat((features, one_hot), 1) if tasks else features)
+        values: Tensor = self.head(super().forward(rows))
         return values
 
 

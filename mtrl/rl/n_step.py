@@ -14,7 +14,7 @@ class Step(NamedTuple):
 
     observations: NDArray[Any]  # (N, O), rows of numbers or bytes
     next_observations: NDArray[Any]  # (N, O), rows of numbers or bytes
-    actions: NDArray[np.int64]  # (N,)
+    actions: NDArray[Any]  # (N,), or (N, A)
     rewards: NDArray[np.float32]  # (N,)
     dones: NDArray[np.bool_]  # (N,), the episode ended here
     terminals: NDArray[np.bool_]  # (N,), the episode ended for good, and not by its time limit
@@ -25,7 +25,7 @@ class Transitions(NamedTuple):
 
     observations: NDArray[np.float32]  # (N, O)
     next_observations: NDArray[Any]  # (N, O)
-    actions: NDArray[np.int64]  # (N,)
+    actions: NDArray[Any]  # (N,), or (N, A)
     rewards: NDArray[np.float32]  # (N,)
     discounts: NDArray[np.float32]  # (N,), 0 if the episode ended for good
 

@@ -202,6 +202,17 @@ class SharedQNetwork(nn.Module):
 
 
 def shared_part(network: nn.Module) -> nn.Module:
-    """The part of a Q-network that tasks share: its `shared`, or all of it."""
+    """The part of a network that tasks share: its `shared`, or all of it."""
     part: nn.Module = getattr(network, "shared", network)
     return part
+
+
+def private_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network that belong to single tasks."""
+    shared = set(shared_part(network).parameters())
+    return [parameter for parameter in network.parameters() if parameter not in shared]
+
+
+def in_order(network: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a network, those that the tasks share first."""
+    return [*shared_part(network).parameters(), *private_parameters(network)]

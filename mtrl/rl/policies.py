@@ -1,4 +1,4 @@
-"""The policies of a Q-learning agent: online and target network, and greedy actions."""
+"""The policies of agents, and those of Q-learning: online and target network, and greedy actions."""
 
 from __future__ import annotations
 
@@ -31,52 +31,48 @@ CLASSES: dict[str, Mapping[str, type]] = {"features_extractor_class": EXTRACTORS
 """The policy_kwargs that are classes, and the names of classes that a saved model may hold."""
 
 
-class MultiTaskQPolicy(BasePolicy):
-    """Acts greedily on a `SharedQNetwork`. This is the `"MlpPolicy"` of `MultiTaskDQN`.
+class MultiTaskPolicy(BasePolicy):
+    """What the policies of all agents share: rows of observations, features extractors, and the names of arguments.
 
-    Vectors go straight into the network. Other observations go through a features extractor of Stable-Baselines3 first,
-    by default the one that flattens them; see `FeaturesQNetwork`.
+    Vectors go straight into the networks. Other observations go through a features extractor of Stable-Baselines3
+    first, by default the one that flattens them; see `TaskFeatures`.
 
     Args:
         observation_space: a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these. In the aware variant a
             vector ends with a one-hot of the task, and other observations have it beside them; see `TaskOneHot`.
-        action_space: Discrete.
-        lr_schedule: unused, because the agent makes the optimizer. Stable-Baselines3 has this argument.
+        action_space: the actions.
         num_tasks: tasks in the one-hot, 0 for the blind variant.
         features_extractor_class: a class of Stable-Baselines3's `BaseFeaturesExtractor`.
         features_extractor_kwargs: its arguments. Default: none.
         normalize_images: whether images are divided by 255. Default True.
         optimizer_kwargs: `betas`, `eps` and `weight_decay` of `torch.optim.Adam`. Default: its own.
-        **network_kwargs: arguments of the network: `embedding_dim` (default 8), `net_arch` (widths of the hidden
-            layers, default (256, 128), and none on the features of `NatureCNN`, as in Stable-Baselines3), `layer_norm`
-            (default True), `activation_fn` (default `nn.ReLU`), `heads` (`"shared"` or `"per_task"`).
+        squash_output: whether actions are made between -1 and 1, and then scaled to the action space. Default False.
 
     Attributes:
         rows: how observations are laid out in the replay.
-        own_actions: which actions each task has; None if all have the same. The agent sets it.
+        has_features: whether observations go through a features extractor.
 
     Raises:
         ValueError: an argument is out of its limits, or the observations do not fit the policy.
     """
 
-    q_net: Any
-    q_net_target: Any
     extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
     takes_vectors_only: ClassVar[bool] = False
     """Whether the networks cannot work on the features of an extractor."""
+    acts_by: ClassVar[str] = "q_net"
+    """The network that acts, which `save_weights` writes."""
 
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        action_space: spaces.Discrete,
-        lr_schedule: Schedule,
+        action_space: spaces.Space[Any],
         num_tasks: int = 0,
         *,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: Mapping[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_kwargs: Mapping[str, Any] | None = None,
-        **network_kwargs: Any,
+        squash_output: bool = False,
     ) -> None:
         kind = features_extractor_class or self.extractor
         super().__init__(
@@ -86,17 +82,111 @@ class MultiTaskQPolicy(BasePolicy):
             dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
             optimizer_kwargs=dict(optimizer_kwargs or {}),
+            squash_output=squash_output,
         )
         check_names("optimizer_kwargs", self.optimizer_kwargs, OF_OPTIMIZER)
         self.rows = ObservationRows(observation_space, num_tasks)
-        self.own_actions: OwnActions | None = None
         self.has_features = not (self.rows.is_flat and kind is FlattenExtractor)
         if self.has_features and self.takes_vectors_only:
             raise ValueError(
                 f"{type(self).__name__} takes vectors only, not observations in {one_line(observation_space)}"
             )
-        if self.has_features and kind is NatureCNN and not self.takes_vectors_only:
-            network_kwargs = {"net_arch": (), **network_kwargs}
+
+    def network_defaults(self) -> dict[str, Any]:
+        """The defaults of the networks that depend on the observations: no hidden layers on those of `NatureCNN`."""
+        is_cnn = self.has_features and self.features_extractor_class is NatureCNN and not self.takes_vectors_only
+        return {"net_arch": ()} if is_cnn else {}
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """A new features extractor of the observations without the task's one-hot."""
+        space = whole_space(self.observation_space, self.rows.one_hot_size)
+        if isinstance(space, spaces.Dict) and self.features_extractor_class is FlattenExtractor:
+            raise ValueError(
+                "MlpPolicy is for vectors, and the observations are a dictionary; use MultiInputPolicy, or wrap every "
+                "environment in gymnasium.wrappers.FlattenObservation"
+            )
+        return make_extractor(self.features_extractor_class, space, self.features_extractor_kwargs)
+
+    def make_network(self, observation_size: int, num_outputs: int, num_tasks: int) -> Any:
+        """Make a network. A subclass has its arguments after these."""
+        raise NotImplementedError
+
+    @classmethod
+    def network_arguments(cls) -> list[str] | None:
+        """The names that `policy_kwargs` may hold: those above and the arguments of `make_network`.
+
+        None if `make_network` takes any.
+        """
+        of_agent = ("self", "observation_size", "num_actions", "num_outputs", "num_tasks")
+        arguments = inspect.signature(cls.make_network).parameters.values()
+        if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            return None
+        own = [argument.name for argument in arguments if argument.name not in of_agent]
+        return [*own, *(OF_POLICY[-1:] if cls.takes_vectors_only else OF_POLICY)]
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """Rows (N, ...) of one observation or several, as the networks take them, and whether there are several."""
+        tensors, several = super().obs_to_tensor(observation)
+        if isinstance(tensors, dict):
+            rows = self.rows.of({key: tensor.numpy(force=True) for key, tensor in tensors.items()})
+        else:
+            rows = self.rows.of(tensors.numpy(force=True))
+        return torch.as_tensor(rows, device=self.device), several
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Put the network that acts into training mode or out of it; only a features extractor knows a difference."""
+        if self.has_features:
+            getattr(self, self.acts_by).train(mode)
+
+    def load_acting(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of the network that acts, by their names in `state_dict`.
+
+        Raises:
+            RuntimeError: names or shapes do not fit.
+        """
+        prefix = f"{self.acts_by}."
+        own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        if len(own) < len(weights):
+            raise ValueError(f"there are weights other than those of {self.acts_by}")
+        getattr(self, self.acts_by).load_state_dict(own)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        raise NotImplementedError("a policy is saved and loaded with its agent")
+
+
+class MultiTaskQPolicy(MultiTaskPolicy):
+    """Acts greedily on a `SharedQNetwork`. This is the `"MlpPolicy"` of `MultiTaskDQN`.
+
+    The arguments and attributes of `MultiTaskPolicy` come before these.
+
+    Args:
+        lr_schedule: unused, because the agent makes the optimizer. Stable-Baselines3 has this argument.
+        **kwargs: arguments of `MultiTaskPolicy`, and of the network: `embedding_dim` (default 8), `net_arch` (widths of
+            the hidden layers, default (256, 128), and none on the features of `NatureCNN`, as in Stable-Baselines3),
+            `layer_norm` (default True), `activation_fn` (default `nn.ReLU`), `heads` (`"shared"` or `"per_task"`).
+
+    Attributes:
+        own_actions: which actions each task has; None if all have the same. The agent sets it.
+
+    Raises:
+        ValueError: an argument is out of its limits, or the observations do not fit the policy.
+    """
+
+    q_net: Any
+    q_net_target: Any
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        num_tasks: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        of_policy = {name: kwargs.pop(name) for name in OF_POLICY if name in kwargs}
+        super().__init__(observation_space, action_space, num_tasks, **of_policy)
+        self.own_actions: OwnActions | None = None
+        network_kwargs = {**self.network_defaults(), **kwargs}
         self.q_net = self._network(network_kwargs)
         self.q_net_target = self._network(network_kwargs)
         self.q_net_target.load_state_dict(self.q_net.state_dict())
@@ -108,13 +198,7 @@ class MultiTaskQPolicy(BasePolicy):
         if not self.has_features:
             network: nn.Module = self.make_network(self.rows.numbers, num_actions, tasks, **kwargs)
             return network
-        space = whole_space(self.observation_space, tasks)
-        if isinstance(space, spaces.Dict) and self.features_extractor_class is FlattenExtractor:
-            raise ValueError(
-                "MlpPolicy is for vectors, and the observations are a dictionary; use MultiInputPolicy, or wrap every "
-                "environment in gymnasium.wrappers.FlattenObservation"
-            )
-        extractor = make_extractor(self.features_extractor_class, space, self.features_extractor_kwargs)
+        extractor = self.make_features_extractor()
         head = self.make_network(extractor.features_dim + tasks, num_actions, tasks, **kwargs)
         return FeaturesQNetwork(self.rows, extractor, head, self.normalize_images)
 
@@ -134,28 +218,6 @@ class MultiTaskQPolicy(BasePolicy):
             observation_size, num_actions, num_tasks, embedding_dim, net_arch, layer_norm, activation_fn, heads
         )
 
-    @classmethod
-    def network_arguments(cls) -> list[str] | None:
-        """The names that `policy_kwargs` may hold: those above and the arguments of `make_network`.
-
-        None if `make_network` takes any.
-        """
-        of_agent = ("self", "observation_size", "num_actions", "num_tasks")
-        arguments = inspect.signature(cls.make_network).parameters.values()
-        if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
-            return None
-        own = [argument.name for argument in arguments if argument.name not in of_agent]
-        return [*own, *(OF_POLICY[-1:] if cls.takes_vectors_only else OF_POLICY)]
-
-    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
-        """Rows (N, ...) of one observation or several, as the networks take them, and whether there are several."""
-        tensors, several = super().obs_to_tensor(observation)
-        if isinstance(tensors, dict):
-            rows = self.rows.of({key: tensor.numpy(force=True) for key, tensor in tensors.items()})
-        else:
-            rows = self.rows.of(tensors.numpy(force=True))
-        return torch.as_tensor(rows, device=self.device), several
-
     def forward(self, observation: Tensor, deterministic: bool = True) -> Tensor:
         """Greedy actions (N,) for rows (N, ...) of observations."""
         return self._predict(observation, deterministic)
@@ -171,13 +233,10 @@ class MultiTaskQPolicy(BasePolicy):
         first: int = self.action_space.start  # type: ignore[attr-defined]
         return values.argmax(1) + int(first)
 
-    def set_training_mode(self, mode: bool) -> None:
-        """Put the online network into training mode or out of it; no layer of a `SharedQNetwork` knows a difference."""
-        if self.has_features:
-            self.q_net.train(mode)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        raise NotImplementedError("a policy is saved and loaded with its agent")
+    def load_acting(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of the online network, and give them to the target network, too."""
+        super().load_acting(weights)
+        self.q_net_target.load_state_dict(self.q_net.state_dict())
 
 
 class MultiTaskCnnPolicy(MultiTaskQPolicy):

@@ -17,12 +17,12 @@ from mtrl.states import check_form
 class TaskBatch(NamedTuple):
     """B transitions of each of T tasks, task-major: row `t * B + b` belongs to task `t`.
 
-    All is float32 but `actions` and, if there are images, observations; see `ObservationRows`.
+    All is float32 but discrete actions and, if there are images, observations; see `ObservationRows`.
     """
 
     observations: Tensor  # (T * B, O), or the bytes of observations with images
     next_observations: Tensor  # (T * B, O)
-    actions: Tensor  # (T * B,), int64
+    actions: Tensor  # (T * B,), int64; or (T * B, A), continuous actions from -1 to 1
     rewards: Tensor  # (T * B,)
     discounts: Tensor  # (T * B,), the factor of the next observation's value; 0 if the episode ended for good
 
@@ -40,11 +40,13 @@ class TaskReplayBuffer:
         observation_size: O, the numbers in an observation.
         seed: of the generator.
         device: where sampled batches go; the stored transitions stay in main memory. Default: the CPU.
-        num_actions: the number of actions that a stored replay may hold. Default: any.
+        num_actions: the number of discrete actions that a stored replay may hold. Default: any.
         observation_bytes: the bytes of images that follow the numbers of an observation. Default: none.
+        action_size: A, the numbers in a continuous action. Default: actions are discrete.
 
     Attributes:
-        nbytes: how much memory the buffer takes when it is full: 2 * (4 * O + observation_bytes) + 12 for a transition.
+        nbytes: how much memory the buffer takes when it is full: 2 * (4 * O + observation_bytes) + 12 for a transition,
+            and 4 more for each number in a continuous action beyond the first.
 
     Raises:
         ValueError: `capacity` is below 1, or the operating system gives no memory.
@@ -62,6 +64,7 @@ class TaskReplayBuffer:
         device: torch.device | str = "cpu",
         num_actions: int | None = None,
         observation_bytes: int = 0,
+        action_size: int | None = None,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"the replay's capacity is {capacity} transitions per task; it must be at least 1")
@@ -69,13 +72,13 @@ class TaskReplayBuffer:
         self.num_tasks = num_tasks
         self.observation_size = observation_size
         self.device = torch.device(device)
-        self.num_actions = num_actions
+        self.num_actions, self.action_size = num_actions, action_size
         self.generator = torch.Generator().manual_seed(seed)
         self.position = 0
         self.full = False
         has_bytes = observation_bytes > 0
         self._width = 4 * observation_size + observation_bytes if has_bytes else observation_size  # of an observation
-        self._tail = 12 if has_bytes else 3  # action, reward and discount
+        self._tail = ((action_size or 1) + 2) * (4 if has_bytes else 1)  # action, reward and discount
         shape, dtype = (num_tasks, capacity, 2 * self._width + self._tail), np.uint8 if has_bytes else np.float32
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self._check_memory()
@@ -108,11 +111,14 @@ class TaskReplayBuffer:
         self,
         observations: NDArray[Any],
         next_observations: NDArray[Any],
-        actions: NDArray[np.int64],
+        actions: NDArray[Any],
         rewards: NDArray[np.float32],
         discounts: NDArray[np.float32],
     ) -> None:
-        """Store one step of T * K environments, in task-major order: shapes (T * K, O) and (T * K,)."""
+        """Store one step of T * K environments, in task-major order: shapes (T * K, O) and (T * K,).
+
+        Continuous actions have the shape (T * K, A).
+        """
         if self._rows.dtype == np.uint8:
             tail = np.column_stack((actions, rewards, discounts)).astype(np.float32).view(np.uint8)
             step = np.column_stack((observations, next_observations, tail))
@@ -151,7 +157,8 @@ class TaskReplayBuffer:
         tail = rows[:, 2 * size :]
         if rows.dtype == torch.uint8:
             tail = tail.contiguous().view(torch.float32)
-        parts = (rows[:, :size], rows[:, size : 2 * size], tail[:, 0].long(), tail[:, 1], tail[:, 2])
+        actions = tail[:, 0].long() if self.action_size is None else tail[:, : self.action_size]
+        parts = (rows[:, :size], rows[:, size : 2 * size], actions, tail[:, -2], tail[:, -1])
         if count == 1:
             return [TaskBatch(*parts)]
         return [TaskBatch(*batch) for batch in zip(*(part.chunk(count) for part in parts), strict=True)]
@@ -210,15 +217,20 @@ class TaskReplayBuffer:
         """Check the numbers of transitions (T, N, row). A sum of finite rewards may be infinite.
 
         Raises:
-            ValueError: an observation is not finite, an action does not exist, or a discount is not between 0 and 1.
+            ValueError: an observation is not finite, an action does not exist or is not between -1 and 1, or a discount
+                is not between 0 and 1.
         """
         numbers = 4 * self.observation_size if self._rows.dtype == np.uint8 else self.observation_size
         observations = (_floats(rows[..., start : start + numbers]) for start in (0, self._width))
-        actions, rewards, discounts = np.moveaxis(_floats(rows[..., 2 * self._width :]), -1, 0)
+        tail = _floats(rows[..., 2 * self._width :])
+        actions, rewards, discounts = tail[..., :-2], tail[..., -2], tail[..., -1]
         most = np.inf if self.num_actions is None else self.num_actions - 1
         if not all(np.isfinite(part).all() for part in observations) or np.isnan(rewards).any():
             raise ValueError("the stored replay holds a number that is not finite")
-        if not ((actions >= 0) & (actions <= most) & (actions == np.floor(actions))).all():
+        if self.action_size is not None:
+            if not (np.abs(actions) <= 1).all():
+                raise ValueError("the stored replay holds an action that is not between -1 and 1")
+        elif not ((actions >= 0) & (actions <= most) & (actions == np.floor(actions))).all():
             raise ValueError(f"the stored replay holds an action that is none of the integers from 0 to {most}")
         if not ((discounts >= 0) & (discounts <= 1)).all():
             raise ValueError("the stored replay holds a discount that is not between 0 and 1")

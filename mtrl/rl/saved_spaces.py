@@ -19,10 +19,13 @@ Described = dict[str, tuple[str, NDArray[Any], NDArray[Any]]]
 def described_spaces(agent: SavedAlgorithm) -> dict[str, Any]:
     """What a file says of an agent's observations and actions."""
     space, actions = agent.observation_space, agent.action_space
-    assert isinstance(actions, spaces.Discrete)
     of_observations: dict[str, Any] = {"observation_space": described_space(space)}
     if isinstance(space, spaces.Box):
         of_observations = {"observation_low": space.low, "observation_high": space.high}
+    if isinstance(actions, spaces.Box):
+        bounds = {"action_low": actions.low, "action_high": actions.high}
+        return {**of_observations, "num_actions": int(np.prod(actions.shape)), **bounds}
+    assert isinstance(actions, spaces.Discrete)
     return {
         **of_observations,
         "num_actions": int(actions.n),
@@ -31,14 +34,16 @@ def described_spaces(agent: SavedAlgorithm) -> dict[str, Any]:
     }
 
 
-def spaces_of(state: Mapping[str, Any]) -> tuple[spaces.Space[Any], spaces.Discrete]:
+def spaces_of(state: Mapping[str, Any]) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """The spaces of the agent that a file describes.
 
     Raises:
         KeyError: a bound is missing.
         ValueError: no space is described.
     """
-    actions = spaces.Discrete(state["num_actions"], start=state.get("first_action", 0))
+    actions: spaces.Space[Any] = spaces.Discrete(state["num_actions"], start=state.get("first_action", 0))
+    if "action_low" in state:
+        actions = _leaf("Box", state["action_low"], state["action_high"])
     if "observation_space" in state:
         return space_from(state["observation_space"]), actions
     return space_from({"": ("Box", state["observation_low"], state["observation_high"])}), actions

@@ -8,6 +8,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq
@@ -16,30 +17,18 @@ from stable_baselines3.common.utils import get_device
 from mtrl import checkpoint
 from mtrl.balancers import Balancer
 from mtrl.files import one_line
-from mtrl.limits import at_most, check_integer, check_names
-from mtrl.rl.policies import CLASSES, classes_of, named_classes
+from mtrl.limits import at_most, check_names
+from mtrl.rl.policies import CLASSES, MultiTaskPolicy, classes_of, named_classes
 from mtrl.rl.replay import TaskReplayBuffer
+from mtrl.rl.saved_checks import check_description, check_progress
 from mtrl.rl.saved_spaces import described_spaces, spaces_of
 from mtrl.rl.settings import ReplaySettings
+from mtrl.rl.training_state import set_training_state, training_state
 from mtrl.rl.update import Update
 from mtrl.rl.weights import read_weights, write_weights
 
-MOST_TASKS = 1_000  # in a file; the same limit holds for actions
-
-# The parts of a saved model that say what the agent is, and their types.
-DESCRIPTION: dict[str, type] = {
-    "settings": dict,
-    "task_names": tuple,
-    "one_hot_size": int,
-    "num_actions": int,
-    "policy": dict,
-}
-# The parts that say how far it has learned.
-PROGRESS = ("progress", "optimizer", "balancer")
 # What agents did before there were settings for it, for files that lack them.
 BEFORE: dict[str, Any] = {"memory_angle": 0.0}
-# Arguments of the constructor that stand among the settings of a saved model.
-ARGUMENTS = ("balancer", "balancer_kwargs", "policy_kwargs", "verbose", "seed")
 
 
 class SavedAlgorithm(OffPolicyAlgorithm):
@@ -52,8 +41,17 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         "_n_updates": int,
         "_current_progress_remaining": float,
     }
-    """Attributes that a saved model holds, beside its parts above, and their types."""
+    """Attributes that a saved model holds, beside its parts, and their types."""
+    of_balancers: ClassVar[tuple[str, ...]] = ("balancer", "balancer_kwargs")
+    """The arguments of the constructor that give the balancers, each followed by its own arguments."""
+    parameters: ClassVar[dict[str, str]] = {
+        "policy": "policy",
+        "policy.optimizer": "optimizer",
+        "balancer": "balancer",
+    }
+    """What `get_parameters` returns: attributes of the agent, and their names in a saved model."""
 
+    policy: MultiTaskPolicy
     settings: ReplaySettings
     task_names: tuple[str, ...]
     actions_of_tasks: tuple[int, ...]
@@ -67,6 +65,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
     update: Update
     replay_buffer: TaskReplayBuffer  # type: ignore[assignment] # not SB3's: it has a task axis
     guidance_buffer: TaskReplayBuffer | None
+    exploration_generator: np.random.Generator
 
     def save(
         self,
@@ -82,7 +81,7 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         Raises:
             ValueError: the balancer was given as an object, which the file could not describe.
         """
-        if self.balancer_name is None:
+        if not self.is_described:
             raise ValueError("a model whose balancer was given as an object can't be saved: give its name instead")
         checkpoint.save(_model_path(path), self.saved_state())
 
@@ -93,12 +92,11 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         if callable(self.learning_rate):
             settings["learning_rate"] = self.lr_schedule(self._current_progress_remaining)
         settings["train_freq"] = cast(TrainFreq, self.train_freq).frequency
-        arguments = {name: getattr(self, name) for name in ARGUMENTS} | {"balancer": self.balancer_name}
-        arguments["policy_kwargs"] = named_classes(self.policy_kwargs)
+        arguments = {"policy_kwargs": named_classes(self.policy_kwargs), "verbose": self.verbose, "seed": self.seed}
         return {
             "agent": type(self).__name__,
             **self._described_policy(),
-            "settings": settings | arguments,
+            "settings": settings | self.balancer_arguments() | arguments,
             "task_names": self.task_names,
             "one_hot_size": self.one_hot_size,
             "one_hot_places": self.one_hot_places,
@@ -109,6 +107,20 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             "balancer": self.balancer.state_dict(),
             **self.update.saved_state(),
         }
+
+    def balancer_arguments(self) -> dict[str, Any]:
+        """The balancers' names, which are None if they were given as objects, and arguments, as a file holds them."""
+        return dict(zip(self.of_balancers, (self.balancer_name, self.balancer_kwargs), strict=True))
+
+    @property
+    def balancers(self) -> tuple[Balancer, ...]:
+        """All balancers of the agent."""
+        return (self.balancer,)
+
+    @property
+    def is_described(self) -> bool:
+        """Whether a file could describe the agent: all balancers have been given by name."""
+        return None not in self.balancer_arguments().values()
 
     def _described_policy(self) -> dict[str, str]:
         """The policy's name, if it is another than `"MlpPolicy"`, or the name of a class of the user's own."""
@@ -184,26 +196,36 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             **state["settings"],
             "policy_kwargs": classes_of(state["settings"].get("policy_kwargs") or {}, objects),
         }
-        for name in ("balancer", "balancer_kwargs", "policy_kwargs"):
+        for name in (*cls.of_balancers, "policy_kwargs"):
             if name in changes and changes[name] != saved.get(name):
                 raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
         if own is not None and "policy_class" not in objects:
             raise ValueError(f"it has a policy of its own, {own}; give custom_objects={{'policy_class': {own}}}")
-        agent = cls._made_from(state, device, changes, objects)
+        number = sum(weight.numel() for weight in state["policy"].values())
+        agent = cls._made_from(state, device, changes, objects, number // 2)  # half are those of target networks
         agent.load_saved_state(state)
         return agent
 
     @classmethod
     def known_settings(cls) -> set[str]:
         """The names of the settings that a file may hold."""
-        return {*ARGUMENTS, *(field.name for field in fields(cls.settings_type))}
+        arguments = (*cls.of_balancers, "policy_kwargs", "verbose", "seed")
+        return {*arguments, *(field.name for field in fields(cls.settings_type))}
 
     @classmethod
     def _made_from(
-        cls, state: Mapping[str, Any], device: torch.device, changes: Mapping[str, Any], objects: Mapping[str, Any]
+        cls,
+        state: Mapping[str, Any],
+        device: torch.device,
+        changes: Mapping[str, Any],
+        objects: Mapping[str, Any],
+        most_parameters: int,
     ) -> Self:
-        """An agent like the one in `state`, as it is before it has learned anything."""
+        """An agent like the one in `state`, as it is before it has learned anything.
+
+        A network of more than `most_parameters` is refused before it is made.
+        """
         policy = objects.get("policy_class", state.get("policy_name", "MlpPolicy"))
         policy_kwargs = classes_of(state["settings"].get("policy_kwargs") or {}, objects)
         settings = {**BEFORE, **state["settings"], **changes, "policy_kwargs": policy_kwargs}
@@ -217,12 +239,12 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         agent.one_hot_places = state.get("one_hot_places", in_order)
         agent.n_envs = len(agent.task_names)
         agent.column_counts = (1,) * agent.n_envs
-        with at_most(sum(weight.numel() for weight in state["policy"].values()) // 2):  # half is the target network's
+        with at_most(most_parameters):
             agent._setup_model()
         return agent
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the online network alone to a safetensors file, for others to play the policy: a few bytes a parameter.
+        """Write the network that acts alone to a safetensors file, for others to play it: a few bytes a parameter.
 
         Raises:
             ValueError: the agent has a policy class, features extractor or activation of the user's own, or a balancer
@@ -242,8 +264,9 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             raise checkpoint.CheckpointError(f"{name} holds {one_line(kind)}, not a {cls.__name__}")
         try:
             check_description(state, cls.known_settings())
-            agent = cls._made_from(state, get_device(device), {}, {})
-            agent.policy.load_state_dict(state["policy"])
+            number = sum(weight.numel() for weight in state["policy"].values())
+            agent = cls._made_from(state, get_device(device), {}, {}, 2 * number)  # critics may be larger than actors
+            agent.policy.load_acting(state["policy"])
             if not all(bool(weight.isfinite().all()) for weight in agent.policy.parameters()):
                 raise ValueError("a weight is not finite")
         except Exception as error:  # a stranger may have written anything
@@ -265,13 +288,9 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         if not isinstance(load_path_or_dict, Mapping):
             state = load_state(load_path_or_dict)
             self._check_tasks(state, "model")
-            if missing := [part for part in ("policy", "optimizer", "balancer") if part not in state]:
+            if missing := [part for part in self.parameters.values() if part not in state]:
                 raise checkpoint.CheckpointError(f"{str(load_path_or_dict)!r} has no {missing[0]}: it is no model")
-            load_path_or_dict = {
-                "policy": state["policy"],
-                "policy.optimizer": state["optimizer"],
-                "balancer": state["balancer"],
-            }
+            load_path_or_dict = {name: state[part] for name, part in self.parameters.items()}
         super().set_parameters(dict(load_path_or_dict), exact_match, device)
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
@@ -297,6 +316,28 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             self.guidance_buffer.load_state_dict(state["guidance"])
         self.replay_buffer.load_state_dict(state["replay"])
 
+    def training_state(self) -> dict[str, Any]:
+        """All that the rest of a training depends on, between two rollouts, except for the environments and the logger.
+
+        Unlike a saved model, this holds the replay, every generator of the agent and the unfinished statistics.
+        """
+        return training_state(cast(Any, self))
+
+    def set_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned, in an agent made with the same arguments whose `learn` has begun.
+
+        Call this from a callback's `_on_training_start`, because it replaces what `learn` sets up.
+
+        Raises:
+            ValueError: the state is that of another agent, or malformed.
+        """
+        set_training_state(cast(Any, self), state)
+
+    @property
+    def exploration_generator_state(self) -> dict[str, Any]:
+        """The place of the generator that explores in its sequence."""
+        return dict(self.exploration_generator.bit_generator.state)
+
     def _check_tasks(self, state: Mapping[str, Any], what: str) -> None:
         """Refuse a file that says that it is of other tasks."""
         names = state.get("task_names", self.task_names)
@@ -304,65 +345,13 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             raise ValueError(f"the tasks of the {what} are {one_line(names)}, not {', '.join(self.task_names)}")
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer", "balancer"], []
+        return [*self.parameters], []
 
 
 def load_state(path: str | Path | BufferedIOBase) -> dict[str, Any]:
     """What `save` wrote into a file; `.zip` may be left out."""
     as_given = not isinstance(path, (str, Path)) or Path(path).exists()
     return checkpoint.load(path if as_given else _model_path(str(path)))
-
-
-def check_description(state: Mapping[str, Any], settings: Iterable[str]) -> None:
-    """Check what a file that a stranger may have written says of an agent, before anything is made from it.
-
-    Args:
-        state: the contents of the file.
-        settings: names of the settings that the file may hold.
-
-    Raises:
-        KeyError: a part is missing.
-        ValueError: a part has the wrong type, an unknown name or an impossible size.
-    """
-    for name, kind in DESCRIPTION.items():
-        if type(state[name]) is not kind:
-            raise ValueError(f"{name} is a {type(state[name]).__name__}, not a {kind.__name__}")
-    if unknown := state["settings"].keys() - set(settings):
-        raise ValueError(f"unknown settings: {', '.join(map(repr, unknown))}")
-    names, num_actions = state["task_names"], state["num_actions"]
-    for part in ("one_hot_places", "actions_of_tasks"):
-        if type(state.get(part, ())) is not tuple or not all(type(number) is int for number in state.get(part, ())):
-            raise ValueError(f"{part} is no tuple of integers")
-    if not all(isinstance(task, str) for task in names) or len(set(names)) < len(names):
-        raise ValueError("its tasks are not distinct names")
-    check_integer("number of tasks", len(names), 1, MOST_TASKS)
-    check_integer("one_hot_size", state["one_hot_size"], 0, MOST_TASKS)
-    check_integer("num_actions", num_actions, 1, MOST_TASKS)
-    check_integer("first_action", state.get("first_action", 0), -(2**31), 2**31)
-    actions = state.get("actions_of_tasks", (num_actions,) * len(names))
-    if len(actions) != len(names) or not all(1 <= count <= num_actions for count in actions):
-        raise ValueError(f"it has no number of actions from 1 to {num_actions} for each task")
-
-
-def check_progress(state: Mapping[str, Any], progress: Mapping[str, type]) -> None:
-    """Check what a file says of how far an agent had learned.
-
-    Args:
-        state: the contents of the file.
-        progress: names and types of the attributes that the file must hold.
-
-    Raises:
-        KeyError: a part is missing.
-        ValueError: a part has the wrong type or an unknown name.
-    """
-    for name in PROGRESS:
-        if type(state[name]) is not dict:
-            raise ValueError(f"{name} is a {type(state[name]).__name__}, not a dict")
-    if unknown := state["progress"].keys() - set(progress):
-        raise ValueError(f"unknown progress: {', '.join(map(repr, unknown))}")
-    for name, kind in progress.items():
-        if type(value := state["progress"][name]) is not kind:
-            raise ValueError(f"{name} is a {type(value).__name__}")
 
 
 def _model_path(path: str | Path | BufferedIOBase) -> str | Path | BufferedIOBase:

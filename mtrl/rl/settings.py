@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf, pi
 from typing import Annotated, Any, Literal, TypedDict
 
-from mtrl.limits import LARGEST_REPLAY, Limits, check_fields
+from mtrl.limits import LARGEST_REPLAY, Limits, check_fields, check_number
 
 __all__ = ["MEMORY_ANGLE", "RESUMABLE", "DQNOptions", "DQNSettings", "ReplayOptions", "ReplaySettings", "Schedule"]
 
@@ -150,6 +150,53 @@ class DQNSettings(ReplaySettings):
     `reward_scaling`, returns are in units of their deviation."""
 
 
+@dataclass(frozen=True)
+class SACSettings(ReplaySettings):
+    """Settings of `MultiTaskSAC`."""
+
+    n_step: Annotated[int, Limits(least=1, most=1_000)] = 1
+    """Rewards in a transition before the bootstrapped value, at most 1,000. The entropy of the actions in between does
+    not count."""
+
+    target_update_interval: Count = 1
+    """Updates between target updates."""
+
+    ent_coef: Annotated[float, Limits(least=0)] | str = "auto"
+    """The temperature: the weight of the entropy of the actions, in units of the rewards. `auto` learns one for each
+    task, and `auto_0.1` begins at 0.1; a number keeps it, for all tasks alike."""
+
+    target_entropy: Annotated[float, Limits()] | str = "auto"
+    """The entropy of the actions that learned temperatures aim at; `auto` is minus the size of an action."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.ent_coef, str):
+            first_temperature(self.ent_coef)
+        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
+            object.__setattr__(self, "target_entropy", _number("target_entropy", self.target_entropy))
+
+
+def first_temperature(ent_coef: float | str) -> float:
+    """The temperature of every task before the first update.
+
+    Raises:
+        ValueError: it is neither a number of at least 0 nor `auto`, alone or followed by a number above 0.
+    """
+    if not isinstance(ent_coef, str):
+        return float(check_number("ent_coef", ent_coef, least=0))
+    start, _, first = ent_coef.partition("_")
+    if start != "auto" or (not first and ent_coef != "auto"):
+        raise ValueError(f"ent_coef is {ent_coef!r}; it must be a number, 'auto', or 'auto_' and a number above 0")
+    return float(check_number("ent_coef", _number("ent_coef", first), above=0)) if first else 1.0
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; it must be a number or 'auto'") from None
+
+
 class ReplayOptions(TypedDict, total=False):
     """The fields of `ReplaySettings` as keyword arguments, for type checkers and editors."""
 
@@ -186,3 +233,11 @@ class DQNOptions(ReplayOptions, total=False):
     double_q: bool
     td_loss: TDLossName
     huber_delta: float
+
+
+class SACOptions(ReplayOptions, total=False):
+    """The fields of `SACSettings` as keyword arguments, for type checkers and editors."""
+
+    target_update_interval: int
+    ent_coef: float | str
+    target_entropy: float | str

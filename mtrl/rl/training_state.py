@@ -82,12 +82,14 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
     own = agent.training_state()
     columns, num_tasks = agent.n_envs, len(agent.task_names)
     observations, flags = own["last_observations"], np.zeros(columns, np.bool_)
-    step: list[Any] = [observations, observations, np.zeros(columns, np.int64), Any, flags, flags]
+    size = agent.replay_buffer.action_size
+    no_actions = np.zeros(columns, np.int64) if size is None else np.zeros((columns, size), np.float32)
+    step: list[Any] = [observations, observations, no_actions, Any, flags, flags]
     progress = {name: Whole() if kind is int else Number(-1e30, 1) for name, kind in agent.progress.items()}
     progress |= {k: Like(part, least=0) for k, part in own["progress"].items() if isinstance(part, np.ndarray)}
     fixed = (
         *("agent", "policy_class", "policy_name", "task_names", "one_hot_size", "one_hot_places"),
-        *("num_actions", "first_action", "actions_of_tasks"),
+        *("num_actions", "first_action", "actions_of_tasks", "action_low", "action_high"),
     )
     form = {
         **dict.fromkeys(own, Any),
@@ -112,13 +114,18 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
         **({"held_out": PCG64} if "held_out" in own else {}),
     }
     check_form("agent", dict(state), form)
-    if "memory" in own and not state["memory"] and state["progress"]["_n_updates"]:
-        raise ValueError("agent['memory'] is empty, although there have been updates to remember")
+    for memory in ("memory", "actor_memory"):
+        if memory in own and not state[memory] and state["progress"]["_n_updates"]:
+            raise ValueError(f"agent[{memory!r}] is empty, although there have been updates to remember")
     check_adam("agent['optimizer']", state["optimizer"], agent.policy.optimizer)
+    agent.update.check_training_state(state)
     for number, (_, _, actions, rewards, _, _) in enumerate(state["n_step"]["steps"]):
         if not isinstance(rewards, np.ndarray) or rewards.dtype.kind != "f" or rewards.shape != (columns,):
             raise ValueError(f"agent['n_step']['steps'][{number}] has no reward for each of {columns} columns")
-        if not all(0 <= action < own["num_actions"] for action in actions):
+        if size is not None:
+            if not (np.abs(actions) <= 1).all():
+                raise ValueError(f"agent['n_step']['steps'][{number}] has an action that is not between -1 and 1")
+        elif not all(0 <= action < own["num_actions"] for action in actions):
             raise ValueError(
                 f"agent['n_step']['steps'][{number}] has an action that is none of Discrete({own['num_actions']})"
             )

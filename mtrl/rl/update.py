@@ -16,6 +16,7 @@ from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, i
 from mtrl.guidance import LookaheadGuidance
 from mtrl.rl.balanced import BalancedNetwork
 from mtrl.rl.engines import chain_of
+from mtrl.rl.networks import in_order
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.policies import MultiTaskQPolicy
@@ -109,8 +110,15 @@ class Update:
         if self.reward_scales is not None and "reward_scales" in state:
             self.reward_scales.load_state_dict(state["reward_scales"])
 
+    def check_training_state(self, state: Mapping[str, Any]) -> None:
+        """Check the parts of a checkpoint that are this update's own, before anything of it is taken over.
+
+        Raises:
+            ValueError: a part does not fit.
+        """
+
     def training_state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides: the discounted returns of unfinished episodes (N,), if rewards are scaled."""
+        """What a checkpoint holds besides: the discounted returns (N,) of unfinished episodes, or nothing."""
         return {} if self.reward_scales is None else {"unfinished_returns": self.reward_scales.returns}
 
     def set_training_state(self, state: Mapping[str, Any]) -> None:
@@ -169,7 +177,7 @@ class SharedUpdate(Update):
         self.balancer = balancer
         self.shared, self.private = self.online.shared, self.online.private
         self.weights, self.optimizer, self.memory = self.online.weights, self.online.optimizer, self.online.memory
-        self.target_weights = ParameterLayout(self.target_network.parameters()).flatten_().detach()
+        self.target_weights = ParameterLayout(in_order(self.target_network)).flatten_().detach()
         self.values: Callable[[Tensor], Tensor] = self.network  # action values by the online network
         self.target_values: Callable[[Tensor], Tensor] = self.target_network
         self.chain = None if self.private else chain_of(self.network, self.num_tasks)

@@ -1,4 +1,4 @@
-"""The online network of an agent alone, as one safetensors file: small, and readable by any tool that knows the format.
+"""The network with which an agent acts, as one safetensors file: small, and readable by any tool that knows the format.
 
 The file has the tensors of the network and the bounds of the observations, and in its metadata, under the key `agent`,
 what the agent is: its class, settings, tasks and actions, as JSON. It holds neither optimizer nor target network.
@@ -25,31 +25,33 @@ SUFFIX = ".safetensors"
 LARGEST_FILE = 2**30  # bytes
 KEY = "agent"
 BOUNDS = ("observation_low", "observation_high")
+OF_ACTIONS = ("action_low", "action_high")
 TEXTS = ("agent", "settings", "task_names", "one_hot_size", "one_hot_places", "num_actions")
 SOMETIMES = ("policy_name", "first_action", "actions_of_tasks", "observation_kinds")
 
 
 def write_weights(agent: SavedAlgorithm, path: str | Path) -> None:
-    """Write the online network of `agent` to `path`, in one step.
+    """Write the network with which `agent` acts to `path`, in one step.
 
     Raises:
         ValueError: the agent has a policy class, features extractor or activation of the user's own, or a balancer that
             was given as an object.
     """
     state = agent.saved_state()
-    if "policy_class" in state or state["settings"]["balancer"] is None:
+    if "policy_class" in state or not agent.is_described:
         raise ValueError("only an agent with a policy and a balancer that have names can be written as weights")
     for key, known in CLASSES.items():
         if (name := state["settings"]["policy_kwargs"].get(key)) is not None and name not in known:
             raise ValueError(f"an agent with a {key} of its own, {name}, can't be written as weights; save it whole")
-    network = "q_net."
-    tensors = {name: tensor for name, tensor in state["policy"].items() if name.startswith(network)}
+    prefix = f"{agent.policy.acts_by}."
+    tensors = {name: tensor for name, tensor in state["policy"].items() if name.startswith(prefix)}
     if "observation_space" in state:
         parts = state["observation_space"]
         state["observation_kinds"] = {key: kind for key, (kind, _, _) in parts.items()}
         bounds = {f"{name}.{key}": part[place] for key, part in parts.items() for place, name in enumerate(BOUNDS, 1)}
     else:
         bounds = {name: state[name] for name in BOUNDS}
+    bounds |= {name: state[name] for name in OF_ACTIONS if name in state}
     tensors |= {name: torch.from_numpy(bound.copy()) for name, bound in bounds.items()}
     metadata = {KEY: json.dumps({name: state[name] for name in (*TEXTS, *SOMETIMES) if name in state})}
     with replacing(Path(path)) as file:
@@ -57,7 +59,7 @@ def write_weights(agent: SavedAlgorithm, path: str | Path) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """What `write_weights` wrote, as a saved state whose target network is the online network.
+    """What `write_weights` wrote, as a saved state whose policy has the weights of the network that acts alone.
 
     Raises:
         CheckpointError: the file is missing, too large, damaged or holds no agent.
@@ -76,13 +78,13 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         lists = ("task_names", "one_hot_places", "actions_of_tasks")
         state |= {part: tuple(state[part]) for part in lists if part in state}
         state |= _bounds(tensors, state.pop("observation_kinds", None))
+        state |= {name: tensors.pop(name).numpy() for name in OF_ACTIONS if name in tensors}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot load weights {name}: it holds no agent ({one_line(error)})") from error
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(f"cannot load weights {name}: {one_line(reason)}") from error
-    twin = {f"q_net_target.{key.removeprefix('q_net.')}": tensor.clone() for key, tensor in tensors.items()}
-    return {**state, "policy": {**tensors, **twin}}
+    return {**state, "policy": tensors}
 
 
 def _bounds(tensors: dict[str, torch.Tensor], kinds: dict[str, str] | None) -> dict[str, Any]:
