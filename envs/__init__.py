@@ -1,12 +1,22 @@
 """LunarLander tasks for multi-task learning. Importing this package registers `mtrl/LunarLander-<task>-v0`."""
 
 from envs.lunar_lander import BASE_ID, TaskPhysics, make_task_env, make_task_vec_env
-from envs.tasks import DEFAULT_TASKS, TASKS, LunarLanderTask, TaskLike, get_task, get_tasks, register_task
+from envs.tasks import (
+    CONTINUOUS_TASKS,
+    DEFAULT_TASKS,
+    TASKS,
+    LunarLanderTask,
+    TaskLike,
+    get_task,
+    get_tasks,
+    register_task,
+)
 from mtrl.rl.tasks import UnknownTaskError
 from mtrl.rl.vec_env import ColumnError, TaskOneHot, TaskVecEnv, variants
 
 __all__ = [
     "BASE_ID",
+    "CONTINUOUS_TASKS",
     "DEFAULT_TASKS",
     "TASKS",
     "ColumnError",

@@ -9,7 +9,7 @@ from gymnasium.envs.box2d.lunar_lander import LunarLander
 from numpy.typing import NDArray
 
 from envs.box2d import free_shapes
-from envs.tasks import DEFAULT_TASKS, LunarLanderTask, TaskLike, get_task, get_tasks
+from envs.tasks import CONTINUOUS_TASKS, DEFAULT_TASKS, LunarLanderTask, TaskLike, get_task, get_tasks
 from mtrl.rl import vec_env
 
 __all__ = ["BASE_ID", "Action", "Observation", "TaskEnv", "TaskPhysics", "make_task_env", "make_task_vec_env"]
@@ -20,7 +20,9 @@ BASE_ID = "LunarLander-v3"
 free_shapes()
 
 Observation = NDArray[np.float32]  # (8,) in the variant "blind", (8 + T,) in the variant "aware"
-Action = int | np.int64  # 0: no engine, 1: left engine, 2: main engine, 3: right engine
+Action = int | np.int64 | NDArray[np.float32]
+"""0: no engine, 1: left engine, 2: main engine, 3: right engine. Where actions are continuous, two throttles from -1 to 1:
+of the main engine, and of the right (below 0) or left one."""
 TaskEnv = gymnasium.Env[Observation, Action]
 
 
@@ -78,10 +80,11 @@ def assemble(
     """
     task = get_task(task)
     if tasks is None:
-        tasks = DEFAULT_TASKS if task.name in DEFAULT_TASKS else task
+        tasks = next((known for known in (DEFAULT_TASKS, CONTINUOUS_TASKS) if task.name in known), task)
     game = gymnasium.make(
         BASE_ID,
         render_mode=render_mode,
+        continuous=task.continuous,
         enable_wind=task.enable_wind,
         wind_power=task.wind_power,
         turbulence_power=task.turbulence_power,
@@ -103,8 +106,8 @@ def make_task_env(
 
     Args:
         task: a task or the name of a registered task.
-        tasks: the tasks that the one-hot distinguishes, in its order. Default None: `DEFAULT_TASKS` if the task is one
-            of them, and otherwise the task alone.
+        tasks: the tasks that the one-hot distinguishes, in its order. Default None: `DEFAULT_TASKS` or
+            `CONTINUOUS_TASKS` if the task is one of them, and otherwise the task alone.
         variant: `"aware"` gives observations of shape (8 + T,) that end with the one-hot, `"blind"` gives the 8 state
             values. Default `"blind"`.
         render_mode: None (the default), `"rgb_array"` or `"human"`, as in Gymnasium.

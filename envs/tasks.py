@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -13,6 +13,7 @@ from mtrl.rl import tasks as registry
 from mtrl.rl.tasks import TASKS, UnknownTaskError
 
 __all__ = [
+    "CONTINUOUS_TASKS",
     "DEFAULT_TASKS",
     "TASKS",
     "LunarLanderTask",
@@ -46,6 +47,10 @@ class LunarLanderTask:
     gust_gated: bool = True
     """Whether gusts blow only while neither leg touches the ground, as Gymnasium's own wind does. If they blow on the
     ground too, the lander never comes to rest, and so it never counts as landed."""
+
+    continuous: bool = False
+    """Whether the engines are throttled by two numbers from -1 to 1, as Gymnasium's `continuous=True` has them, instead
+    of four actions."""
 
     enable_wind: bool = False
     """Whether Gymnasium's own wind blows, a lateral force and a torque that vary slowly."""
@@ -104,6 +109,9 @@ TaskLike = str | LunarLanderTask
 DEFAULT_TASKS = ("Standard", "Windy", "Heavy")
 """The names of the three tasks of the benchmark, in the order of their one-hot."""
 
+CONTINUOUS_TASKS = ("StandardContinuous", "WindyContinuous", "HeavyContinuous")
+"""The names of the same three tasks with continuous actions, in the same order."""
+
 
 def get_task(task: TaskLike) -> LunarLanderTask:
     """Return the LunarLander task of this name. See `mtrl.rl.tasks.get_task`.
@@ -146,3 +154,5 @@ register_task(LunarLanderTask("Heavy", gravity=-12.5, time_limit=800))
 # This task cannot be landed, because the gusts never let the craft come to rest. It is kept for comparisons with older
 # figures.
 register_task(LunarLanderTask("WindyUngated", gust_power=20.0, gust_gated=False, time_limit=400))
+for _name in DEFAULT_TASKS:
+    register_task(replace(get_task(_name), name=f"{_name}Continuous", continuous=True))

@@ -47,7 +47,7 @@ class FeaturesNetworks(nn.Module):
 
     @property
     def last_shared_layer(self) -> nn.Module:
-        """The last hidden layer of the first network. Methods that balance norms measure the gradients of its weights."""
+        """The last hidden layer of the first network. Methods that balance norms measure its gradients."""
         return cast(SharedQNetwork, self.networks[0]).last_shared_layer
 
     @property

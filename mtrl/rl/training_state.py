@@ -120,15 +120,13 @@ def check_training_state(agent: MultiTaskAlgorithm, state: Mapping[str, Any]) ->
     check_adam("agent['optimizer']", state["optimizer"], agent.policy.optimizer)
     agent.update.check_training_state(state)
     for number, (_, _, actions, rewards, _, _) in enumerate(state["n_step"]["steps"]):
+        name = f"agent['n_step']['steps'][{number}]"
         if not isinstance(rewards, np.ndarray) or rewards.dtype.kind != "f" or rewards.shape != (columns,):
-            raise ValueError(f"agent['n_step']['steps'][{number}] has no reward for each of {columns} columns")
-        if size is not None:
-            if not (np.abs(actions) <= 1).all():
-                raise ValueError(f"agent['n_step']['steps'][{number}] has an action that is not between -1 and 1")
-        elif not all(0 <= action < own["num_actions"] for action in actions):
-            raise ValueError(
-                f"agent['n_step']['steps'][{number}] has an action that is none of Discrete({own['num_actions']})"
-            )
+            raise ValueError(f"{name} has no reward for each of {columns} columns")
+        if size is not None and not (np.abs(actions) <= 1).all():
+            raise ValueError(f"{name} has an action that is not between -1 and 1")
+        if size is None and not all(0 <= action < own["num_actions"] for action in actions):
+            raise ValueError(f"{name} has an action that is none of Discrete({own['num_actions']})")
     for name, numbers in state["diagnostics"].items():
         if numbers.shape not in ((), (num_tasks,), (num_tasks, num_tasks)):
             raise ValueError(f"agent['diagnostics'][{name!r}] has the shape {tuple(numbers.shape)}")
