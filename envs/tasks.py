@@ -48,10 +48,6 @@ class LunarLanderTask:
     """Whether gusts blow only while neither leg touches the ground, as Gymnasium's own wind does. If they blow on the
     ground too, the lander never comes to rest, and so it never counts as landed."""
 
-    continuous: bool = False
-    """Whether the engines are throttled by two numbers from -1 to 1, as Gymnasium's `continuous=True` has them, instead
-    of four actions."""
-
     enable_wind: bool = False
     """Whether Gymnasium's own wind blows, a lateral force and a torque that vary slowly."""
 
@@ -70,6 +66,10 @@ class LunarLanderTask:
 
     solved_at: float = 200.0
     """Mean return from which the task counts as solved. The default is Gymnasium's figure for LunarLander."""
+
+    continuous: bool = False
+    """Whether the engines are throttled by two numbers from -1 to 1, as Gymnasium's `continuous=True` has them, instead
+    of four actions."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.name):

@@ -46,11 +46,11 @@ def hold_still(env: gymnasium.Env[Any, Any]) -> None:
 
 def trajectory(env: gymnasium.Env[Any, Any], seed: int, steps: int = 150) -> np.ndarray:
     """Observation, reward and end of `steps` steps under actions drawn from `seed`: (steps, dim + 2)."""
-    actions = np.random.default_rng(seed).integers(4, size=steps)
+    env.action_space.seed(seed)
     observation, _ = env.reset(seed=seed)
     rows = [[*observation, 0.0, 0.0]]
-    for action in actions:
-        observation, reward, terminated, truncated, _ = env.step(action)
+    for _ in range(steps):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         rows.append([*observation, reward, terminated])
         if terminated or truncated:
             env.reset()

@@ -31,11 +31,13 @@ def test_a_task_without_changes_is_gymnasiums_own() -> None:
 
 def test_tasks_differ_only_in_their_data() -> None:
     standard = TASKS["Standard"]
+    continuous = dict(zip(envs.CONTINUOUS_TASKS, envs.DEFAULT_TASKS, strict=True))
     assert list(TASKS.items()) == [
         ("Standard", standard),
         ("Windy", replace(standard, name="Windy", gust_power=20.0, time_limit=400)),
         ("Heavy", replace(standard, name="Heavy", gravity=-12.5, time_limit=800)),
         ("WindyUngated", replace(TASKS["Windy"], name="WindyUngated", gust_gated=False)),
+        *((task, replace(TASKS[of], name=task, continuous=True)) for task, of in continuous.items()),
     ]
     assert envs.DEFAULT_TASKS == ("Standard", "Windy", "Heavy")
 
@@ -79,7 +81,9 @@ def test_a_bad_name_is_refused(name: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownTaskError) as caught:
         get_task("Windey")
-    assert str(caught.value) == "unknown task 'Windey'; tasks are Standard, Windy, Heavy, WindyUngated"
+    assert str(caught.value) == "unknown task 'Windey'; tasks are Standard, Windy, Heavy, " + ", ".join(
+        ("WindyUngated", *envs.CONTINUOUS_TASKS)
+    )
     assert isinstance(caught.value, ValueError)
 
 

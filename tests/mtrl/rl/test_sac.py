@@ -1,6 +1,7 @@
 """Multi-task soft actor-critic: the same numbers as Stable-Baselines3's, balancers, saving, and what it refuses."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -8,9 +9,15 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
-from mtrl.rl import MultiTaskSAC, Task, make_task_vec_env
+from mtrl import checkpoint
+from mtrl.balancers import make_balancer
+from mtrl.gradients import TaskMajorEngine
+from mtrl.rl import MultiTaskDQN, MultiTaskSAC, Task, evaluate_tasks, make_task_vec_env
 from mtrl.rl.replay import TaskBatch
 
 NET = {"net_arch": [32, 16], "layer_norm": False}
@@ -102,8 +109,6 @@ def copy_weights(ours: MultiTaskSAC, theirs: SAC) -> None:
 
 def step_of_theirs(theirs: SAC, batch: TaskBatch, noises: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """One update of Stable-Baselines3 on our batch, with our noise and our order of inputs."""
-    from stable_baselines3.common.type_aliases import ReplayBufferSamples
-
     samples = ReplayBufferSamples(
         batch.observations,
         batch.actions,
@@ -116,7 +121,7 @@ def step_of_theirs(theirs: SAC, batch: TaskBatch, noises: list[Tensor], monkeypa
     monkeypatch.setattr(
         torch.distributions.Normal,
         "rsample",
-        lambda self, shape=torch.Size(): self.loc + self.scale * next(given),
+        lambda self, *_: self.loc + self.scale * next(given),
     )
     for critic in (theirs.critic, theirs.critic_target):
         critic.forward = lambda obs, actions, critic=critic: tuple(  # type: ignore[method-assign]
@@ -125,3 +130,287 @@ def step_of_theirs(theirs: SAC, batch: TaskBatch, noises: list[Tensor], monkeypa
         )
     theirs._n_updates = 0
     theirs.train(1, 16)
+
+
+# ----------------------------------------------------------------- what it has in common with MultiTaskDQN
+
+
+def weights_of(model: MultiTaskSAC) -> Tensor:
+    update = model.update
+    return torch.cat((update.critic.weights, update.actor.weights, update.target_weights, update.temperatures))
+
+
+EVERY = {
+    "plain": {},
+    "balanced": {"critic_balancer": "gradnorm", "actor_balancer": "pcgrad"},
+    "remembering": {"critic_balancer": "rgb", "actor_balancer": "rgb", "reward_scaling": "return"},
+    "guided": {
+        "critic_balancer": "aim",
+        "actor_balancer": "aim",
+        "actor_balancer_kwargs": {"progress_weight": 0.0},
+        "max_grad_norm": 1.0,
+    },
+    "own heads": {"policy_kwargs": {**NET, "heads": "per_task"}, "n_step": 3, "memory_angle": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_seed_decides_everything(name: str) -> None:
+    first, second = (agent(**EVERY[name]) for _ in range(2))
+    for model in (first, second):
+        torch.randn(7)  # numbers that are drawn elsewhere change nothing
+        np.random.rand(3)
+        model.learn(160)
+    assert first._n_updates > 20
+    assert torch.equal(weights_of(first), weights_of(second))
+    other = agent(**{**EVERY[name], "seed": 1})
+    other.learn(160)
+    assert not torch.equal(weights_of(first), weights_of(other))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_saved_model_acts_and_goes_on(name: str, tmp_path: Path) -> None:
+    model = agent(**EVERY[name])
+    model.learn(160)
+    model.save(tmp_path / "model")
+    again = MultiTaskSAC.load(tmp_path / "model", env=columns())
+    assert torch.equal(weights_of(model), weights_of(again))
+    assert again.actor_balancer_name == EVERY[name].get("actor_balancer", "equal")
+    observations = columns().reset()
+    np.testing.assert_array_equal(
+        model.predict(observations, deterministic=True)[0], again.predict(observations, deterministic=True)[0]
+    )
+    for optimizer, of_saved in zip(again.update.optimizers, model.update.optimizers, strict=True):
+        assert str(optimizer.state_dict()) == str(of_saved.state_dict())
+    again.learn(60, reset_num_timesteps=False)
+    assert again._n_updates > model._n_updates
+    model.save_weights(tmp_path / "weights.safetensors")
+    playing = MultiTaskSAC.load_weights(tmp_path / "weights.safetensors")
+    np.testing.assert_array_equal(
+        model.predict(observations, deterministic=True)[0], playing.predict(observations, deterministic=True)[0]
+    )
+
+
+class Keep(BaseCallback):
+    """Keeps the training state at a step, and what the environments are then."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps == self.at:
+            self.state = copy.deepcopy(self.model.training_state())
+            self.env = copy.deepcopy(self.training_env)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Restore(BaseCallback):
+    """Puts a training state back when learning begins, and the environments that go with it."""
+
+    def __init__(self, state: Any, env: Any = None) -> None:
+        super().__init__()
+        self.state, self.env = state, env
+
+    def _on_training_start(self) -> None:
+        self.model.set_training_state(self.state)
+        self.model.env = self.env
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_training_that_goes_on_from_its_state_ends_bit_for_bit(name: str, tmp_path: Path) -> None:
+    whole, keep = agent(**EVERY[name]), Keep(at=120)
+    whole.learn(240, keep)
+    checkpoint.save(tmp_path / "state", keep.state)
+    model = agent(**EVERY[name])
+    model.learn(240, Restore(checkpoint.load(tmp_path / "state"), keep.env))
+    assert model.num_timesteps == whole.num_timesteps
+    assert torch.equal(weights_of(model), weights_of(whole))
+    assert model.diagnostics == pytest.approx(whole.diagnostics, nan_ok=True)
+
+
+def test_a_strangers_training_state_is_refused() -> None:
+    model, keep = agent(), Keep(at=120)
+    model.learn(160, keep)
+    for part, change, message in (
+        ("noise", torch.zeros(3, dtype=torch.uint8), "noise"),
+        ("actor_losses", torch.zeros(5), "actor_losses"),
+        ("actor_optimizer", {"state": {}, "param_groups": []}, "actor_optimizer"),
+        ("actor_memory", {}, "actor_memory"),
+        ("n_step", {"steps": [[*keep.state["n_step"]["steps"][0][:2], np.full((4, 2), 7, np.float32)]]}, "n_step"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            agent().learn(30, Restore({**keep.state, part: change}))
+
+
+# ----------------------------------------------------------------- networks and observations
+
+
+class Looking(Target):
+    """`Target`, seen as an image beside a vector."""
+
+    def __init__(self, place: float) -> None:
+        super().__init__(place)
+        image = gymnasium.spaces.Box(0, 255, (12, 12, 1), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict({"image": image, "vector": self.observation_space})
+
+    def _seen(self, at: Any) -> Any:
+        return {"image": np.full((12, 12, 1), 40 * (at[0] + 3), np.uint8), "vector": at}
+
+    def reset(self, **kwargs: Any) -> Any:
+        at, info = super().reset(**kwargs)
+        return self._seen(at), info
+
+    def step(self, action: Any) -> Any:
+        at, *others = super().step(action)
+        return (self._seen(at), *others)
+
+
+class Small(BaseFeaturesExtractor):
+    """A convolution of the image, joined to the vector."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, 2 * 4 * 4 + 3)
+        self.convolution = torch.nn.Conv2d(1, 2, 3, stride=3)
+
+    def forward(self, observations: Any) -> Tensor:
+        image = observations["image"]
+        image = image if image.shape[1] == 1 else image.movedim(3, 1)
+        return torch.cat((self.convolution(image).flatten(1), observations["vector"]), 1)
+
+
+def test_images_and_dictionaries() -> None:
+    tasks = [Task(f"t{i}", lambda render_mode, i=i: Looking(0.5 * i)) for i in range(2)]
+    env = make_task_vec_env(tasks, envs_per_task=2, seed=0)
+    kwargs = {"features_extractor_class": Small, "net_arch": [16]}
+    model = MultiTaskSAC("MultiInputPolicy", env, learning_starts=20, batch_size=8, seed=0, policy_kwargs=kwargs)
+    before = weights_of(model)
+    model.learn(100)
+    assert model._n_updates > 10
+    assert model.replay_buffer.sample(2).observations.dtype == torch.uint8
+    assert not torch.equal(before, weights_of(model))
+    assert type(model.update.critic.engine) is type(model.update.actor.engine) is TaskMajorEngine
+    assert set(evaluate_tasks(model, env, 2)) == {"t0", "t1"}
+
+
+def test_task_gradients_are_those_of_autograd() -> None:
+    model = agent(policy_kwargs={"net_arch": {"pi": [16], "qf": [24, 8]}})
+    model.learn(60)
+    update, batch = model.update, model.replay_buffer.sample(16)
+    noise = update.noise(batch)
+    targets = update.targets(batch, update.temperatures)
+    for network, losses in (
+        (update.critic, lambda: update.critic_losses(batch, targets.detach())),
+        (update.actor, lambda: update.losses_of_actor(batch, update.temperatures, noise)),
+    ):
+        rows = network.task_gradients(losses).jacobian.clone()
+        for task, loss in enumerate(losses()):
+            parameters = list(network.shared.parameters())
+            expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+            torch.testing.assert_close(rows[task], torch.cat([part.flatten() for part in expected]))
+
+
+def test_actions_lie_in_the_space_and_in_its_shape() -> None:
+    class Matrix(Target):
+        def __init__(self, place: float) -> None:
+            super().__init__(place)
+            self.action_space = gymnasium.spaces.Box(
+                np.array([[-1, 0]], np.float64), np.array([[1, 5]], np.float64), dtype=np.float64
+            )
+
+        def step(self, action: Any) -> Any:
+            assert self.action_space.contains(action), action
+            self.action_space, own = gymnasium.spaces.Box(-9, 9, (2,), np.float64), self.action_space
+            try:
+                return super().step(action[0])
+            finally:
+                self.action_space = own
+
+    env = make_task_vec_env([Task("m", lambda render_mode: Matrix(0.0))], envs_per_task=2, seed=0)
+    model = agent(env=env)
+    model.learn(80)
+    stored = model.replay_buffer.sample(50).actions
+    assert stored.shape == (50, 2)
+    assert (stored.abs() <= 1).all()
+    for deterministic in (True, False):
+        actions, _ = model.predict(env.reset(), deterministic=deterministic)
+        assert actions.shape == (2, 1, 2)
+        assert all(env.action_space.contains(action.astype(np.float64)) for action in actions)
+
+
+def test_each_task_has_its_own_temperature() -> None:
+    model = agent(learning_rate=1e-2, learning_rate_decay=0)
+    model.learn(400)
+    first, second = model.update.temperatures.tolist()
+    assert first != second
+    assert max(first, second) < 1  # the first temperature asks for more noise than is needed here
+    fixed = agent(ent_coef=0.0)
+    fixed.learn(60)
+    assert (fixed.update.temperatures < 1e-40).all()
+
+
+# ----------------------------------------------------------------- what it refuses
+
+
+def test_a_number_that_is_not_finite_is_named() -> None:
+    model = agent()
+    model.learn(60)
+    before = weights_of(model)
+    batch = model.replay_buffer.sample(16)
+    batch.rewards[3] = torch.inf
+    with pytest.raises(FloatingPointError, match="the loss of task t0 is inf"):
+        model.update(batch)
+    assert torch.equal(before, weights_of(model))
+    with torch.no_grad():
+        model.policy.actor.networks[0].layers[-1].bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="task t"):
+        model.update(model.replay_buffer.sample(16))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"actor_balancer": "gradnorm"}, "the balancer gradnorm needs positive losses, and those of an actor may be"),
+        ({"actor_balancer": "nothing"}, "unknown balancer 'nothing'"),
+        ({"balancer": "pcgrad"}, "unknown setting 'balancer'"),
+        ({"ent_coef": "automatic"}, "ent_coef is 'automatic'; it must be a number, 'auto', or 'auto_' and a number"),
+        ({"ent_coef": "auto_-1"}, "ent_coef is -1.0; it must be above 0"),
+        ({"target_entropy": "low"}, "target_entropy is 'low'; it must be a number or 'auto'"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8]}}}, "net_arch is .*; it must be a list, or have the keys 'pi' and"),
+        ({"policy_kwargs": {"n_critics": 0}}, "n_critics is 0; it must be between 1 and 100"),
+        ({"policy_kwargs": {"n_critic": 1}}, "unknown policy_kwargs 'n_critic'; did you mean 'n_critics'"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(kwargs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        agent(**kwargs)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_balancer_cannot_serve_both() -> None:
+    balancer = make_balancer("rgb", 2)
+    with pytest.raises(ValueError, match="one balancer can't serve critics and actor"):
+        agent(critic_balancer=balancer, actor_balancer=balancer)
+    with pytest.raises(ValueError, match="can't be saved"):
+        agent(actor_balancer=balancer).save("nowhere")
+
+
+def test_action_spaces_that_do_not_fit() -> None:
+    with pytest.raises(
+        ValueError, match=r"in Discrete\(2\); MultiTaskSAC acts in a Box with bounds only; MultiTaskDQN"
+    ):
+        MultiTaskSAC("MlpPolicy", "CartPole-v1")
+    with pytest.raises(ValueError, match="MultiTaskSAC acts in a bounded Box"):
+        MultiTaskDQN("MlpPolicy", "Pendulum-v1")
+    unbounded = Target(0.0)
+    unbounded.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    with pytest.raises(ValueError, match="which has no bounds; wrap every environment in"):
+        MultiTaskSAC("MlpPolicy", unbounded)
+    sizes = [Task(f"t{size}", lambda render_mode, size=size: Target(0.0, size=size)) for size in (1, 2)]
+    with pytest.raises(ValueError, match=r"t1.*t2|t2.*t1|column"):
+        make_task_vec_env(sizes, envs_per_task=1)
