@@ -17,6 +17,11 @@ RUNS = {
     "accelerate_loop": (["--epochs", "1"], "accelerate", rf"losses: {NUMBER}, {NUMBER}"),
     "lightning_manual": (["--epochs", "1"], "pytorch_lightning", rf"small: loss {NUMBER}, large: loss {NUMBER}"),
     "pytorch_loop": (["--steps", "20"], "torch", rf"centimetres: {NUMBER}% of the variance is left"),
+    "sb3_continuous": (
+        ["--steps", "300"],
+        "stable_baselines3",
+        rf"mars: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
     "sb3_own_tasks": (
         ["--steps", "480", "--folder", "FOLDER"],
         "stable_baselines3",

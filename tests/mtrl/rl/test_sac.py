@@ -378,6 +378,8 @@ def test_a_number_that_is_not_finite_is_named() -> None:
         ({"actor_balancer": "gradnorm"}, "the balancer gradnorm needs positive losses, and those of an actor may be"),
         ({"actor_balancer": "nothing"}, "unknown balancer 'nothing'"),
         ({"balancer": "pcgrad"}, "unknown setting 'balancer'"),
+        ({"use_sde": True}, "unknown setting 'use_sde'"),
+        ({"action_noise": None}, "unknown setting 'action_noise'"),
         ({"ent_coef": "automatic"}, "ent_coef is 'automatic'; it must be a number, 'auto', or 'auto_' and a number"),
         ({"ent_coef": "auto_-1"}, "ent_coef is -1.0; it must be above 0"),
         ({"target_entropy": "low"}, "target_entropy is 'low'; it must be a number or 'auto'"),
