@@ -15,7 +15,17 @@ NUMBER = r"-?\d[\d.e+]*"
 # Of each program: what makes it short, the package that it is about, and what it prints last.
 RUNS = {
     "accelerate_loop": (["--epochs", "1"], "accelerate", rf"losses: {NUMBER}, {NUMBER}"),
+    "different_tasks": (
+        ["--steps", "600", "--episodes", "1"],
+        "stable_baselines3",
+        rf"MountainCar-v0: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
     "lightning_manual": (["--epochs", "1"], "pytorch_lightning", rf"small: loss {NUMBER}, large: loss {NUMBER}"),
+    "minigrid_images": (
+        ["--steps", "6480", "--episodes", "1"],
+        "minigrid",
+        rf"Unlock: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
     "pytorch_loop": (["--steps", "20"], "torch", rf"centimetres: {NUMBER}% of the variance is left"),
     "sb3_continuous": (
         ["--steps", "300"],

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mtrl.rl.update import SharedUpdate as SharedUpdate
     from mtrl.rl.update import Update as Update
     from mtrl.rl.vec_env import ColumnError as ColumnError
+    from mtrl.rl.vec_env import DifferentSpacesError as DifferentSpacesError
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
     from mtrl.rl.wrappers import PaddedTask as PaddedTask
@@ -65,7 +66,7 @@ _HOMES = {
     ),
     "mtrl.rl.td_loss": ("TDLoss",),
     "mtrl.rl.update": ("SharedUpdate", "Update"),
-    "mtrl.rl.vec_env": ("ColumnError", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.vec_env": ("ColumnError", "DifferentSpacesError", "TaskVecEnv", "make_task_vec_env"),
     "mtrl.rl.wrappers": ("PaddedTask", "TaskOneHot"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]

@@ -22,7 +22,15 @@ from mtrl.rl.watchdog import Watchdog
 from mtrl.rl.wrappers import CommonShape, TaskOneHot, as_column
 from mtrl.states import PCG64, Like, Whole, check_form
 
-__all__ = ["ColumnError", "TaskOneHot", "TaskVecEnv", "make_task_vec_env", "mark_task", "variants"]
+__all__ = [
+    "ColumnError",
+    "DifferentSpacesError",
+    "TaskOneHot",
+    "TaskVecEnv",
+    "make_task_vec_env",
+    "mark_task",
+    "variants",
+]
 
 Action = TypeVar("Action")
 Observation = NDArray[Any]
@@ -52,6 +60,10 @@ def mark_task(
     return TaskOneHot(env, one_hot_tasks.index(task), len(one_hot_tasks)) if variant == "aware" else env
 
 
+class DifferentSpacesError(ValueError):
+    """Columns have different spaces. The message is one line with the columns, their tasks and their spaces."""
+
+
 class Episode(NamedTuple):
     """The data from which the present episode of a column can be played again."""
 
@@ -79,7 +91,8 @@ class TaskVecEnv(DummyVecEnv):
         column_seeds: the seed of each column's stream; None if the seed came from the operating system.
 
     Raises:
-        ValueError: the columns' observation or action spaces differ, or `step_timeout` is out of range.
+        ValueError: the columns' observation or action spaces differ (a `DifferentSpacesError`), or `step_timeout` is
+            out of range.
     """
 
     def __init__(self, env_fns: list[Callable[[], gymnasium.Env[Any, Any]]], step_timeout: float = 0.0) -> None:
@@ -87,7 +100,7 @@ class TaskVecEnv(DummyVecEnv):
         for column, env in enumerate(self.envs):
             for kind in ("observation_space", "action_space"):
                 if getattr(env, kind) != getattr(self, kind):
-                    raise ValueError(
+                    raise DifferentSpacesError(
                         f"all columns must have the same {kind}, but column {column}{self._of_task(column)} has "
                         f"{one_line(getattr(env, kind))} and column 0{self._of_task(0)} has "
                         f"{one_line(getattr(self, kind))}; "
@@ -318,7 +331,7 @@ def make_task_vec_env(
 
     Raises:
         ValueError: a task is unknown, given twice or not in `one_hot_tasks`, or does not work; the spaces of tasks
-            differ; the variant is unknown, or a number is out of range.
+            differ (a `DifferentSpacesError`); the variant is unknown, or a number is out of range.
     """
     of_columns = get_tasks(tasks)
     counts = columns_per_task(envs_per_task, of_columns)

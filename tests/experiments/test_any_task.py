@@ -252,11 +252,16 @@ def test_observations_that_are_numbers_of_a_place_are_flattened_in_training_and_
 
 
 @pytest.mark.parametrize("arguments", [["--heads", "per_task"], ["--variant", "aware"]])
-def test_tasks_of_different_shape_are_trained_and_evaluated_together(arguments: list[str], tmp_path: Path) -> None:
+def test_tasks_of_different_shape_are_trained_and_evaluated_together(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tasks = ["--tasks", "CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
     with pytest.raises(SystemExit, match="2"):
         train.main([*tasks, "--results-dir", str(tmp_path), *arguments, *QUICK])
     assert list(tmp_path.iterdir()) == []
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "of task Acrobot-v1" in message
+    assert message.endswith("(..., pad=True) pads tasks of different shape; in a command this is --pad")
     assert train.main([*tasks, "--pad", "--results-dir", str(tmp_path), *arguments, *QUICK]) == 0
     assert evaluate.main(["--results-dir", str(tmp_path), "--episodes", "1"]) == 0
     results = json.loads((tmp_path / "shared_dqn/seed_0/evaluation.json").read_text())["tasks"]
