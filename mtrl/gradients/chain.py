@@ -122,6 +122,66 @@ class Chain:
             raise RuntimeError("nothing to go back through: call `forward` first")
         self._last.backward(slope, rows, weights)
 
+    @inference
+    def input_gradient(self, slope: Tensor) -> Tensor:
+        """The gradient of the last `forward`'s input, without those of the parameters. The next call overwrites it.
+
+        Args:
+            slope: the gradient of the output.
+
+        Raises:
+            RuntimeError: `forward` has not been called.
+        """
+        if self._last is None:
+            raise RuntimeError("nothing to go back through: call `forward` first")
+        return self._last.input_gradient(slope)
+
+
+class ParallelChains:
+    """Several chains of the same input, such as critics. Their outputs are stacked: (C, N, ...) for C chains.
+
+    Args:
+        all_layers: see `Chain`, one for each.
+
+    Attributes:
+        layers: the layers of each chain.
+        chains: the chains.
+        runs: how many times `forward` has been called.
+
+    Raises:
+        UnsupportedLayerError: a layer cannot run in a chain; the message names the first such layer.
+    """
+
+    def __init__(self, all_layers: Sequence[nn.Sequential]) -> None:
+        self.layers = nn.ModuleList(all_layers)
+        self.chains = [Chain(layers) for layers in all_layers]
+        self.runs = 0
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a layer has a hook, which the chains would not call."""
+        return any(chain.hooked for chain in self.chains)
+
+    @inference
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs (C, N, ...) for `x` (N, ...)."""
+        self.runs += 1
+        return torch.stack([chain.forward(x) for chain in self.chains])
+
+    def backward(self, slope: Tensor, rows: TaskRows, weights: Sequence[float] | None = None) -> None:
+        """Go back through the last `forward`; see `Chain.backward`. The slope has the shape of the outputs."""
+        for chain, part in zip(self.chains, slope, strict=True):
+            chain.backward(part, rows, weights)
+
+    @inference
+    def input_gradient(self, slope: Tensor) -> Tensor:
+        """The gradient of the last `forward`'s input; see `Chain.input_gradient`."""
+        parts = [chain.input_gradient(part) for chain, part in zip(self.chains, slope, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+_WayBack = tuple[Tensor, list[Callable[[], object]], Tensor | None]
+
 
 class _Run:
     """The buffers and steps of a chain for one shape of input."""
@@ -134,7 +194,7 @@ class _Run:
             self.steps.append(STEPS[type(layer)](layer, y))
             y = self.steps[-1].y
         self.y = y
-        self._ways_back: dict[TaskRows, tuple[Tensor, list[Callable[[], object]]]] = {}
+        self._ways_back: dict[TaskRows | None, _WayBack] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         self.x.copy_(x.detach())
@@ -145,7 +205,7 @@ class _Run:
     def backward(self, slope: Tensor, rows: TaskRows, weights: Sequence[float] | None) -> None:
         if rows not in self._ways_back:
             self._ways_back[rows] = self._way_back(rows)
-        buffer, calls = self._ways_back[rows]
+        buffer, calls, _ = self._ways_back[rows]
         if weights is None or all(weight == 1 for weight in weights):
             buffer.copy_(slope.detach())
         else:
@@ -155,20 +215,33 @@ class _Run:
         for call in calls:
             call()
 
-    def _way_back(self, rows: TaskRows) -> tuple[Tensor, list[Callable[[], object]]]:
-        """The buffer of the output's gradient, and the functions to call in turn once it is filled."""
+    def input_gradient(self, slope: Tensor) -> Tensor:
+        if None not in self._ways_back:
+            self._ways_back[None] = self._way_back(None)
+        buffer, calls, gradient = self._ways_back[None]
+        assert gradient is not None  # without rows, every step gives the gradient of its input
+        buffer.copy_(slope)
+        for call in calls:
+            call()
+        return gradient
+
+    def _way_back(self, rows: TaskRows | None) -> _WayBack:
+        """The buffer of the output's gradient, what to call in turn once it is filled, and the input's gradient.
+
+        Without rows, the functions compute the input's gradient alone; with rows, there may be none.
+        """
         slope = torch.empty_like(self.y)
         gradient: Tensor | None = slope
         calls = []
         for index in reversed(range(len(self.steps))):
             assert gradient is not None  # only the first step may return None
-            gradient, call = self.steps[index].backward(gradient, rows, index > 0)
+            gradient, call = self.steps[index].backward(gradient, rows, index > 0 or rows is None)
             calls.append(call)
-        return slope, calls
+        return slope, calls, gradient
 
 
 class ChainEngine:
-    """Per-task gradients of an `nn.Sequential`, computed from the gradients of its output without autograd.
+    """Per-task gradients of an `nn.Sequential`, or of several, from the gradients of the output, without autograd.
 
         values = engine.forward(inputs)  # (T * B, ...), the rows of task 0 first
         gradients = engine.backward(slope, losses)  # the rows of task t in slope hold d losses[t] / d values
@@ -177,7 +250,7 @@ class ChainEngine:
     compare this engine with it.
 
     Args:
-        layers: see `Chain`.
+        layers: see `Chain`; or a list of such chains of the same input, whose outputs are stacked (`ParallelChains`).
         num_tasks: T.
         last_shared_layer: see `TaskMajorEngine`.
         group: see `TaskMajorEngine`.
@@ -189,15 +262,15 @@ class ChainEngine:
 
     def __init__(
         self,
-        layers: nn.Sequential,
+        layers: nn.Sequential | Sequence[nn.Sequential],
         num_tasks: int,
         last_shared_layer: nn.Module | Tensor | None = None,
         *,
         group: Group = "world",
     ) -> None:
         check_number("num_tasks", num_tasks, least=1, whole=True)
-        self.layout = ParameterLayout(layers.parameters())
-        self.chain = Chain(layers)
+        self.chain = Chain(layers) if isinstance(layers, nn.Sequential) else ParallelChains(layers)
+        self.layout = ParameterLayout(self.chain.layers.parameters())
         self._ranks = Ranks(group)
         self._rows = TaskRows(self.layout, num_tasks)
         self._sum = TaskRows(self.layout, 1)
@@ -240,7 +313,9 @@ class ChainEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """An engine of the copied layers, with buffers of its own."""
-        twin = type(self)(copy.deepcopy(self.chain.layers, memo), self._rows.num_tasks)
+        layers = copy.deepcopy(self.chain.layers, memo)
+        of_all: Any = list(layers) if isinstance(self.chain, ParallelChains) else layers
+        twin = type(self)(of_all, self._rows.num_tasks)
         twin._ranks, twin._last_layer = self._ranks, self._last_layer
         return twin
 
@@ -250,7 +325,7 @@ class _ChainGradients(TaskGradients):
 
     def __init__(
         self,
-        chain: Chain,
+        chain: Chain | ParallelChains,
         slope: Tensor,
         rows: TaskRows,
         sum_of_rows: TaskRows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +37,15 @@ class Step:
         """Fill `y`."""
         raise NotImplementedError
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
+    def backward(
+        self, grad: Tensor, rows: TaskRows | None, needs_input: bool
+    ) -> tuple[Tensor | None, Callable[[], object]]:
         """Prepare the way back through the layer, once for each `rows`. What is returned serves all updates.
 
         Args:
             grad: the buffer of the gradient of `y`.
-            rows: the buffer for each task's gradients of the layer's parameters.
+            rows: the buffer for each task's gradients of the layer's parameters. None if only the gradient of `x` is
+                wanted.
             needs_input: whether the gradient of `x` is wanted.
 
         Returns:
@@ -61,8 +65,12 @@ class _LinearStep(Step):
     def forward(self) -> None:
         torch.addmm(self.bias, self.x, self.weight_t, out=self.y)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
+    def backward(
+        self, grad: Tensor, rows: TaskRows | None, needs_input: bool
+    ) -> tuple[Tensor | None, Callable[[], object]]:
         grad_x = torch.empty_like(self.x) if needs_input else None
+        if rows is None:
+            return grad_x, partial(torch.mm, grad, self.weight, out=grad_x)
         x_by_task = self.x.view(rows.num_tasks, -1, self.x.shape[1])  # (T, B, in)
         grad_by_task = grad.view(rows.num_tasks, -1, grad.shape[1])  # (T, B, out)
         weight_rows = rows.of(self.layer.weight)  # (T, out, in)
@@ -92,7 +100,9 @@ class _ReLUStep(Step):
     def forward(self) -> None:
         self.y.relu_()
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
+    def backward(
+        self, grad: Tensor, rows: TaskRows | None, needs_input: bool
+    ) -> tuple[Tensor | None, Callable[[], object]]:
         return grad, lambda: torch.ops.aten.threshold_backward.grad_input(grad, self.y, 0, grad_input=grad)
 
 
@@ -110,11 +120,13 @@ class _LayerNormStep(Step):
         )
         self.y.copy_(y)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
+    def backward(
+        self, grad: Tensor, rows: TaskRows | None, needs_input: bool
+    ) -> tuple[Tensor | None, Callable[[], object]]:
         grad_x = torch.empty_like(grad) if needs_input else None
-        grad_by_task = grad.view(rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
-        weight_rows = None if self.layer.weight is None else rows.of(self.layer.weight)
-        bias_rows = None if self.layer.bias is None else rows.of(self.layer.bias)
+        weight_rows = None if rows is None or self.layer.weight is None else rows.of(self.layer.weight)
+        bias_rows = None if rows is None or self.layer.bias is None else rows.of(self.layer.bias)
+        grad_by_task = grad.view(1 if rows is None else rows.num_tasks, -1, *grad.shape[1:])  # (T, B, ...)
 
         def run() -> None:
             if weight_rows is not None:

@@ -82,8 +82,13 @@ class Actor(FeaturesNetworks):
         """
         mean, log_std = self(rows)
         actions = torch.tanh(mean + log_std.exp() * noise)
-        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        return actions, (density - torch.log(1 - actions.square() + 1e-6)).sum(1)
+        return actions, log_density(actions, log_std, noise)
+
+
+def log_density(actions: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """The logarithm of the density (N,) of squashed actions (N, A), made from noise with deviation exp(log_std)."""
+    of_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    return (of_normal - torch.log(1 - actions.square() + 1e-6)).sum(1)
 
 
 class Critics(FeaturesNetworks):

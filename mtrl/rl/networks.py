@@ -70,13 +70,27 @@ class _TaskEmbeddingStep(Step):
         self.y_state.copy_(self.state)
         torch.mm(self.one_hot, self.weight, out=self.y_embedded)
 
-    def backward(self, grad: Tensor, rows: TaskRows, needs_input: bool) -> tuple[Tensor | None, Callable[[], object]]:
-        assert not needs_input, "observations have no gradient: the embedding comes first"
+    def backward(
+        self, grad: Tensor, rows: TaskRows | None, needs_input: bool
+    ) -> tuple[Tensor | None, Callable[[], object]]:
         dim = self.weight.shape[1]
+        if rows is None:
+            return self._back_to_input(grad, dim)
+        assert not needs_input, "observations have no gradient: the embedding comes first"
         weight_rows = rows.of(self.layer.weight)
         one_hot_t = self.one_hot.view(rows.num_tasks, -1, self.layer.num_tasks).mT  # (T, tasks, B)
         grad_embedded = grad.view(rows.num_tasks, -1, grad.shape[1])[..., -dim:]  # (T, B, dim)
         return None, partial(torch.bmm, one_hot_t, grad_embedded, out=weight_rows)
+
+    def _back_to_input(self, grad: Tensor, dim: int) -> tuple[Tensor, Callable[[], object]]:
+        grad_x = grad.new_empty(len(grad), self.state.shape[1] + self.layer.num_tasks)
+        of_state, of_one_hot = grad_x[:, : -self.layer.num_tasks], grad_x[:, -self.layer.num_tasks :]
+
+        def run() -> None:
+            of_state.copy_(grad[:, :-dim])
+            torch.mm(grad[:, -dim:], self.weight.t(), out=of_one_hot)
+
+        return grad_x, run
 
 
 register_rule(TaskEmbedding, _TaskEmbeddingRule())

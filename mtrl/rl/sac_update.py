@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mtrl.balancers import Balancer
 from mtrl.files import one_line
-from mtrl.gradients import ParameterLayout
+from mtrl.gradients import ParameterLayout, TaskGradients
 from mtrl.guidance import LookaheadGuidance
 from mtrl.rl.actor_critic import MultiTaskSACPolicy
 from mtrl.rl.balanced import BalancedNetwork
@@ -19,6 +19,7 @@ from mtrl.rl.networks import in_order
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.replay import TaskBatch
+from mtrl.rl.sac_chain import chains_of
 from mtrl.rl.settings import SACSettings, first_temperature
 from mtrl.rl.update import Update
 from mtrl.states import check_adam, check_form
@@ -49,6 +50,7 @@ class ActorCriticUpdate(Update):
         actor: the same for the actor.
         target_weights: all parameters of the target critics as one vector.
         generator: draws the noise.
+        chains: computes the gradients without autograd; None where the networks are no chains of layers.
         learns_temperatures: whether there is a temperature to learn.
         actor_losses: the losses of the actor at the last update, (T,).
     """
@@ -75,6 +77,7 @@ class ActorCriticUpdate(Update):
             policy.actor, balancers["actor"], settings, guard, make_optimizer, "loss of the actor"
         )
         self.target_weights = ParameterLayout(in_order(policy.critic_target)).flatten_().detach()
+        self.chains = chains_of(policy, self.num_tasks)
         first = first_temperature(settings.ent_coef)
         self.learns_temperatures = isinstance(settings.ent_coef, str)
         # A temperature of 0 has no logarithm. The smallest positive number is 0 in all products here.
@@ -100,11 +103,9 @@ class ActorCriticUpdate(Update):
         noise = self.noise(batch)
         with torch.no_grad():
             targets = self.targets(batch, temperatures)
-        critic_losses = self._step(self.critic, lambda: self.critic_losses(batch, targets), measure_conflict)
-        with frozen(self.policy.critic):
-            self.actor_losses = self._step(
-                self.actor, lambda: self.losses_of_actor(batch, temperatures, noise), measure_conflict
-            )
+        critic_losses = self._step(self.critic, self.critic_gradients(batch, targets), measure_conflict)
+        of_actor = self.actor_gradients(batch, temperatures, noise)
+        self.actor_losses = self._step(self.actor, of_actor, measure_conflict)
         if self.learns_temperatures:
             self.temperature_optimizer.update(-(self._log_densities + self.target_entropy))
         self.diagnostics = {**self.critic.diagnostics, **_of_actor(self.actor.diagnostics)}
@@ -112,11 +113,26 @@ class ActorCriticUpdate(Update):
             self.conflict = {**self.critic.conflict, **_of_actor(self.actor.conflict)}
         return critic_losses
 
-    def _step(self, network: BalancedNetwork, losses: Callable[[], Tensor], measure_conflict: bool) -> Tensor:
-        gradients = network.task_gradients(losses)
+    def _step(self, network: BalancedNetwork, gradients: TaskGradients, measure_conflict: bool) -> Tensor:
         network.take(network.direction(gradients, measure_conflict))
         assert gradients.losses is not None  # the engines put them there
-        return gradients.losses
+        return gradients.losses.clone()
+
+    def critic_gradients(self, batch: TaskBatch, targets: Tensor) -> TaskGradients:
+        """The gradient of each task's `critic_losses`, by the chains of layers if the networks are such."""
+        if self.chains is not None and not self.chains.hooked:
+            return self.chains.critic_gradients(batch, targets)
+        return self.critic.task_gradients(lambda: self.critic_losses(batch, targets))
+
+    def actor_gradients(self, batch: TaskBatch, temperatures: Tensor, noise: Tensor) -> TaskGradients:
+        """The gradient of each task's `losses_of_actor`."""
+        if self.chains is not None and not self.chains.hooked:
+            by_row = self._by_row(temperatures, batch)
+            gradients, log_density = self.chains.actor_gradients(batch, by_row, noise)
+            self._log_densities = log_density.view(self.num_tasks, -1).mean(1)
+            return gradients
+        with frozen(self.policy.critic):
+            return self.actor.task_gradients(lambda: self.losses_of_actor(batch, temperatures, noise))
 
     @property
     def temperatures(self) -> Tensor:
@@ -125,8 +141,13 @@ class ActorCriticUpdate(Update):
 
     def targets(self, batch: TaskBatch, temperatures: Tensor) -> Tensor:
         """Bootstrapped returns (T * B,): reward + discount * (lowest target value - temperature * log density)."""
-        actions, log_density = self.policy.actor.sample(batch.next_observations, self.noise(batch))
-        values = self.policy.critic_target(batch.next_observations, actions).amin(0)
+        rows, noise = batch.next_observations, self.noise(batch)
+        if self.chains is not None and not self.chains.hooked:
+            actions, log_density = self.chains.sample(rows, noise)
+            values = self.chains.target_values(rows, actions)
+        else:
+            actions, log_density = self.policy.actor.sample(rows, noise)
+            values = self.policy.critic_target(rows, actions).amin(0)
         soft = values - self._by_row(temperatures, batch) * log_density
         targets: Tensor = self.rewards(batch) + batch.discounts * soft
         return targets

@@ -298,17 +298,31 @@ def test_images_and_dictionaries() -> None:
     assert set(evaluate_tasks(model, env, 2)) == {"t0", "t1"}
 
 
-def test_task_gradients_are_those_of_autograd() -> None:
-    model = agent(policy_kwargs={"net_arch": {"pi": [16], "qf": [24, 8]}})
+@pytest.mark.parametrize("variant", ["aware", "blind"])
+@pytest.mark.parametrize("kwargs", [{}, {"activation_fn": torch.nn.Tanh}])
+def test_task_gradients_are_those_of_autograd(variant: str, kwargs: Any) -> None:
+    model = agent(env=columns(variant=variant), policy_kwargs={"net_arch": {"pi": [16], "qf": [24, 8]}, **kwargs})
     model.learn(60)
+    assert (model.update.chains is not None) == (not kwargs)
     update, batch = model.update, model.replay_buffer.sample(16)
     noise = update.noise(batch)
-    targets = update.targets(batch, update.temperatures)
-    for network, losses in (
-        (update.critic, lambda: update.critic_losses(batch, targets.detach())),
-        (update.actor, lambda: update.losses_of_actor(batch, update.temperatures, noise)),
+    with torch.no_grad():
+        targets = update.targets(batch, update.temperatures)
+    temperatures = update.temperatures
+    for network, by_engine, losses in (
+        (
+            update.critic,
+            update.critic_gradients(batch, targets).jacobian.clone(),
+            lambda: update.critic_losses(batch, targets.clone()),
+        ),
+        (
+            update.actor,
+            update.actor_gradients(batch, temperatures, noise).jacobian.clone(),
+            lambda: update.losses_of_actor(batch, temperatures, noise),
+        ),
     ):
         rows = network.task_gradients(losses).jacobian.clone()
+        torch.testing.assert_close(by_engine, rows, rtol=1e-4, atol=1e-6)
         for task, loss in enumerate(losses()):
             parameters = list(network.shared.parameters())
             expected = torch.autograd.grad(loss, parameters, retain_graph=True)
