@@ -368,6 +368,17 @@ def test_each_task_has_its_own_temperature() -> None:
     assert (fixed.update.temperatures < 1e-40).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", EVERY)
+def test_cpu_and_cuda_agree(name: str) -> None:
+    cpu, cuda = (agent(**EVERY[name], device=device) for device in ("cpu", "cuda"))
+    for model in (cpu, cuda):
+        model.learn(20)  # no update yet, so that both have seen the same
+        for _ in range(50):
+            model.train(1, 16)
+    torch.testing.assert_close(weights_of(cuda).cpu(), weights_of(cpu), rtol=1e-4, atol=1e-4)
+
+
 # ----------------------------------------------------------------- what it refuses
 
 
