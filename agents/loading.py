@@ -34,6 +34,8 @@ def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN
 
 def _kind_of(state: Mapping[str, Any], path: object) -> type[MultiTaskDQN]:
     name = state.get("agent")
+    if name == "MultiTaskSAC":
+        raise CheckpointError(f"{str(path)!r} holds a MultiTaskSAC; load it with mtrl.rl.MultiTaskSAC.load")
     if not (isinstance(name, str) and name in KINDS):
         raise CheckpointError(f"{str(path)!r} holds no agent; agents are {', '.join(KINDS)}")
     return KINDS[name]

@@ -78,11 +78,8 @@ class ActorCriticUpdate(Update):
         )
         self.target_weights = ParameterLayout(in_order(policy.critic_target)).flatten_().detach()
         self.chains = chains_of(policy, self.num_tasks)
-        first = first_temperature(settings.ent_coef)
         self.learns_temperatures = isinstance(settings.ent_coef, str)
-        # A temperature of 0 has no logarithm. The smallest positive number is 0 in all products here.
-        log = torch.full((self.num_tasks,), max(first, 1e-45), device=policy.device).log()
-        policy.log_ent_coef = nn.Parameter(log)
+        policy.log_ent_coef = nn.Parameter(self._first_log_temperatures())
         self.temperature_optimizer = FlatAdam(policy.log_ent_coef, learning_rate)
         size = policy.num_actions
         self.target_entropy = -float(size) if settings.target_entropy == "auto" else float(settings.target_entropy)
@@ -133,6 +130,12 @@ class ActorCriticUpdate(Update):
             return gradients
         with frozen(self.policy.critic):
             return self.actor.task_gradients(lambda: self.losses_of_actor(batch, temperatures, noise))
+
+    def _first_log_temperatures(self) -> Tensor:
+        """The logarithms of the temperatures before the first update, (T,)."""
+        first = first_temperature(self.settings.ent_coef)
+        # A temperature of 0 has no logarithm. The smallest positive number is 0 in all products here.
+        return torch.full((self.num_tasks,), max(first, 1e-45), device=self.policy.device).log()
 
     @property
     def temperatures(self) -> Tensor:
@@ -239,11 +242,15 @@ class ActorCriticUpdate(Update):
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `saved_state` returned; see `Update.load_saved_state`.
 
+        Temperatures that are not learned are those of the settings, which may have changed since.
+
         Raises:
             KeyError: a part is missing.
             ValueError: a part does not fit.
         """
         super().load_saved_state(state)
+        if not self.learns_temperatures:
+            self.policy.log_ent_coef.detach().copy_(self._first_log_temperatures())
         for part in ("actor_optimizer", "actor_balancer", "temperature_optimizer"):
             check_form(part, state[part], dict)
         self.critic.load_memory_state(state)

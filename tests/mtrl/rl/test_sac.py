@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
+from agents import load_agent
 from mtrl import checkpoint
 from mtrl.balancers import make_balancer
 from mtrl.gradients import TaskMajorEngine
@@ -357,12 +358,17 @@ def test_actions_lie_in_the_space_and_in_its_shape() -> None:
         assert all(env.action_space.contains(action.astype(np.float64)) for action in actions)
 
 
-def test_each_task_has_its_own_temperature() -> None:
+def test_each_task_has_its_own_temperature(tmp_path: Path) -> None:
     model = agent(learning_rate=1e-2, learning_rate_decay=0)
     model.learn(400)
     first, second = model.update.temperatures.tolist()
     assert first != second
     assert max(first, second) < 1  # the first temperature asks for more noise than is needed here
+    model.save(tmp_path / "model")
+    changed = MultiTaskSAC.load(tmp_path / "model", ent_coef=0.25)
+    assert changed.update.temperatures.tolist() == pytest.approx([0.25, 0.25])
+    with pytest.raises(checkpoint.CheckpointError, match="model.zip' holds a MultiTaskSAC; load it with"):
+        load_agent(tmp_path / "model.zip")
     fixed = agent(ent_coef=0.0)
     fixed.learn(60)
     assert (fixed.update.temperatures < 1e-40).all()
