@@ -29,7 +29,7 @@ TASKS = [pendulum("standard"), pendulum("heavy", mass=1.3), pendulum("mars", gra
 def main() -> None:
     """Train on all three, and play each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=15_000, help="environment steps over all tasks")
+    parser.add_argument("--steps", type=int, default=30_000, help="environment steps over all tasks")
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
     args = parser.parse_args()
 
