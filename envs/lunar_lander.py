@@ -21,8 +21,8 @@ free_shapes()
 
 Observation = NDArray[np.float32]  # (8,) in the variant "blind", (8 + T,) in the variant "aware"
 Action = int | np.int64 | NDArray[np.float32]
-"""0: no engine, 1: left engine, 2: main engine, 3: right engine. Where actions are continuous, two throttles from -1 to 1:
-of the main engine, and of the right (below 0) or left one."""
+"""0: no engine, 1: left engine, 2: main engine, 3: right engine. Where actions are continuous, two throttles from -1 to
+1: of the main engine, and of the left (below 0) or right one."""
 TaskEnv = gymnasium.Env[Observation, Action]
 
 
