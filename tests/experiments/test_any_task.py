@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,3 +271,16 @@ def test_padding_is_known_again_where_only_the_observations_differ(tmp_path: Pat
     run = ["--variant", "blind", "--results-dir", str(tmp_path)]
     assert train.main(["--tasks", "Acrobot-v1", "MountainCar-v0", "--pad", *run, *QUICK]) == 0
     assert evaluate.main([*run, "--episodes", "1"]) == 0
+
+
+def test_a_package_of_the_users_that_hides_one_of_this_repository_is_named(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").touch()
+    command = [sys.executable, "-m", "experiments.rgb.train", "--tasks", "CartPole-v1"]
+    root = str(Path(__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "hides the package 'envs' of this repository; rename it" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["envs"]
