@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces, safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
-from mtrl.limits import check_choice, check_names
+from mtrl.limits import check_choice, check_names, check_number
 from mtrl.recorder import named
 from mtrl.rl.actions import OwnActions, counts_of_places
 from mtrl.rl.callbacks import check_callback
@@ -100,6 +100,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
             policy = cast(type[MultiTaskQPolicy], self.policy_aliases[policy])
         check_kind(env := maybe_make_env(env, 0) if isinstance(env, str) else env)
         self.settings = self.settings_type(**settings)
+        if sb3.get("seed") is not None:
+            sb3["seed"] = check_number("seed", sb3["seed"], least=0, most=2**32 - 1, whole=True)
         of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
         shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
         super().__init__(
@@ -248,7 +250,8 @@ class MultiTaskAlgorithm(SavedAlgorithm):
         names = task_names(wrapped)
         if names != self.task_names:
             raise ValueError(
-                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
+                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}; "
+                "to play in fewer of them or in another order, load the model without env, and use evaluate_tasks"
             )
         check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
         if (counts := action_counts(wrapped, names)) != self.actions_of_tasks:
