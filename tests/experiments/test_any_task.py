@@ -169,7 +169,7 @@ def test_a_task_that_says_nothing_of_success_has_no_success(tmp_path: Path, caps
         (["users_own_tasks:Wlk"], "did you mean Walk"),
         (["nowhere:TASK"], "ModuleNotFoundError: No module named 'nowhere'"),
         (["CartPole-v1", "CartPole-v1"], "tasks must be distinct"),
-        (["CartPole-v1", "Acrobot-v1"], "task Acrobot-v1 has Box"),
+        (["CartPole-v1", "Acrobot-v1"], "task Acrobot-v1 has Discrete(3)"),
     ],
 )
 def test_bad_tasks_are_one_line_and_nothing_is_written(
