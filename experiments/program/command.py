@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.program.flags import main_guard, parse
+from experiments.program.flags import UsageError, main_guard, parse
 from experiments.program.stopping import StoppedError, memory_problem
 from experiments.program.terminal import forgiving_output
 
@@ -47,6 +49,8 @@ def run(
         SystemExit: with status 2 after one line on stderr for what the user got wrong; see `main_guard`.
     """
     with forgiving_output():
+        with main_guard(prog):
+            check_own_packages()
         config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
         with main_guard(prog):
             main = resolve(target) if isinstance(target, str) else target
@@ -61,6 +65,21 @@ def run(
                 print(f"{prog}: {problem}", file=sys.stderr)
                 return 1
             return status if isinstance(status, int) else 0
+
+
+def check_own_packages() -> None:
+    """Check that the packages of this repository are not hidden by packages of the user's with the same names.
+
+    Raises:
+        UsageError: one of them is.
+    """
+    root = Path(__file__).parents[2]
+    for name in ("agents", "envs"):
+        spec = find_spec(name)
+        if spec is not None and spec.origin is not None and root not in Path(spec.origin).resolve().parents:
+            raise UsageError(
+                f"{spec.origin} hides the package {name!r} of this repository; rename it, or run in another folder"
+            )
 
 
 def resolve(address: str) -> Any:

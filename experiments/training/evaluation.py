@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +15,8 @@ from agents import MultiTaskDQN
 from experiments.program.flags import UsageError
 from experiments.program.tasks import get_task
 from experiments.training.filming import Frame, as_frame
-from mtrl.rl.tasks import AnyTask, TaskLike, make_env, solved_at, succeeded
+from mtrl.rl.episodes import long_episode, succeeded
+from mtrl.rl.tasks import AnyTask, TaskLike, make_env, solved_at
 from mtrl.rl.wrappers import TaskOneHot, as_column, learned_shape
 
 # Seeds of evaluation episodes. Training environments are seeded with 64-bit numbers from a `SeedSequence`, so that
@@ -155,6 +157,8 @@ def moments(
                 infos.append({name: info[name] for name in ("success", "is_success") if name in info})
                 total += float(reward)
                 step += 1
+                if (problem := long_episode(step, task.name)) is not None:
+                    print(problem, file=sys.stderr)
                 over = terminated or truncated
                 frame = as_frame(env.render(), task.name) if render_mode == "rgb_array" else None
                 success = succeeded(infos, total, threshold) if over else None

@@ -12,7 +12,7 @@ import agents
 from agents import MultiTaskDQN
 from experiments.program.tasks import get_tasks
 from experiments.training.config import TrainConfig
-from mtrl.rl.vec_env import DifferentSpacesError, TaskVecEnv, make_task_vec_env
+from mtrl.rl.vec_env import TaskVecEnv, make_task_vec_env
 
 
 @contextmanager
@@ -29,10 +29,7 @@ def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskD
     torch.set_num_threads(1)  # two threads are slower at these sizes, and runs side by side would fight for cores
     tasks = get_tasks(config.tasks)
     options: dict[str, Any] = {"step_timeout": config.step_timeout, "pad": config.pad}
-    try:
-        env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, **options)
-    except DifferentSpacesError as error:
-        raise ValueError(f"{error}; in a command this is --pad") from error
+    env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, **options)
     try:
         kind: type[MultiTaskDQN] = getattr(agents, config.agent)
         yield kind("MlpPolicy", env, **{**config.agent_kwargs, **changes}), env

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mtrl.rl.algorithm import MultiTaskAlgorithm as MultiTaskAlgorithm
     from mtrl.rl.callbacks import TaskEvalCallback as TaskEvalCallback
     from mtrl.rl.dqn import MultiTaskDQN as MultiTaskDQN
+    from mtrl.rl.episodes import succeeded as succeeded
     from mtrl.rl.evaluation import TaskReturns as TaskReturns
     from mtrl.rl.evaluation import evaluate_tasks as evaluate_tasks
     from mtrl.rl.networks import SharedQNetwork as SharedQNetwork
@@ -32,12 +33,10 @@ if TYPE_CHECKING:
     from mtrl.rl.tasks import make_env as make_env
     from mtrl.rl.tasks import register_task as register_task
     from mtrl.rl.tasks import solved_at as solved_at
-    from mtrl.rl.tasks import succeeded as succeeded
     from mtrl.rl.td_loss import TDLoss as TDLoss
     from mtrl.rl.update import SharedUpdate as SharedUpdate
     from mtrl.rl.update import Update as Update
     from mtrl.rl.vec_env import ColumnError as ColumnError
-    from mtrl.rl.vec_env import DifferentSpacesError as DifferentSpacesError
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
     from mtrl.rl.wrappers import PaddedTask as PaddedTask
@@ -51,6 +50,7 @@ _HOMES = {
     "mtrl.rl.algorithm": ("MultiTaskAlgorithm",),
     "mtrl.rl.callbacks": ("TaskEvalCallback",),
     "mtrl.rl.dqn": ("MultiTaskDQN",),
+    "mtrl.rl.episodes": ("succeeded",),
     "mtrl.rl.evaluation": ("TaskReturns", "evaluate_tasks"),
     "mtrl.rl.networks": ("SharedQNetwork",),
     "mtrl.rl.nonfinite": ("NonFiniteError",),
@@ -62,11 +62,11 @@ _HOMES = {
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings", "SACSettings"),
     "mtrl.rl.tasks": (
         *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),
-        *("make_env", "register_task", "solved_at", "succeeded"),
+        *("make_env", "register_task", "solved_at"),
     ),
     "mtrl.rl.td_loss": ("TDLoss",),
     "mtrl.rl.update": ("SharedUpdate", "Update"),
-    "mtrl.rl.vec_env": ("ColumnError", "DifferentSpacesError", "TaskVecEnv", "make_task_vec_env"),
+    "mtrl.rl.vec_env": ("ColumnError", "TaskVecEnv", "make_task_vec_env"),
     "mtrl.rl.wrappers": ("PaddedTask", "TaskOneHot"),
 }
 __all__ = [name for names in _HOMES.values() for name in names]

@@ -24,7 +24,7 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
-from mtrl.limits import check_choice, check_names
+from mtrl.limits import check_choice, check_names, check_number
 from mtrl.rl.callbacks import check_callback
 from mtrl.rl.columns import (
     Evening,
@@ -105,6 +105,8 @@ class MultiTaskAlgorithm(LoggedAlgorithm):
         if env is not None:
             self.check_actions(env.action_space)
         self.settings = self.settings_type(**settings)
+        if sb3.get("seed") is not None:
+            sb3["seed"] = check_number("seed", sb3["seed"], least=0, most=2**32 - 1, whole=True)
         of_sb3 = inspect.signature(OffPolicyAlgorithm).parameters
         shared = {field.name for field in fields(self.settings)} & of_sb3.keys()
         super().__init__(
@@ -255,7 +257,8 @@ class MultiTaskAlgorithm(LoggedAlgorithm):
         names = task_names(wrapped)
         if names != self.task_names:
             raise ValueError(
-                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}"
+                f"the environment's tasks are {', '.join(names)}; the model's are {', '.join(self.task_names)}; "
+                "to play in fewer of them or in another order, load the model without env, and use evaluate_tasks"
             )
         check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
         if (counts := action_counts(wrapped, names)) != self.actions_of_tasks:

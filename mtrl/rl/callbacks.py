@@ -22,6 +22,7 @@ from mtrl.limits import check_choice, check_number
 from mtrl.rl.columns import task_names
 from mtrl.rl.evaluation import TaskReturns, check_fits, chosen_tasks, evaluate_tasks, evaluation_env, has_several_tasks
 from mtrl.rl.tables import widen_tables
+from mtrl.rl.tasks import AnyTask
 
 BestBy = Literal["mean", "worst"]
 
@@ -53,7 +54,7 @@ class TaskEvalCallback(EvalCallback):
         best_by: what the best model is best by: `"mean"`, the mean over the tasks of their mean returns, or
             `"worst"`, the lowest of their mean returns. Default `"mean"`. Where the tasks' returns differ in size, a
             mean is that of the largest.
-        tasks: names of the tasks to play. Default None: all tasks of `eval_env`.
+        tasks: names of the tasks to play, or the tasks themselves. Default None: all tasks of `eval_env`.
 
     Attributes:
         results: the last evaluation; empty before the first.
@@ -79,7 +80,7 @@ class TaskEvalCallback(EvalCallback):
         verbose: int = 0,
         *,
         best_by: BestBy = "mean",
-        tasks: str | Iterable[str] | None = None,
+        tasks: str | AnyTask | Iterable[str | AnyTask] | None = None,
     ) -> None:
         check_number("eval_freq", eval_freq, least=1, whole=True)
         check_number("n_eval_episodes", n_eval_episodes, least=1, whole=True)

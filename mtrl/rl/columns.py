@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,12 +11,19 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecMonitor,
+    is_vecenv_wrapped,
+    unwrap_vec_normalize,
+)
 
 from mtrl.files import one_line
 from mtrl.rl.observations import TASK, ObservationRows, Observations
 from mtrl.rl.vec_env import name_of
-from mtrl.rl.wrappers import PaddedTask, TaskOneHot
+from mtrl.rl.wrappers import PaddedTask, TaskOneHot, remedy_for
 
 
 class OneHots(NamedTuple):
@@ -45,10 +53,24 @@ def check_kind(env: Any) -> None:
 
 
 def with_monitor(env: VecEnv) -> VecEnv:
-    """The environment, in a `VecMonitor` if no other monitor reports the episodes' returns."""
-    if all(env.env_is_wrapped(Monitor)) or is_vecenv_wrapped(env, VecMonitor):
+    """The environment, in a `VecMonitor` if no other monitor reports the return of every episode."""
+    seen = all(env.env_is_wrapped(Monitor))
+    if seen and isinstance(env.unwrapped, DummyVecEnv):
+        seen = all(map(_sees_every_end, env.unwrapped.envs))
+    if seen or is_vecenv_wrapped(env, VecMonitor):
         return env
-    return VecMonitor(env)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*already wrapped with a `Monitor`")  # which does not see every end
+        return VecMonitor(env)
+
+
+def _sees_every_end(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether the monitor of a column sees its time limit, which is so unless the limit is outside the monitor."""
+    while isinstance(env, gymnasium.Wrapper) and not isinstance(env, Monitor):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return False
+        env = env.env
+    return True
 
 
 def check_columns(env: VecEnv) -> None:
@@ -63,13 +85,13 @@ def check_columns(env: VecEnv) -> None:
             "number; scale rewards by reward_scaling='return', and observations by fixed numbers in a wrapper of each "
             "environment, such as gymnasium.wrappers.TransformObservation"
         )
-    for kind in ("observation_space", "action_space"):
+    for kind in ("action_space", "observation_space"):
         found = env.get_attr(kind)
         for column, space in enumerate(found):
             if space != found[0]:
                 raise ValueError(
                     f"all columns must have the same {kind}, but column {column} has {one_line(space)} and "
-                    f"column 0 has {one_line(found[0])}; make_task_vec_env(..., pad=True) pads tasks of different shape"
+                    f"column 0 has {one_line(found[0])}; {remedy_for(kind, space, found[0])}"
                 )
 
 
@@ -110,14 +132,26 @@ def column_counts(env: VecEnv) -> tuple[int, ...]:
     return tuple(names.count(name) for name in dict.fromkeys(names))
 
 
+def task_of(env: VecEnv, column: int) -> Any:
+    """The attribute `task` of a column; None if it has none.
+
+    A process of a `SubprocVecEnv` would end if it were asked for an attribute that it lacks.
+    """
+    in_processes = isinstance(env.unwrapped, SubprocVecEnv)
+    if in_processes and not any(env.env_method("has_wrapper_attr", "task", indices=column)):
+        return None
+    try:
+        return env.get_attr("task", column)[0]
+    except AttributeError:
+        return None
+
+
 def names_of_columns(env: VecEnv) -> list[str]:
     """The name of the task of each column; for the errors see `task_names`."""
     found = []
     for column in range(env.num_envs):
         try:
-            found += env.get_attr("task", column)
-        except AttributeError:
-            found.append(None)
+            found.append(task_of(env, column))
         except (EOFError, ConnectionError):  # a process of a SubprocVecEnv has ended with an error
             raise ValueError(
                 f"the task of column {column} can't be sent from its process: let its attribute `task` be a string"

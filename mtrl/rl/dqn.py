@@ -22,6 +22,7 @@ from mtrl.rl.exploration import EpsilonGreedy
 from mtrl.rl.policies import MultiTaskCnnPolicy, MultiTaskInputPolicy, MultiTaskQPolicy
 from mtrl.rl.settings import DQNOptions, DQNSettings, ReplaySettings
 from mtrl.rl.update import SharedUpdate
+from mtrl.rl.wrappers import DISCRETE_ONLY
 
 
 class MultiTaskDQN(MultiTaskAlgorithm):
@@ -120,10 +121,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         """See `MultiTaskAlgorithm.check_actions`."""
         if not isinstance(space, spaces.Discrete):
             can = "; MultiTaskSAC acts in a bounded Box" if isinstance(space, spaces.Box) else ""
-            raise ValueError(
-                f"actions are in {one_line(space)}; agents of Q-learning act in Discrete(n) only, for which "
-                f"gymnasium.wrappers.TransformAction can map numbers to other actions{can}"
-            )
+            raise ValueError(f"actions are in {one_line(space)}; {DISCRETE_ONLY}{can}")
 
     def make_update(self) -> SharedUpdate:
         """An `update_type` of this agent's networks, balancer and settings."""

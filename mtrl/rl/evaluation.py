@@ -22,9 +22,11 @@ from mtrl.rl.columns import (
     names_of_columns,
     one_hots,
     task_names,
+    task_of,
     with_monitor,
 )
-from mtrl.rl.tasks import succeeded
+from mtrl.rl.episodes import long_episode, succeeded
+from mtrl.rl.tasks import AnyTask
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def evaluate_tasks(
     n_eval_episodes: int = 10,
     deterministic: bool = True,
     render: bool = False,
-    tasks: str | Iterable[str] | None = None,
+    tasks: str | AnyTask | Iterable[str | AnyTask] | None = None,
 ) -> dict[str, TaskReturns]:
     """Play in every task.
 
@@ -72,7 +74,8 @@ def evaluate_tasks(
 
     An episode is a success if its last `info` says so under `is_success`, or any of its `info`s under `success`. If
     there is neither, it is one if its return reaches the `solved_at` of the column's task, or the `reward_threshold`
-    with which Gymnasium registered the environment.
+    with which Gymnasium registered the environment. Columns of a `SubprocVecEnv` can't be asked for that threshold:
+    their `task` says it, as an object with a `name` and a `solved_at`.
 
     Args:
         model: an agent with `predict`.
@@ -83,7 +86,10 @@ def evaluate_tasks(
         n_eval_episodes: episodes of each task, at least 1. Default 10.
         deterministic: whether the actions are greedy. Default True.
         render: whether to call `env.render()` after each step. Default False.
-        tasks: names of the tasks to play. Default None: all tasks of the columns.
+        tasks: names of the tasks to play, or the tasks themselves. Default None: all tasks of the columns.
+
+    An episode that goes on for 100,000 steps is warned about, because an environment without an end or a time limit
+    would be played for ever.
 
     Returns:
         What came of it by the names of the tasks, in the order of `tasks`, or of the columns.
@@ -105,7 +111,7 @@ def evaluate_tasks(
     return {name: _summary([row for row, of in zip(rows, of_columns, strict=True) if of == name]) for name in wanted}
 
 
-def chosen_tasks(tasks: str | Iterable[str] | None, names: Sequence[str]) -> tuple[str, ...]:
+def chosen_tasks(tasks: str | AnyTask | Iterable[str | AnyTask] | None, names: Sequence[str]) -> tuple[str, ...]:
     """The tasks to play, each once.
 
     Raises:
@@ -113,7 +119,8 @@ def chosen_tasks(tasks: str | Iterable[str] | None, names: Sequence[str]) -> tup
     """
     if tasks is None:
         return tuple(names)
-    chosen = tuple(dict.fromkeys((tasks,) if isinstance(tasks, str) else tasks))
+    given = (tasks,) if isinstance(tasks, str | AnyTask) else tasks
+    chosen = tuple(dict.fromkeys(task.name if isinstance(task, AnyTask) else task for task in given))
     if not chosen:
         raise ValueError(f"tasks are empty; the environment has {', '.join(names)}")
     check_names("task", chosen, names)
@@ -128,8 +135,8 @@ def _divided(episodes: int, columns: int) -> list[int]:
 class _Played:
     """The episodes of one column so far."""
 
-    def __init__(self, solved_at: float | None) -> None:
-        self.solved_at = solved_at
+    def __init__(self, task: str, solved_at: float | None) -> None:
+        self._task, self.solved_at = task, solved_at
         self.returns: list[float] = []
         self.lengths: list[int] = []
         self.successes: list[bool | None] = []
@@ -137,10 +144,13 @@ class _Played:
 
     def see(self, info: Mapping[str, Any], done: bool) -> None:
         """See what a step said, and whether the episode ended with it."""
+        if (problem := long_episode(len(self._said) + 1, self._task)) is not None:
+            warnings.warn(problem, stacklevel=4)
         self._said.append({name: info[name] for name in ("success", "is_success") if name in info})
         if not done:
             return
-        episode = info["episode"]
+        if (episode := info.get("episode")) is None:
+            raise ValueError("a Monitor has not seen the end of an episode: let it be outside every TimeLimit")
         self.returns.append(float(episode["r"]))
         self.lengths.append(int(episode["l"]))
         self.successes.append(succeeded(self._said, self.returns[-1], self.solved_at))
@@ -151,7 +161,7 @@ def _play(model: Any, env: VecEnv, episodes: Sequence[int], deterministic: bool,
     """Play as many episodes in each column as `episodes` says."""
     observations = env.reset()
     check_one_hots(env, observations)  # type: ignore[arg-type] # no dictionaries
-    columns = [_Played(_solved_at(env, column)) for column in range(env.num_envs)]
+    columns = [_Played(name, _solved_at(env, column)) for column, name in enumerate(names_of_columns(env))]
     while any(len(column.returns) < number for column, number in zip(columns, episodes, strict=True)):
         actions, _ = model.predict(observations, deterministic=deterministic)
         observations, _, dones, infos = env.step(actions)
@@ -173,11 +183,7 @@ def _learns_in(model: Any, env: VecEnv) -> bool:
 
 def _solved_at(env: VecEnv, column: int) -> float | None:
     """The return from which an episode of the column is a success; None where nothing says so."""
-    try:
-        (task,) = env.get_attr("task", column)
-    except AttributeError:
-        task = None
-    solved_at: float | None = getattr(task, "solved_at", None)
+    solved_at: float | None = getattr(task_of(env, column), "solved_at", None)
     unwrapped = env.unwrapped
     if solved_at is None and isinstance(unwrapped, DummyVecEnv):  # other processes could not send every spec
         solved_at = getattr(unwrapped.envs[column].spec, "reward_threshold", None)

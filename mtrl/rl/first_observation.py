@@ -25,8 +25,14 @@ def check_first_observation(env: gymnasium.Env[Any, Any], task: AnyTask) -> None
         reason = one_line(f"{type(error).__name__}: {error}")
         raise ValueError(f"the environment of task {task.name!r} can't be reset: {reason}") from error
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
-        what = type(found).__name__
-        raise ValueError(f"reset() of task {task.name!r} gives a {what}, not (observation, info) as Gymnasium asks")
+        what = f"a {type(found).__name__}"
+        if isinstance(found, tuple):
+            what += f" of {', '.join(type(part).__name__ for part in found)}"
+        raise ValueError(f"reset() of task {task.name!r} gives {what}, not (observation, info: dict) as Gymnasium asks")
+    for kind in ("observation_space", "action_space"):
+        if not isinstance(given := getattr(env, kind, None), spaces.Space):
+            what = "no" if given is None else f"{one_line(repr(given), 60)} as its"
+            raise ValueError(f"the environment of task {task.name!r} has {what} {kind}; it must be of gymnasium.spaces")
     observation, space = found[0], env.observation_space
     if isinstance(space, spaces.Box):
         if np.shape(observation) != space.shape:

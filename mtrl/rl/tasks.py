@@ -36,7 +36,6 @@ __all__ = [
     "make_env",
     "register_task",
     "solved_at",
-    "succeeded",
 ]
 
 LONGEST_NAME = 100
@@ -241,26 +240,6 @@ def solved_at(task: AnyTask, env: gymnasium.Env[Any, Any]) -> float | None:
     return None if threshold is None else float(threshold)
 
 
-def succeeded(infos: Iterable[Mapping[str, Any]], total: float, threshold: float | None) -> bool | None:
-    """Whether an episode was a success; None if nothing says what success is.
-
-    Args:
-        infos: the `info` of each step of the episode. Where they have `"is_success"` or `"success"`, these decide: an
-            episode is a success if `"is_success"` is true at its last step, or `"success"` at any step, as Meta-World
-            counts.
-        total: the undiscounted return of the episode.
-        threshold: otherwise, the return from which an episode is a success, as `solved_at` gives it; None if there is
-            none.
-    """
-    last, anywhere = None, None
-    for info in infos:
-        last = bool(info["is_success"]) if "is_success" in info else None
-        anywhere = bool(info["success"]) or bool(anywhere) if "success" in info else anywhere
-    if last is not None or anywhere is not None:
-        return anywhere if last is None else last
-    return None if threshold is None else total >= threshold
-
-
 # ------------------------------------------------------------------------------------------ from what is given to tasks
 
 
@@ -322,6 +301,8 @@ def _named(word: str, imports: bool) -> Iterator[AnyTask]:
     else:
         known = f"tasks are {', '.join(TASKS)}" if TASKS else "no task is registered"
         near = _nearest(word, gymnasium.registry)
+        if not near and "/" in word and ":" not in word:
+            near = f"; an id that a package registers has its module before it, as in my_package:{word}"
         if Path(f"{word.replace('.', '/')}.py").is_file():
             near = f"; did you mean something in this module, as in {word}:NAME?"
         raise UnknownTaskError(f"unknown task {word!r}; {known}{near}")

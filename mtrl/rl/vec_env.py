@@ -19,12 +19,11 @@ from mtrl.limits import check_choice, check_number
 from mtrl.rl.first_observation import check_first_observation
 from mtrl.rl.tasks import AnyTask, TaskLike, get_tasks, make_env
 from mtrl.rl.watchdog import Watchdog
-from mtrl.rl.wrappers import CommonShape, TaskOneHot, as_column
+from mtrl.rl.wrappers import CheckedSteps, CommonShape, TaskOneHot, as_column, remedy_for
 from mtrl.states import PCG64, Like, Whole, check_form
 
 __all__ = [
     "ColumnError",
-    "DifferentSpacesError",
     "TaskOneHot",
     "TaskVecEnv",
     "make_task_vec_env",
@@ -60,10 +59,6 @@ def mark_task(
     return TaskOneHot(env, one_hot_tasks.index(task), len(one_hot_tasks)) if variant == "aware" else env
 
 
-class DifferentSpacesError(ValueError):
-    """Columns have different spaces. The message is one line with the columns, their tasks and their spaces."""
-
-
 class Episode(NamedTuple):
     """The data from which the present episode of a column can be played again."""
 
@@ -91,20 +86,19 @@ class TaskVecEnv(DummyVecEnv):
         column_seeds: the seed of each column's stream; None if the seed came from the operating system.
 
     Raises:
-        ValueError: the columns' observation or action spaces differ (a `DifferentSpacesError`), or `step_timeout` is
+        ValueError: the columns' observation or action spaces differ, or `step_timeout` is
             out of range.
     """
 
     def __init__(self, env_fns: list[Callable[[], gymnasium.Env[Any, Any]]], step_timeout: float = 0.0) -> None:
         super().__init__(env_fns)
-        for column, env in enumerate(self.envs):
-            for kind in ("observation_space", "action_space"):
+        for kind in ("action_space", "observation_space"):
+            for column, env in enumerate(self.envs):
                 if getattr(env, kind) != getattr(self, kind):
-                    raise DifferentSpacesError(
+                    raise ValueError(
                         f"all columns must have the same {kind}, but column {column}{self._of_task(column)} has "
                         f"{one_line(getattr(env, kind))} and column 0{self._of_task(0)} has "
-                        f"{one_line(getattr(self, kind))}; "
-                        "make_task_vec_env(..., pad=True) pads tasks of different shape"
+                        f"{one_line(getattr(self, kind))}; {remedy_for(kind, getattr(env, kind), getattr(self, kind))}"
                     )
         self.column_seeds: list[int | None] = [None] * self.num_envs
         self._watchdog = Watchdog(step_timeout)
@@ -331,7 +325,7 @@ def make_task_vec_env(
 
     Raises:
         ValueError: a task is unknown, given twice or not in `one_hot_tasks`, or does not work; the spaces of tasks
-            differ (a `DifferentSpacesError`); the variant is unknown, or a number is out of range.
+            differ; the variant is unknown, or a number is out of range.
     """
     of_columns = get_tasks(tasks)
     counts = columns_per_task(envs_per_task, of_columns)
@@ -345,7 +339,7 @@ def make_task_vec_env(
         if is_first:
             with Watchdog(step_timeout):
                 check_first_observation(env, task)
-        return _Column(mark_task(as_column(env, shape), task, distinguished, variant), task)
+        return _Column(mark_task(as_column(CheckedSteps(env), shape), task, distinguished, variant), task)
 
     places = [(task, place) for task, count in zip(of_columns, counts, strict=True) for place in range(count)]
     vec_env = TaskVecEnv([partial(column, task, place == 0) for task, place in places], step_timeout)
@@ -370,6 +364,8 @@ def columns_per_task(envs_per_task: int | Sequence[int], tasks: Sequence[AnyTask
     Raises:
         ValueError: a number is below 1, or there is not one number for each task.
     """
+    if isinstance(envs_per_task, np.ndarray) and envs_per_task.ndim:
+        envs_per_task = envs_per_task.tolist()
     if not isinstance(envs_per_task, Sequence):
         return [check_number("envs_per_task", envs_per_task, least=1, whole=True)] * len(tasks)
     if len(envs_per_task) != len(tasks):

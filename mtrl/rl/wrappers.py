@@ -63,6 +63,10 @@ class TaskOneHot(gymnasium.ObservationWrapper[Any, Action, Any]):
     def observation(self, observation: Any) -> Any:
         """Add the one-hot to an observation."""
         if self._is_vector:
+            if np.shape(observation) != self.env.observation_space.shape:
+                raise ValueError(
+                    f"an observation of shape {np.shape(observation)}, not {self.env.observation_space.shape}"
+                )
             return np.concatenate((observation, self.one_hot))
         parts = observation if isinstance(observation, Mapping) else {"observation": observation}
         return {**parts, TASK: self.one_hot}
@@ -99,6 +103,29 @@ class StackedFrames(gymnasium.ObservationWrapper[Any, Any, Any]):
         if self._channels_first:
             return frames.reshape(-1, *frames.shape[2:])
         return np.moveaxis(frames, 0, 2).reshape(*frames.shape[1:3], -1)
+
+
+class CheckedSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Names what `step` of an environment gives wrongly, before other wrappers stumble over it."""
+
+    def step(self, action: Any) -> Any:
+        """As the environment's.
+
+        Raises:
+            ValueError: it does not give the five values that Gymnasium asks for, or the reward is no single number.
+        """
+        found = self.env.step(action)
+        if not isinstance(found, tuple) or len(found) != 5:
+            what = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
+            raise ValueError(
+                f"step() gives {what}, not (observation, reward, terminated, truncated, info) as Gymnasium asks"
+            )
+        try:
+            float(found[1])
+        except (TypeError, ValueError):
+            shown = one_line(repr(found[1]), 60)
+            raise ValueError(f"the reward is {shown}; it must be a single number, such as float(reward)") from None
+        return found
 
 
 class CommonShape(NamedTuple):
@@ -210,6 +237,33 @@ def as_column(env: AnyEnv, shape: CommonShape | None = None) -> AnyEnv:
             raise ValueError(f"observations in {type(space).__name__} are not supported: they have no fixed size")
         env = FlattenObservation(env)
     return env if shape is None else PaddedTask(env, shape)
+
+
+DISCRETE_ONLY = (
+    "agents of Q-learning act in Discrete(n) only, for which gymnasium.wrappers.TransformAction can map numbers to "
+    "other actions"
+)
+
+
+def remedy_for(kind: str, first: spaces.Space[Any], second: spaces.Space[Any]) -> str:
+    """What can be done about columns with different spaces.
+
+    Args:
+        kind: `"action_space"` or `"observation_space"`.
+        first: the space of one column.
+        second: the space of another.
+    """
+    kinds = {isinstance(first, spaces.Box), isinstance(second, spaces.Box)}
+    if kind == "action_space" and kinds == {True}:
+        return "continuous actions can't be padded; gymnasium.wrappers.TransformAction can bring them to one size"
+    if kind == "action_space" and not (isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete)):
+        return DISCRETE_ONLY
+    if kind == "observation_space" and not (_is_vector(first) and _is_vector(second)):
+        return "images and dictionaries must be alike; gymnasium.wrappers has FlattenObservation and ResizeObservation"
+    return (
+        "make_task_vec_env(..., pad=True), in commands --pad, takes vectors that differ in length, bounds or dtype, "
+        "and different actions in Discrete"
+    )
 
 
 def _is_vector(space: Any) -> bool:

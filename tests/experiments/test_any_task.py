@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +169,7 @@ def test_a_task_that_says_nothing_of_success_has_no_success(tmp_path: Path, caps
         (["users_own_tasks:Wlk"], "did you mean Walk"),
         (["nowhere:TASK"], "ModuleNotFoundError: No module named 'nowhere'"),
         (["CartPole-v1", "CartPole-v1"], "tasks must be distinct"),
-        (["CartPole-v1", "Acrobot-v1"], "task Acrobot-v1 has Box"),
+        (["CartPole-v1", "Acrobot-v1"], "task Acrobot-v1 has Discrete(3)"),
     ],
 )
 def test_bad_tasks_are_one_line_and_nothing_is_written(
@@ -261,7 +263,7 @@ def test_tasks_of_different_shape_are_trained_and_evaluated_together(
     assert list(tmp_path.iterdir()) == []
     (message,) = capsys.readouterr().err.splitlines()
     assert "of task Acrobot-v1" in message
-    assert message.endswith("(..., pad=True) pads tasks of different shape; in a command this is --pad")
+    assert "make_task_vec_env(..., pad=True), in commands --pad, takes vectors that differ in length" in message
     assert train.main([*tasks, "--pad", "--results-dir", str(tmp_path), *arguments, *QUICK]) == 0
     assert evaluate.main(["--results-dir", str(tmp_path), "--episodes", "1"]) == 0
     results = json.loads((tmp_path / "shared_dqn/seed_0/evaluation.json").read_text())["tasks"]
@@ -274,3 +276,16 @@ def test_padding_is_known_again_where_only_the_observations_differ(tmp_path: Pat
     run = ["--variant", "blind", "--results-dir", str(tmp_path)]
     assert train.main(["--tasks", "Acrobot-v1", "MountainCar-v0", "--pad", *run, *QUICK]) == 0
     assert evaluate.main([*run, "--episodes", "1"]) == 0
+
+
+def test_a_package_of_the_users_that_hides_one_of_this_repository_is_named(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").touch()
+    command = [sys.executable, "-m", "experiments.rgb.train", "--tasks", "CartPole-v1"]
+    root = str(Path(__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "hides the package 'envs' of this repository; rename it" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["envs"]

@@ -81,7 +81,7 @@ def test_observations_are_padded_with_zeros_and_actions_to_the_largest_number() 
 
 def test_without_padding_the_two_tasks_and_their_spaces_are_named() -> None:
     with pytest.raises(
-        ValueError, match=r"task Acrobot-v1 has Box\(.*and column 0 of task CartPole-v1 has Box\(.*pad"
+        ValueError, match=r"task Acrobot-v1 has Discrete\(3\) and column 0 of task CartPole-v1 has Discrete\(2\).*pad"
     ) as caught:
         make_task_vec_env(THREE, envs_per_task=1)
     assert "\n" not in str(caught.value)

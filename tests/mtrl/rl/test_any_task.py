@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from agents import BRC
 from mtrl.rl import (
+    ColumnError,
     MultiTaskDQN,
     Task,
     UnknownTaskError,
@@ -254,3 +255,115 @@ def test_a_task_is_shown_only_if_its_function_takes_a_render_mode() -> None:
     frame.close()
     with pytest.raises(ValueError, match="can't be shown: it was made with render_mode=None and not 'rgb_array'"):
         make_env(Task("pole", make_pole), "rgb_array")
+
+
+class Plain(gymnasium.Env[np.ndarray, int]):
+    """Ends after `length` steps. Each test changes one thing of it."""
+
+    observation_space: spaces.Space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space: spaces.Space = spaces.Discrete(2)
+    length = 8
+    reward: object = 1.0
+    steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(3, np.float32), self.reward, self.steps >= self.length, False, {}
+
+
+def variant_of_plain(**members):
+    return type("Changed", (Plain,), members)
+
+
+def small_agent(env):
+    return MultiTaskDQN(
+        "MlpPolicy", env, learning_starts=8, batch_size=4, buffer_size=64, policy_kwargs={"net_arch": [4]}, seed=0
+    )
+
+
+@pytest.mark.parametrize("actions", [spaces.MultiDiscrete([2, 2]), spaces.Box(-1, 1, (2,))])
+def test_other_actions_beside_discrete_ones_are_no_matter_of_padding(actions) -> None:
+    with pytest.raises(ValueError, match=r"Discrete\(n\) only.*TransformAction") as caught:
+        make_task_vec_env([Plain, variant_of_plain(action_space=actions)])
+    assert "pad" not in str(caught.value)
+
+
+def test_bounds_and_dtypes_that_differ_are_answered_with_what_takes_them() -> None:
+    wide = variant_of_plain(observation_space=spaces.Box(-2.0, 2.0, (3,), np.float64))
+    with pytest.raises(ValueError, match=r"pad=True\), in commands --pad, takes .* bounds or dtype"):
+        make_task_vec_env([Plain, wide])
+    small_agent(make_task_vec_env([Plain, wide], envs_per_task=1, seed=0, pad=True)).learn(24)
+
+
+def test_images_that_differ_are_not_answered_with_padding() -> None:
+    images = [
+        variant_of_plain(
+            observation_space=spaces.Box(0, 255, (size, size, 3), np.uint8),
+            reset=lambda self, size=size, **_: (np.zeros((size, size, 3), np.uint8), {}),
+        )
+        for size in (36, 40)
+    ]
+    with pytest.raises(ValueError, match="ResizeObservation") as caught:
+        make_task_vec_env([Task(f"of {index}", make) for index, make in enumerate(images)])
+    assert "pad=" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"reward": np.array([1.0, 2.0])}, r"the reward is array\(\[1., 2.\]\); it must be a single number"),
+        ({"reward": None}, "the reward is None; it must be a single number"),
+        ({"step": lambda self, action: (np.zeros(3), 0.0, False, {})}, r"step\(\) gives 4 values, not \(observation"),
+        ({"step": lambda self, action: (np.zeros(1), 0.0, False, False, {})}, r"of shape \(1,\), not \(3,\)"),
+    ],
+)
+def test_what_a_step_gives_wrongly_is_named(members, message) -> None:
+    env = make_task_vec_env(variant_of_plain(**members), envs_per_task=1, seed=0)
+    env.reset()
+    with pytest.raises(ColumnError, match=message):
+        env.step([0])
+
+
+def test_an_environment_without_a_space_is_named() -> None:
+    with pytest.raises(ValueError, match="task 'Changed' has no observation_space"):
+        make_task_vec_env(variant_of_plain(observation_space=None))
+
+
+def test_an_id_of_a_package_that_is_not_imported_is_answered_with_how_to_import_it() -> None:
+    with pytest.raises(UnknownTaskError, match="as in my_package:SomePackage/Pong-v9"):
+        get_tasks("SomePackage/Pong-v9")
+
+
+def test_a_success_that_is_unknown_says_nothing_and_several_are_refused() -> None:
+    assert succeeded([{"success": np.nan}, {"success": None}], 0.0, None) is None
+    assert succeeded([{"success": np.array([1.0])}], 0.0, None) is True
+    with pytest.raises(ValueError, match=r"info\['success'\] is array\(\[1., 0.\]\); it must be a single truth value"):
+        succeeded([{"success": np.array([1.0, 0.0])}], 0.0, None)
+
+
+def test_an_episode_without_end_is_warned_about(monkeypatch) -> None:
+    monkeypatch.setattr("mtrl.rl.episodes.LONG_EPISODE", 5)
+    env = make_task_vec_env(Plain, envs_per_task=1, seed=0)
+    with pytest.warns(UserWarning, match=r"task 'Plain' goes on after 5 steps.*TimeLimit"):
+        evaluate_tasks(small_agent(env), make_task_vec_env(Plain, envs_per_task=1), 1)
+
+
+def test_numbers_of_numpy_are_seeds_and_counts() -> None:
+    tasks = ["CartPole-v1", Task("b", lambda: gymnasium.make("CartPole-v1"))]
+    env = make_task_vec_env(tasks, envs_per_task=np.array([1, 2]), seed=0)
+    assert env.num_envs == 3
+    agent = MultiTaskDQN("MlpPolicy", env, buffer_size=256, seed=np.int64(3))  # type: ignore[arg-type]
+    assert repr(agent.seed) == "3"
+    with pytest.raises(ValueError, match="seed is -1"):
+        MultiTaskDQN("MlpPolicy", env, buffer_size=256, seed=-1)
+
+
+def test_tasks_to_play_may_be_given_themselves() -> None:
+    pole = Task("b", lambda: gymnasium.make("CartPole-v1"))
+    env = make_task_vec_env(["CartPole-v1", pole], envs_per_task=1, seed=0)
+    assert list(evaluate_tasks(small_agent(env), env, 1, tasks=pole)) == ["b"]
