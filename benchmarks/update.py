@@ -15,6 +15,9 @@ Every case takes the gradient of the same temporal-difference losses (double Q-l
 The cases take turns in rounds, so that a change in the machine's speed affects all of them alike. Each figure is the
 median over rounds, with one torch thread. The floor is the time of the matrix products alone at the speed of a large
 product, measured in the same run. With `--device cuda`, all cases work on the GPU, and there is no floor.
+
+`--algorithm sac` times the update of a soft actor-critic instead, relative to that of Stable-Baselines3; the cases are
+described in `benchmarks/actor_critic.py`, and there is no floor.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from agents import MultiTaskDQN, SharedQNetwork, TaskBatch
+from benchmarks import actor_critic
 from benchmarks.common import (
     NO_TORCHJD,
     Floor,
@@ -78,6 +82,9 @@ class BenchmarkConfig(TurnsConfig):
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where all cases work."""
+
+    algorithm: Literal["dqn", "sac"] = "dqn"
+    """Whose updates are timed: Q-learning's, relative to plain PyTorch, or a soft actor-critic's, relative to SB3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,8 +239,10 @@ def sb3_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
 
 
 def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
-    """All cases that take turns. The first one is "plain"."""
+    """All cases that take turns. The first one is what the others are compared with."""
     sizes = (config.tasks, config.batch_size, config.device)
+    if config.algorithm == "sac":
+        return actor_critic.make_cases(*sizes)
     cases = {"plain": plain_update(*sizes)}
     for name in names():
         settings: dict[str, Any] = {"policy_interval": 10} if name == "aim" else {}
@@ -256,23 +265,25 @@ def benchmark(config: BenchmarkConfig) -> None:
     updates = max(round(config.seconds / (config.rounds + 1) / trial), 1)
     seconds = interleaved(cases, config.rounds, updates, config.device)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = {name: median_ratio(values, seconds["plain"]) for name, values in seconds.items()}
+    first = next(iter(cases))
+    ratio = {name: median_ratio(values, seconds[first]) for name, values in seconds.items()}
     sizes, rows = (STATE + EMBEDDING, *HIDDEN, ACTIONS), config.tasks * config.batch_size
     floor = Floor.at(ceiling, flops_of_update(sizes, rows, double_q=True), bytes_of_update(sizes, rows))
     least = floor.seconds_per_step
     place = f"T = {config.tasks}, B = {config.batch_size}, on {config.device}"
     title = f"{place}: medians of {config.rounds} rounds of {updates} updates"
-    table = Table("update", "microseconds", "relative to plain", title=title)
-    if config.device == "cpu":  # the floor is that of one core of the CPU
+    table = Table("update", "microseconds", f"relative to {first}", title=title)
+    if has_floor := config.device == "cpu" and config.algorithm == "dqn":  # that of one core of the CPU
         table.add_column("times the floor")
     for name in cases:
-        times_floor = [f"{median[name] / least:.1f}"] if config.device == "cpu" else []
+        times_floor = [f"{median[name] / least:.1f}"] if has_floor else []
         table.add_row(name, f"{1e6 * median[name]:.0f}", f"{ratio[name]:.2f}", *times_floor)
     console.print(table)
-    if config.device == "cpu":
+    if has_floor:
         console.print(floor.text("update"))
     if config.json is not None:
-        figures = {"ratio_to_plain": ratio, "seconds": median, "floor_seconds": least, "ceilings": vars(ceiling)}
+        figures: dict[str, Any] = {f"ratio_to_{first}": ratio, "seconds": median, "ceilings": vars(ceiling)}
+        figures |= {"floor_seconds": least} if has_floor else {}
         write_json(config.json, config, figures)
 
 
