@@ -126,7 +126,16 @@ class MultiTaskPolicy(BasePolicy):
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
         """Rows (N, ...) of one observation or several, as the networks take them, and whether there are several."""
-        tensors, several = super().obs_to_tensor(observation)
+        try:
+            tensors, several = super().obs_to_tensor(observation)
+        except ValueError as error:
+            if not self.rows.one_hot_size:
+                raise
+            size = self.rows.one_hot_size
+            raise ValueError(
+                f"{one_line(error)}; this model has learned with the task's one-hot of {size} numbers in its "
+                "observations, which mtrl.rl.TaskOneHot adds"
+            ) from error
         if isinstance(tensors, dict):
             rows = self.rows.of({key: tensor.numpy(force=True) for key, tensor in tensors.items()})
         else:

@@ -171,6 +171,8 @@ class SavedAlgorithm(OffPolicyAlgorithm):
             ValueError: `env` does not fit the model.
         """
         objects = dict(custom_objects or {})
+        if settings := sorted(objects.keys() & cls.known_settings()):
+            raise ValueError(f"{settings[0]} is no custom object here; give it as load(..., {settings[0]}=...)")
         check_names("custom object", objects, ["policy_class", *CLASSES])
         state = load_state(path)
         name, device = repr(str(path)), get_device(device)

@@ -156,6 +156,19 @@ def test_a_policy_class_of_ones_own_is_asked_for_when_the_model_is_loaded(tmp_pa
     assert type(again.policy) is OwnPolicy
     with pytest.raises(ValueError, match=r"unknown custom object 'lr_schedule'"):
         MultiTaskDQN.load(tmp_path / "m.zip", custom_objects={"lr_schedule": None})
+    with pytest.raises(
+        ValueError, match=r"learning_rate is no custom object here; give it as load\(..., learning_rate="
+    ):
+        MultiTaskDQN.load(tmp_path / "m.zip", custom_objects={"learning_rate": 0.0})
+
+
+def test_an_observation_without_the_one_hot_is_answered_with_what_adds_it() -> None:
+    env = make_task_vec_env(["CartPole-v1"], 1, seed=0, variant="aware")
+    with pytest.raises(ValueError, match=r"one-hot of 1 numbers in its observations, which mtrl\.rl\.TaskOneHot adds"):
+        agent(env).predict(np.zeros(4, np.float32))
+    with pytest.raises(ValueError, match="Unexpected observation shape") as caught:
+        agent(make_task_vec_env(["CartPole-v1"], 1, seed=0, variant="blind")).predict(np.zeros(7, np.float32))
+    assert "one-hot" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [str, Path, "dict"])
