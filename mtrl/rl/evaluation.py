@@ -243,7 +243,7 @@ def warn_of_evaluate_policy(caller: FrameType | None) -> bool:
         warnings.warn(
             "evaluate_policy shares its episodes out over all columns and may leave out tasks; "
             "mtrl.rl.evaluate_tasks plays every task",
-            stacklevel=4,  # the line that called `evaluate_policy`
+            stacklevel=5,  # the line that called `evaluate_policy`
         )
     return True
 
