@@ -15,6 +15,11 @@ NUMBER = r"-?\d[\d.e+]*"
 # Of each program: what makes it short, the package that it is about, and what it prints last.
 RUNS = {
     "accelerate_loop": (["--epochs", "1"], "accelerate", rf"losses: {NUMBER}, {NUMBER}"),
+    "continuous_landers": (
+        ["--steps", "1200", "--episodes", "1"],
+        "Box2D",
+        rf"HeavyContinuous: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
     "different_tasks": (
         ["--steps", "600", "--episodes", "1"],
         "stable_baselines3",

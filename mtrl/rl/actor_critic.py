@@ -112,7 +112,7 @@ class MultiTaskSACPolicy(MultiTaskPolicy):
         n_critics: the number of critics, of whose values the lowest counts. Default 2.
         **kwargs: arguments of `MultiTaskPolicy`, and of the networks: `net_arch` (widths of the hidden layers, or a
             dictionary with the widths of the actor's, `pi`, and of the critics', `qf`; default (256, 128), and none on
-            the features of `NatureCNN`), `embedding_dim` (default 8), `layer_norm` (default True), `activation_fn`
+            the features of `NatureCNN`), `embedding_dim` (default 8), `layer_norm` (default False), `activation_fn`
             (default `nn.ReLU`), `heads` (`"shared"` or `"per_task"`).
 
     Attributes:
@@ -175,7 +175,7 @@ class MultiTaskSACPolicy(MultiTaskPolicy):
         num_tasks: int,
         embedding_dim: int = 8,
         net_arch: Sequence[int] = (256, 128),
-        layer_norm: bool = True,
+        layer_norm: bool = False,
         activation_fn: type[nn.Module] = nn.ReLU,
         heads: str = "shared",
     ) -> SharedQNetwork:

@@ -32,7 +32,7 @@ class MultiTaskSAC(MultiTaskAlgorithm):
     * an update computes one gradient per task for the critics and one for the actor, each in a single backward pass,
       and a balancer of its own combines either;
     * each task has its own temperature;
-    * networks have layer norm by default;
+    * transitions have 3 steps of reward by default;
     * saved models hold no pickle.
 
     Args:

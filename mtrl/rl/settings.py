@@ -154,9 +154,12 @@ class DQNSettings(ReplaySettings):
 class SACSettings(ReplaySettings):
     """Settings of `MultiTaskSAC`."""
 
-    n_step: Annotated[int, Limits(least=1, most=1_000)] = 1
+    n_step: Annotated[int, Limits(least=1, most=1_000)] = 3
     """Rewards in a transition before the bootstrapped value, at most 1,000. The entropy of the actions in between does
-    not count."""
+    not count. With 1, as in the paper, the landers learn several times more slowly."""
+
+    tau: Share = 0.01
+    """Share of the critics that goes into the target critics at each target update; 1 copies them."""
 
     target_update_interval: Count = 1
     """Updates between target updates."""
