@@ -28,15 +28,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import gymnasium
-import numpy as np
 import torch
 from gymnasium import spaces
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from agents import MultiTaskDQN, SharedQNetwork, TaskBatch
@@ -54,14 +51,13 @@ from benchmarks.common import (
     torchjd_pcgrad,
     write_json,
 )
+from benchmarks.noise import EMBEDDING, HIDDEN, LEARNING_RATE, STATE, environment, sb3_update
 from experiments.program.command import run
 from mtrl.balancers import names
 from mtrl.limits import check_number
 from mtrl.rl.td_loss import TDLoss
-from mtrl.rl.wrappers import TaskOneHot
 
-STATE, ACTIONS, EMBEDDING, HIDDEN = 8, 4, 8, (256, 128)
-LEARNING_RATE, GAMMA = 5e-4, 0.99
+ACTIONS, GAMMA = 4, 0.99
 
 
 @dataclass(frozen=True)
@@ -94,38 +90,13 @@ class BenchmarkConfig(TurnsConfig):
             check_number(name, getattr(self, name), least=1, whole=True)
 
 
-class Noise(gymnasium.Env[Any, Any]):
-    """Random states and rewards. The cost of an update does not depend on them."""
-
-    observation_space = spaces.Box(-np.inf, np.inf, (STATE,))
-    action_space = spaces.Discrete(ACTIONS)
-
-    def __init__(self, task: int) -> None:
-        self.task = f"task{task}"
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a new state."""
-        super().reset(seed=seed)
-        return self.np_random.standard_normal(STATE).astype(np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Draw another state. One step in a hundred ends the episode."""
-        state = self.np_random.standard_normal(STATE).astype(np.float32)
-        return state, float(self.np_random.standard_normal()), bool(self.np_random.random() < 0.01), False, {}
-
-
-def environment(tasks: int) -> DummyVecEnv:
-    """One column per task. Observations end with the one-hot of the task."""
-    return DummyVecEnv([lambda task=task: TaskOneHot(Noise(task), task, tasks) for task in range(tasks)])  # type: ignore[misc]
-
-
 def balanced_update(
     tasks: int, batch_size: int, device: str, balancer: str, **balancer_kwargs: Any
 ) -> Callable[[], None]:
     """The update of `agents.MultiTaskDQN` with this balancer."""
     agent = MultiTaskDQN(
         "MlpPolicy",
-        environment(tasks),
+        environment(tasks, spaces.Discrete(ACTIONS)),
         balancer,
         balancer_kwargs,
         learning_rate=LEARNING_RATE,
@@ -221,23 +192,6 @@ def autogram_update(tasks: int, batch_size: int, device: str) -> Callable[[], No
     return update
 
 
-def sb3_update(tasks: int, batch_size: int, device: str) -> Callable[[], None]:
-    """One update by Stable-Baselines3's `DQN.train`, on the same number of transitions."""
-    agent = DQN(
-        "MlpPolicy",
-        environment(tasks),
-        learning_rate=LEARNING_RATE,
-        buffer_size=1_000 * tasks,
-        learning_starts=10**9,
-        policy_kwargs={"net_arch": list(HIDDEN)},
-        device=device,
-        seed=0,
-    )
-    agent.set_logger(Logger(None, []))
-    agent.learn(400 * tasks)
-    return lambda: agent.train(1, tasks * batch_size)
-
-
 def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
     """All cases that take turns. The first one is what the others are compared with."""
     sizes = (config.tasks, config.batch_size, config.device)
@@ -250,7 +204,7 @@ def make_cases(config: BenchmarkConfig) -> dict[str, Callable[[], None]]:
     cases["aim_every_step"] = balanced_update(*sizes, "aim", policy_interval=1)
     if has_torchjd():
         cases |= {"torchjd_pcgrad": torchjd_update(*sizes), "torchjd_autogram": autogram_update(*sizes)}
-    return cases | {"sb3_dqn": sb3_update(*sizes)}
+    return cases | {"sb3_dqn": sb3_update(DQN, spaces.Discrete(ACTIONS), *sizes)}
 
 
 def benchmark(config: BenchmarkConfig) -> None:

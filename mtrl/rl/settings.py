@@ -156,7 +156,7 @@ class SACSettings(ReplaySettings):
 
     n_step: Annotated[int, Limits(least=1, most=1_000)] = 3
     """Rewards in a transition before the bootstrapped value, at most 1,000. The entropy of the actions in between does
-    not count. With 1, as in the paper, the landers learn several times more slowly."""
+    not count. With 1, as in the paper, the landers learned more slowly; see docs/learning-runs.md."""
 
     tau: Share = 0.01
     """Share of the critics that goes into the target critics at each target update; 1 copies them."""
