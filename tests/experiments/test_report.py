@@ -98,27 +98,6 @@ def wait_until(tab, condition, places=""):
         tab.wait_for_timeout(50)
 
 
-def wait_until_shown(page, chart):
-    """Wait until the first plot of a chart is on the screen, and say what there is if it does not come.
-
-    Now and then the page is scrolled a little, as by a reader who waits: a browser that draws nothing at the moment
-    tells a page nothing about what has come into view.
-    """
-    state = """chart => [...document.querySelectorAll(`#${chart}-plots .plot`)].map(p => {
-        const svg = p.querySelector('.main-svg')
-        const box = svg ? svg.getBoundingClientRect() : {width: 0, height: 0}
-        const at = p.getBoundingClientRect().top
-        return {drawn: !!p.data, open: p.checkVisibility(), at, size: [box.width, box.height]}
-    })"""
-    deadline = time.monotonic() + 300
-    while not all((plots := page.tab.evaluate(state, chart))[0]["size"]):
-        assert time.monotonic() < deadline, (plots, page.tab.evaluate("[scrollY, innerHeight]"), page.complaints)
-        page.tab.locator(f"#{chart}-plots .plot").first.evaluate("p => p.scrollIntoView({block: 'center'})")
-        page.tab.wait_for_timeout(500)
-        page.tab.evaluate("scrollBy(0, 40)")
-        page.tab.wait_for_timeout(500)
-
-
 def press(element):
     """A click without a pointer: on a busy machine a tap may be taken for a long press."""
     element.evaluate("element => element.click()")
@@ -317,15 +296,17 @@ def test_axes_of_steps_have_a_tick_at_the_last_step(visit, made):
 
 
 def test_on_a_phone_all_but_the_answer_is_folded(visit, made):
-    page = visit(made, 390, 844, is_mobile=True, has_touch=True)
-    tab, folds = page.tab, page.tab.locator("details.fold")
+    tab = visit(made, 390, 844, is_mobile=True, has_touch=True).tab
+    folds = tab.locator("details.fold")
     assert not any(fold.get_attribute("open") is not None for fold in folds.all())
     assert tab.evaluate("document.documentElement.scrollHeight") < 4000
     assert tab.locator("#ranking .picture circle").first.is_visible()
     assert tab.locator("#legend .keys").is_visible()
+    assert folds.first.locator("h2").text_content() == "Final returns"
     press(folds.first.locator("summary"))
     assert folds.first.get_attribute("open") is not None
-    wait_until_shown(page, "final-returns")
+    scroll_through(tab, "final-returns")
+    tab.locator("#final-returns-plots .main-svg").first.wait_for(state="visible")
     tab.evaluate("location.hash = 'learning-curves-plots'")  # as a link does
     wait_until(tab, "document.querySelector('#learning-curves-plots .fold').open")
     legend, title = (tab.locator(at).bounding_box() for at in ("#legend", "#learning-curves-plots h2"))
