@@ -10,14 +10,17 @@ from typing import Any
 from agents.brc import BRC
 from agents.independent_dqn import IndependentDQN
 from mtrl.checkpoint import CheckpointError
+from mtrl.rl.algorithm import MultiTaskAlgorithm
 from mtrl.rl.dqn import MultiTaskDQN
+from mtrl.rl.sac import MultiTaskSAC
 from mtrl.rl.saving import load_state
 from mtrl.rl.weights import SUFFIX, read_weights
 
-KINDS: dict[str, type[MultiTaskDQN]] = {kind.__name__: kind for kind in (MultiTaskDQN, IndependentDQN, BRC)}
+_ALL: tuple[type[MultiTaskAlgorithm], ...] = (MultiTaskDQN, MultiTaskSAC, IndependentDQN, BRC)
+KINDS = {kind.__name__: kind for kind in _ALL}
 
 
-def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN:
+def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskAlgorithm:
     """The agent in the file `path`, as an object of the class that it was saved from.
 
     Args:
@@ -32,10 +35,8 @@ def load_agent(path: str | Path | BufferedIOBase, **kwargs: Any) -> MultiTaskDQN
     return _kind_of(load_state(path), path).load(path, **kwargs)
 
 
-def _kind_of(state: Mapping[str, Any], path: object) -> type[MultiTaskDQN]:
+def _kind_of(state: Mapping[str, Any], path: object) -> type[MultiTaskAlgorithm]:
     name = state.get("agent")
-    if name == "MultiTaskSAC":
-        raise CheckpointError(f"{str(path)!r} holds a MultiTaskSAC; load it with mtrl.rl.MultiTaskSAC.load")
     if not (isinstance(name, str) and name in KINDS):
         raise CheckpointError(f"{str(path)!r} holds no agent; agents are {', '.join(KINDS)}")
     return KINDS[name]

@@ -40,7 +40,7 @@ from experiments.program.command import run
 from experiments.program.flags import UsageError
 from experiments.program.run_folder import MODEL_FILE
 from experiments.program.stopping import StoppedError
-from experiments.training.config import TrainConfig
+from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.runner import train
 from mtrl.files import replacing
 from mtrl.limits import check_number
@@ -102,7 +102,7 @@ class BenchmarkConfig:
         check_json(self.json)
 
     @property
-    def training(self) -> TrainConfig:
+    def training(self) -> DQNTrainConfig:
         """The settings of the run."""
         return replace(
             PRESETS["default"],

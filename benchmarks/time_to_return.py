@@ -46,7 +46,8 @@ from envs import make_task_vec_env
 from experiments.methods import METHODS
 from experiments.program.command import run
 from experiments.program.flags import UsageError
-from experiments.training.config import TrainConfig, Variant
+from experiments.training.algorithms import DQNTrainConfig
+from experiments.training.config import Variant
 from experiments.training.evaluation import CURVE_SEED, evaluate
 from mtrl.limits import check_number
 
@@ -101,7 +102,7 @@ class BenchmarkConfig(JsonConfig):
                 check_number(name, value, least=1, whole=True)
         super().__post_init__()
 
-    def training(self, seed: int) -> TrainConfig:
+    def training(self, seed: int) -> DQNTrainConfig:
         """The settings of one run, which are the method's defaults."""
         defaults = METHODS[self.method].presets["default"]
         total_steps = defaults.total_steps if self.total_steps is None else self.total_steps
@@ -195,7 +196,7 @@ class LearningCurve(BaseCallback):
         return self._config.to_the_end or best < max(self._config.targets)
 
 
-def make_agent(settings: TrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
+def make_agent(settings: DQNTrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
     """The agent that the method's program would make, without a logger, and its environment."""
     env = make_task_vec_env(settings.tasks, settings.envs_per_task, settings.seed, settings.variant)
     kind: type[MultiTaskDQN] = getattr(agents, settings.agent)
@@ -204,7 +205,7 @@ def make_agent(settings: TrainConfig) -> tuple[MultiTaskDQN, VecEnv]:
     return agent, env
 
 
-def floor_of(settings: TrainConfig) -> Floor:
+def floor_of(settings: DQNTrainConfig) -> Floor:
     """The least time for the updates of one environment step."""
     torch.set_num_threads(1)
     agent, env = make_agent(replace(settings, learning_starts=10**9))

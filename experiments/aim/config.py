@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import MethodSettings
+from experiments.training.presets import presets
 from experiments.training.search import Between, Space
 
 
 @dataclass(frozen=True)
-class AIMConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with AIM, adaptive intervention (Minot and Schneider 2025)."""
+class AIMSettings(MethodSettings):
+    """What AIM has of its own."""
 
     method: ClassVar[str] = "aim"
     balancer: ClassVar[str] = "aim"
@@ -45,11 +47,26 @@ class AIMConfig(TrainConfig):
     """Weight, in the loss of the thresholds, of progress along the gradient of every task."""
 
     @property
+    def for_negative_losses(self) -> str | None:
+        """See `MethodSettings.for_negative_losses`."""
+        return "--progress-weight 0" if self.progress_weight > 0 else None
+
+    @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.AIM`."""
         names = ("k", "guidance", "policy_interval", "guidance_weight", "magnitude_weight", "progress_weight")
         own = {name: getattr(self, name) for name in names}
         return own | {"tau": self.thresholds, "lr": self.policy_lr}
+
+
+@dataclass(frozen=True)
+class AIMConfig(AIMSettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with AIM, adaptive intervention (Minot and Schneider 2025)."""
+
+
+@dataclass(frozen=True)
+class AIMSACConfig(AIMSettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with AIM (Minot and Schneider 2025)."""
 
 
 PRESETS = presets(AIMConfig)

@@ -15,7 +15,7 @@ from experiments.analysis.intervals import Estimate, Summary, probability_of_imp
 from experiments.analysis.measures import SampleEfficiency, normalise, sample_efficiency, steps_to_reach
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.replicates import Method
-from experiments.analysis.runs import BASELINE, BLIND, REFERENCE
+from experiments.analysis.runs import BASELINE, BASELINE_OF_AGENT, BLIND, REFERENCE
 from experiments.analysis.significance import Comparison, compare, holm, minimum_detectable_difference
 
 Array = NDArray[np.float64]
@@ -120,7 +120,8 @@ def analyse(
     Args:
         methods: the methods to report on, in this order.
         others: all methods by name, from which the baseline and the reference are taken. Default: `methods`.
-        baseline: the baseline of the aware variant; that of the blind variant is `<baseline>_blind`. A method is not
+        baseline: the baseline of the aware variant; that of the blind variant is `<baseline>_blind`. The default stands
+            for `shared_sac` where runs are of SAC. A method is not
             compared if there is no baseline with the same tasks.
         random: mean return of a random policy by task. Without it scores are not normalised. Their 1 are the
             independent agents or, without these, the return that counts as solved.
@@ -201,6 +202,9 @@ def _baseline(method: Method, others: Mapping[str, Method], baseline: str) -> Me
 
 
 def _baseline_name(method: Method, baseline: str) -> str:
+    if baseline == BASELINE:
+        agent = method.runs[0].config.get("agent")
+        baseline = BASELINE_OF_AGENT.get(agent, baseline) if isinstance(agent, str) else baseline
     return baseline.removesuffix(BLIND) + (BLIND if method.blind else "")
 
 

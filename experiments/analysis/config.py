@@ -37,7 +37,8 @@ class AnalyzeConfig:
     """Where tables and figures go. Those of an earlier analysis are replaced."""
 
     baseline: str = BASELINE
-    """The method that others are compared with. Methods of the blind variant are compared with `<baseline>_blind`."""
+    """The method that others are compared with. Methods of the blind variant are compared with `<baseline>_blind`, and
+    runs of `--algorithm sac` with `shared_sac` unless another baseline is given."""
 
     tasks: tuple[str, ...] = ()
     """Where tasks of your own are (`my_tasks:MOON`), so that a random policy can play them: its returns are the 0 of

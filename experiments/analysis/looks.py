@@ -45,13 +45,13 @@ class Look:
 def looks_of(families: Iterable[str]) -> dict[str, Look]:
     """The looks of methods by name, without the variant.
 
-    A method of this project has a colour of its own, and the runs of one method with different labels have its colour
-    and different dashes. Any other method gets a colour by its place in the order.
+    A method of this project has a colour of its own, and the runs of one method with different labels or algorithms
+    have its colour and different dashes. Any other method gets a colour by its place in the order.
     """
     colours: dict[str, str] = {}
     found: dict[str, Look] = {}
     for family in dict.fromkeys(families):
-        method = family.partition("-")[0]
+        method = family.partition("-")[0].replace("shared_sac", "shared_dqn").removesuffix("_sac")
         others = sum(other not in COLOURS for other in colours)
         colour = colours.setdefault(method, COLOURS.get(method, OTHER_COLOURS[others % len(OTHER_COLOURS)]))
         alike = sum(look.colour == colour for look in found.values())

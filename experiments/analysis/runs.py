@@ -25,6 +25,7 @@ from experiments.program.run_files import (
 SECONDS = "time/time_elapsed"  # since training began, without the pauses of an interrupted run
 BLIND = "_blind"  # the end of the name of a run of the blind variant
 BASELINE = "shared_dqn"  # the method with equal weights, which other methods are compared with
+BASELINE_OF_AGENT = {"MultiTaskSAC": "shared_sac"}  # the same method where another algorithm makes another name of it
 REFERENCE = "independent_dqn"  # the method without sharing, whose returns are the 1 of normalised scores
 
 

@@ -7,18 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 
 from agents.settings import BRCSettings
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig
+from experiments.training.presets import presets
 from mtrl.limits import Limits
-from mtrl.rl.settings import MEMORY_ANGLE, DQNSettings
+from mtrl.rl.settings import MEMORY_ANGLE, ReplaySettings
 
 
 @dataclass(frozen=True)
-class BRCConfig(BRCSettings, TrainConfig):
+class BRCConfig(BRCSettings, DQNTrainConfig):
     """Train BRC (Nauman et al. 2025): residual network, categorical values, normalised returns, AdamW."""
 
     method: ClassVar[str] = "brc"
     agent: ClassVar[str] = "BRC"
-    agent_settings: ClassVar[type[DQNSettings]] = BRCSettings
+    agent_settings: ClassVar[type[ReplaySettings]] = BRCSettings
 
     learning_rate: Annotated[float, Limits(above=0)] = 3e-4
     """Step size of AdamW."""

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from experiments.program.command import resolve
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import MethodSettings
+from experiments.training.presets import presets
 from experiments.training.search import Between, Space
 
 
 @dataclass(frozen=True)
-class GradNormConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with GradNorm's learned task weights (Chen et al. 2018)."""
+class GradNormSettings(MethodSettings):
+    """What GradNorm has of its own."""
 
     method: ClassVar[str] = "gradnorm"
     balancer: ClassVar[str] = "gradnorm"
@@ -53,6 +55,11 @@ class GradNormConfig(TrainConfig):
         return (*super().free_settings, *unused)
 
     @property
+    def for_negative_losses(self) -> str | None:
+        """See `MethodSettings.for_negative_losses`."""
+        return "--rate-from return" if self.rate_from == "loss" else None
+
+    @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.GradNorm`."""
         return {
@@ -71,6 +78,16 @@ class GradNormConfig(TrainConfig):
             return self.return_range
         ranges: list[tuple[float, float]] = resolve("experiments.program.random_policy:return_ranges")(self.tasks)
         return ranges
+
+
+@dataclass(frozen=True)
+class GradNormConfig(GradNormSettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with GradNorm's learned task weights (Chen et al. 2018)."""
+
+
+@dataclass(frozen=True)
+class GradNormSACConfig(GradNormSettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with GradNorm's learned task weights (Chen et al. 2018)."""
 
 
 # The first batch as L(0), no floors, and plain steps: the pseudocode of the notes.

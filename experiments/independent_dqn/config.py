@@ -5,11 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from experiments.training.config import EvaluateConfig, TrainConfig, Variant, presets
+from experiments.training.algorithms import DQNTrainConfig
+from experiments.training.config import DQNEvaluateConfig, Variant
+from experiments.training.presets import presets
 
 
 @dataclass(frozen=True)
-class IndependentDQNConfig(TrainConfig):
+class IndependentDQNConfig(DQNTrainConfig):
     """Train one Q-network per task, side by side, on the same data and with as many updates as the shared networks."""
 
     method: ClassVar[str] = "independent_dqn"
@@ -27,7 +29,7 @@ class IndependentDQNConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
-class IndependentDQNEvaluateConfig(EvaluateConfig):
+class IndependentDQNEvaluateConfig(DQNEvaluateConfig):
     """Play the networks of a run greedily, each on its own task, and print their returns."""
 
     variant: Annotated[Variant, tyro.conf.Fixed, tyro.conf.Suppress] = "aware"

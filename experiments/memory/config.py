@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from math import pi
 from typing import Annotated, Any, ClassVar
 
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import MethodSettings
+from experiments.training.presets import presets
 from experiments.training.search import Between, Space
 from mtrl.limits import Limits
 
 
 @dataclass(frozen=True)
-class MemoryConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with RGB's memory but without its handling of conflict."""
+class MemorySettings(MethodSettings):
+    """What RGB's memory without its handling of conflict has of its own."""
 
     method: ClassVar[str] = "memory"
     balancer: ClassVar[str] = "memory"
@@ -32,6 +34,16 @@ class MemoryConfig(TrainConfig):
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.MemoryBalancer`."""
         return {"angle": self.angle, "decay": self.decay}
+
+
+@dataclass(frozen=True)
+class MemoryConfig(MemorySettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with RGB's memory but without its handling of conflict."""
+
+
+@dataclass(frozen=True)
+class MemorySACConfig(MemorySettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with RGB's memory but without its handling of conflict."""
 
 
 PRESETS = presets(MemoryConfig)

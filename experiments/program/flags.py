@@ -30,7 +30,7 @@ import tyro
 
 from mtrl.files import one_line, open_regular
 
-__all__ = ["UsageError", "main_guard", "parse", "parse_seeds"]
+__all__ = ["UsageError", "flags_of", "main_guard", "parse", "parse_seeds", "value_of"]
 
 T = TypeVar("T")
 
@@ -94,9 +94,9 @@ def parse(
         SystemExit: with status 0 after printing `--help`; with status 2 after one line on stderr for bad input,
             including a ValueError from `__post_init__`.
     """
-    words = _renewed(sys.argv[1:] if argv is None else argv, _flags(config_type))
+    words = _renewed(sys.argv[1:] if argv is None else argv, flags_of(config_type))
     with main_guard(prog):
-        if SETTINGS_FLAG in _flags(config_type):
+        if SETTINGS_FLAG in flags_of(config_type):
             words = [*_words_of_file(words, config_type), *words]
         if presets is not None:
             default = _preset(words, presets, default)
@@ -115,7 +115,7 @@ def _words_of_file(words: Sequence[str], config_type: type[Any]) -> list[str]:
     Raises:
         UsageError: the file cannot be read, or is not an object of settings that the program has.
     """
-    path = _value_of(SETTINGS_FLAG, words)
+    path = value_of(SETTINGS_FLAG, words)
     if path is None:
         return []
     try:
@@ -126,7 +126,7 @@ def _words_of_file(words: Sequence[str], config_type: type[Any]) -> list[str]:
         raise UsageError(f"argument {SETTINGS_FLAG}: cannot read '{path}': {reason}") from None
     if not isinstance(content, dict):
         raise UsageError(f"argument {SETTINGS_FLAG}: '{path}' holds no object of settings by name")
-    flags, found = [flag for flag in _flags(config_type) if flag != SETTINGS_FLAG], []
+    flags, found = [flag for flag in flags_of(config_type) if flag != SETTINGS_FLAG], []
     elsewhere = {field.name for field in dataclasses.fields(config_type) if field.metadata.get("resumable")}
     for name, value in content.items():
         flag = f"--{name.replace('_', '-')}"
@@ -216,7 +216,7 @@ def _renewed(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -> T | None:
     """The configuration that the last `--preset` among `words` names; `default` if there is no `--preset`."""
-    chosen = _value_of("--preset", words)
+    chosen = value_of("--preset", words)
     if chosen is None:
         return default
     if chosen not in presets:
@@ -224,7 +224,7 @@ def _preset(words: Sequence[str], presets: Mapping[str, T], default: T | None) -
     return presets[chosen]
 
 
-def _value_of(wanted: str, words: Sequence[str]) -> str | None:
+def value_of(wanted: str, words: Sequence[str]) -> str | None:
     """The value that the last of these flags has among `words`; None if there is no such flag."""
     found = None
     for word, after in pairwise([*words, "-"]):
@@ -244,7 +244,7 @@ def _parse(config_type: type[T], words: Sequence[str], **options: Any) -> T:
 
     def raise_as_usage_error(event: Any) -> None:
         with contextlib.suppress(AttributeError):
-            if message := _explain(event, words, _flags(config_type)):
+            if message := _explain(event, words, flags_of(config_type)):
                 raise UsageError(message)
 
     errors = getattr(tyro, "_errors", None)
@@ -378,7 +378,7 @@ def _unexpected(value: str, words: Sequence[str], flags: Sequence[str]) -> str:
     return f"unexpected value {value!r}; no argument takes it (see --help)"
 
 
-def _flags(config_type: type[Any]) -> list[str]:
+def flags_of(config_type: type[Any]) -> list[str]:
     """The flags of a dataclass. A fixed field has no flag."""
     types = get_type_hints(config_type, include_extras=True)
     flags = []

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from math import pi
 from typing import Annotated, Any, ClassVar, Literal
 
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import MethodSettings
+from experiments.training.presets import presets
 from experiments.training.search import Between, Space
 from mtrl.limits import Limits
 
 
 @dataclass(frozen=True)
-class RGBConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with RGB, rotation-based gradient balancing."""
+class RGBSettings(MethodSettings):
+    """What RGB has of its own."""
 
     method: ClassVar[str] = "rgb"
     balancer: ClassVar[str] = "rgb"
@@ -52,6 +54,16 @@ class RGBConfig(TrainConfig):
         """Arguments of `mtrl.RGB`."""
         names = ("mu", "lambd", "alpha_steps", "lr_inner", "update_interval", "invariant_steps", "magnitude")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RGBConfig(RGBSettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with RGB, rotation-based gradient balancing."""
+
+
+@dataclass(frozen=True)
+class RGBSACConfig(RGBSettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with RGB, rotation-based gradient balancing."""
 
 
 PRESETS = presets(RGBConfig)

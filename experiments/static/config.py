@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from experiments.program.command import resolve
-from experiments.training.config import TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import MethodSettings
+from experiments.training.presets import presets
 from experiments.training.search import Space, Weights
 
 
 @dataclass(frozen=True)
-class StaticConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with fixed task weights."""
+class StaticSettings(MethodSettings):
+    """What static weights has of its own."""
 
     method: ClassVar[str] = "static"
     balancer: ClassVar[str] = "static"
@@ -30,6 +32,16 @@ class StaticConfig(TrainConfig):
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.StaticWeights`."""
         return {"weights": self.weights}
+
+
+@dataclass(frozen=True)
+class StaticConfig(StaticSettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with fixed task weights."""
+
+
+@dataclass(frozen=True)
+class StaticSACConfig(StaticSettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with fixed task weights."""
 
 
 PRESETS = presets(StaticConfig)

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import tyro
 
 from experiments.methods import METHODS
-from experiments.program.flags import UsageError, parse
+from experiments.program.flags import UsageError
 from experiments.program.run_files import BrokenRunError, read_config, read_evaluation
 from experiments.program.run_folder import is_begun, is_finished
 from experiments.program.saved_run import differences
@@ -130,13 +130,13 @@ def _family(
     several = _has_variants(method.config_type)
     for chosen in [("--variant", variant) for variant in dict.fromkeys(variants)] if several else [()]:
         words = (*flags, *chosen)
-        config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
+        config = method.parse(words, f"{prog}: {name}")
         if tuned is not None:
             best = tuned.absolute() / config.run_name / "best.json"
             if not best.is_file():
                 raise UsageError(f"argument --tuned: there is no '{best}'; experiments.tune makes it")
             words = ("--settings", str(best), *words)
-            config = parse(method.config_type, words, prog=f"{prog}: {name}", presets=method.presets)
+            config = method.parse(words, f"{prog}: {name}")
         yield PlannedRun(package, config, words)
 
 

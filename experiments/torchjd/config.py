@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from experiments.program.balancer_options import options_from_words
-from experiments.training.config import EvaluateConfig, TrainConfig, presets
+from experiments.training.algorithms import DQNTrainConfig, SACTrainConfig
+from experiments.training.config import EvaluateConfig, MethodSettings
+from experiments.training.presets import presets
 
 
 @dataclass(frozen=True)
-class TorchJDConfig(TrainConfig):
-    """Train one shared Q-network on all tasks with an aggregator of TorchJD (extra `torchjd`)."""
+class TorchJDSettings(MethodSettings):
+    """What TorchJD's aggregators has of its own."""
 
     method: ClassVar[str] = "torchjd"
 
@@ -26,9 +28,9 @@ class TorchJDConfig(TrainConfig):
         _ = self.balancer_kwargs  # raises an error if an argument is malformed
 
     @property
-    def run_method(self) -> str:
+    def method_name(self) -> str:
         """`torchjd_<aggregator>`."""
-        return run_method(self.aggregator)
+        return method_name(self.aggregator)
 
     @property
     def balancer_name(self) -> str:
@@ -42,15 +44,25 @@ class TorchJDConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class TorchJDConfig(TorchJDSettings, DQNTrainConfig):
+    """Train one shared Q-network on all tasks with an aggregator of TorchJD (extra `torchjd`)."""
+
+
+@dataclass(frozen=True)
+class TorchJDSACConfig(TorchJDSettings, SACTrainConfig):
+    """Train one shared actor and its critics on all tasks with an aggregator of TorchJD (extra `torchjd`)."""
+
+
+@dataclass(frozen=True)
 class TorchJDEvaluateConfig(EvaluateConfig):
     """Play an agent trained with a TorchJD aggregator and print its returns per task."""
 
     aggregator: str = "UPGrad"
     """The aggregator that the run was trained with."""
 
-    def run_method(self, method: str) -> str:
+    def method_name(self, method: str) -> str:
         """`torchjd_<aggregator>`."""
-        return run_method(self.aggregator)
+        return method_name(self.aggregator)
 
     @property
     def train_flags(self) -> str:
@@ -58,7 +70,7 @@ class TorchJDEvaluateConfig(EvaluateConfig):
         return f"--aggregator {self.aggregator} {super().train_flags}"
 
 
-def run_method(aggregator: str) -> str:
+def method_name(aggregator: str) -> str:
     """The aggregator's name in the results."""
     return f"torchjd_{aggregator.lower()}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm
 from experiments.training.evaluation import CURVE_SEED, evaluate
 from mtrl.rl.tasks import TaskLike
 from mtrl.states import Whole, check_form
@@ -52,7 +52,7 @@ class CurveEvaluation(BaseCallback):
         if self.num_timesteps < self._next:
             return
         self._next += self._interval
-        assert isinstance(self.model, MultiTaskDQN)
+        assert isinstance(self.model, MultiTaskAlgorithm)
         evaluation = evaluate(self.model, self._tasks, self._episodes, CURVE_SEED)
         for task, result in evaluation.tasks.items():
             self.logger.record(f"eval/{task}/return", result.mean)

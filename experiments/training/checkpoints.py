@@ -18,7 +18,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat
 
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm
 from experiments.program.run_folder import RunFolder
 from mtrl.files import open_regular
 from mtrl.rl.vec_env import TaskVecEnv
@@ -88,9 +88,9 @@ class Checkpoints(BaseCallback):
         self._exploration: dict[str, Any] = {}
 
     @property
-    def agent(self) -> MultiTaskDQN:
+    def agent(self) -> MultiTaskAlgorithm:
         """The agent that learns."""
-        assert isinstance(self.model, MultiTaskDQN)
+        assert isinstance(self.model, MultiTaskAlgorithm)
         return self.model
 
     def _on_training_start(self) -> None:

@@ -1,16 +1,15 @@
-"""Settings of a training run; every field is a flag of `python -m experiments.<method>.train`.
+"""Settings of runs: every field is a flag of `python -m experiments.<method>.train` or `... .evaluate`.
 
-The settings of the agent are those of `mtrl.rl.settings`, and are inherited from there.
+The settings of the agents follow in `experiments.training.algorithms`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from math import pi
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import tyro
 
@@ -18,53 +17,17 @@ from experiments.program.run_folder import MODEL_FILE, Existing
 from experiments.program.weights_and_biases import WandbMode, check_wandb_project
 from experiments.training.search import SHARED, Space
 from mtrl.limits import Limits, check_fields, check_number
-from mtrl.rl.settings import MEMORY_ANGLE, RESUMABLE, DQNSettings
+from mtrl.rl.settings import RESUMABLE
 
 PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
 
+Algorithm = Literal["dqn", "sac"]
 Variant = Literal["aware", "blind"]
 Preset = Literal["default", "notes", "notes-literal"]
 Device = Literal["cpu", "cuda", "auto"]
-Config = TypeVar("Config", bound="TrainConfig")
 Count = Annotated[int, Limits(least=1)]
 Whole = Annotated[int, Limits(least=0)]
 Seconds = Annotated[float, Limits(least=0)]
-
-# The numbers of the notes that this project grew from, in the terms of this project: 500 episodes per task on one
-# environment each, epsilon and target network by the episode, one update per step. The 1,500,000 steps are no limit,
-# because 500 episodes of each task end before.
-NOTES_PRESET: dict[str, Any] = {
-    "preset": "notes",
-    "total_steps": 1_500_000,
-    "episodes_per_task": 500,
-    "envs_per_task": 1,
-    "log_interval": 10,
-    "batch_size": 64,
-    "buffer_size": 100_000,
-    "learning_starts": 6_000,
-    "learning_rate": 5e-4,
-    "learning_rate_decay": 0.0,
-    "gamma": 0.99,
-    "n_step": 1,
-    "gradient_steps": 1,
-    "exploration_initial_eps": 1.0,
-    "exploration_final_eps": 0.01,
-    "exploration_diversity": 0.0,
-    "exploration_decay": 0.995,
-    "tau": 1.0,
-    "target_update_interval": 10,
-    "target_update_unit": "episodes",
-    "embedding_dim": 8,
-    "hidden_dims": (256, 128),
-    "layer_norm": False,
-    "huber_delta": 1.0,
-    "memory_angle": 0.0,
-}
-LITERAL_PRESET: dict[str, Any] = {
-    "preset": "notes-literal",
-    "tasks": ("Standard", "WindyUngated", "Heavy"),
-    "double_q": False,
-}
 
 
 @dataclass(frozen=True)
@@ -76,6 +39,10 @@ class RunSettings:
     (500 episodes per task, epsilon times 0.995 per episode, target copy every 10 episodes), or `notes-literal` for
     their experiment as they describe it: the same numbers, gusts that never stop (WindyUngated), no double Q-learning,
     and GradNorm by their pseudocode, without warm-up and floors."""
+
+    algorithm: Algorithm = "dqn"
+    """`dqn`: deep Q-learning, for tasks with a few actions; `sac`: soft actor-critic, for tasks whose actions are
+    numbers within bounds. Each has flags of its own: see `--algorithm sac --help`."""
 
     settings: Path | None = field(default=None, metadata=RESUMABLE)
     """A JSON file of settings by name, such as {"learning_rate": 0.001}, as `experiments.tune` writes it. Flags that
@@ -156,47 +123,44 @@ class RunSettings:
     """Where the network is trained. At these sizes a CPU core is faster than a GPU."""
 
 
-@dataclass(frozen=True)
-class TrainConfig(DQNSettings, RunSettings):
-    """What every method shares: the tasks, the budget and the agent."""
+class MethodSettings:
+    """What makes a method: its name, its balancer, and what may be tried of its settings.
+
+    A method is a dataclass that inherits from this class and has the fields of its own. Together with
+    `experiments.training.algorithms.DQNTrainConfig` or `SACTrainConfig` it becomes the settings of a run.
+    """
 
     method: ClassVar[str]
     balancer: ClassVar[str] = "equal"
-    agent: ClassVar[str] = "MultiTaskDQN"
-    agent_settings: ClassVar[type[DQNSettings]] = DQNSettings
     own_search_space: ClassVar[Mapping[str, Space]] = {}
     """What `experiments.tune` searches besides what it searches for every method."""
 
-    learning_rate: Annotated[float, Limits(above=0)] = 5e-4
-    """Step size of Adam."""
-
-    # The -1 of `DQNSettings` would count the steps of a rollout, of which a continued run makes only the missing ones.
-    gradient_steps: Annotated[int, Limits(least=0, most=10_000)] = 2
-    """Updates per training phase, at most 10,000."""
-
-    memory_angle: Annotated[float, Limits(least=0, most=pi / 2)] = MEMORY_ANGLE
-    """Angle in radians by which every update turns towards what past updates had in common, whatever the balancer; 0
-    turns none. The methods rgb and memory have a memory of their own. See `mtrl.DirectionMemory`."""
-
-    embedding_dim: int = 8
-    """Size of the learned task embedding (aware only)."""
-
-    hidden_dims: tuple[int, ...] = (256, 128)
-    """Widths of the hidden layers."""
-
-    layer_norm: bool = True
-    """Normalise each hidden layer before its ReLU, without learned parameters."""
-
-    heads: Literal["shared", "per_task"] = "shared"
-    """The last layer: one that all tasks share, or one of each task's own, which is not balanced (aware only)."""
+    # Fields of `RunSettings`, which methods may read.
+    seed: Whole
+    tasks: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_label(self.label)
-        check_wandb_project(self.wandb_project)
-        counts = self.envs_per_task if isinstance(self.envs_per_task, tuple) else (self.envs_per_task,)
-        for count in counts:
-            check_number("envs_per_task", count, least=1, most=1_000, whole=True)
+        """Check the settings of the method, before those of the run are checked."""
+
+    @property
+    def method_name(self) -> str:
+        """The method's name, which results are filed under. A method with several kinds of its own adds which it is."""
+        return self.method
+
+    @property
+    def balancer_name(self) -> str:
+        """The name of the balancer for `mtrl.make_balancer`."""
+        return self.balancer
+
+    @property
+    def balancer_kwargs(self) -> dict[str, Any]:
+        """Arguments of the balancer. A method whose balancer has settings overrides this."""
+        return {}
+
+    @property
+    def for_negative_losses(self) -> str | None:
+        """The flag with which the balancer takes losses that may be negative; None if it takes them as it is."""
+        return None
 
     @property
     def search_space(self) -> Mapping[str, Space]:
@@ -204,9 +168,29 @@ class TrainConfig(DQNSettings, RunSettings):
         return {**SHARED, **self.own_search_space}
 
     @property
+    def free_settings(self) -> tuple[str, ...]:
+        """The names of the settings that may differ when an interrupted run is continued."""
+        return tuple(field.name for field in fields(cast(Any, self)) if field.metadata.get("resumable"))
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunSettings, MethodSettings):
+    """A run of a method, whatever the agent."""
+
+    agent: ClassVar[str]
+    """The class of the agent in `agents`."""
+
+    def __post_init__(self) -> None:
+        check_label(self.label)
+        check_wandb_project(self.wandb_project)
+        counts = self.envs_per_task if isinstance(self.envs_per_task, tuple) else (self.envs_per_task,)
+        for count in counts:
+            check_number("envs_per_task", count, least=1, most=1_000, whole=True)
+
+    @property
     def run_method(self) -> str:
-        """The method's name in the results. A method with several variants of its own adds which one ran."""
-        return self.method
+        """The method's name in the results, with the algorithm if it is not DQN."""
+        return of_algorithm(self.method_name, self.algorithm)
 
     @property
     def run_name(self) -> str:
@@ -221,59 +205,13 @@ class TrainConfig(DQNSettings, RunSettings):
     @property
     def agent_kwargs(self) -> dict[str, Any]:
         """Arguments of the agent."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self.agent_settings)}
-        return settings | {
-            "balancer": self.balancer_name,
-            "balancer_kwargs": self.balancer_kwargs,
-            "policy_kwargs": self.policy_kwargs,
-            "seed": self.seed,
-            "device": self.device,
-        }
-
-    @property
-    def policy_kwargs(self) -> dict[str, Any]:
-        """Arguments of the network."""
-        return {
-            "embedding_dim": self.embedding_dim,
-            "net_arch": list(self.hidden_dims),
-            "layer_norm": self.layer_norm,
-        } | {"heads": self.heads}
-
-    @property
-    def balancer_name(self) -> str:
-        """The name of the balancer for `mtrl.make_balancer`."""
-        return self.balancer
-
-    @property
-    def balancer_kwargs(self) -> dict[str, Any]:
-        """Arguments of the balancer. A method whose balancer has settings overrides this."""
-        return {}
+        raise NotImplementedError
 
     @property
     def record(self) -> dict[str, Any]:
         """The value of every field, as it stands in config.json under `settings`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-    @property
-    def free_settings(self) -> tuple[str, ...]:
-        """The names of the settings that may differ when an interrupted run is continued."""
-        return tuple(field.name for field in fields(self) if field.metadata.get("resumable"))
-
-
-def presets(
-    config_type: type[Config], without: Sequence[str] = (), literal: Mapping[str, Any] | None = None
-) -> dict[str, Config]:
-    """The presets of a method by name: the defaults of its fields, the notes' numbers, and the notes' experiment.
-
-    Args:
-        config_type: the settings of the method.
-        without: names of the notes' numbers that do not apply to the method.
-        literal: what the notes' experiment sets of the method's own settings. Default: nothing.
-    """
-    notes = {name: value for name, value in NOTES_PRESET.items() if name not in without}
-    as_described = {**notes, **LITERAL_PRESET, **(literal or {})}
-    return {"default": config_type(), "notes": config_type(**notes), "notes-literal": config_type(**as_described)}
 
 
 @dataclass(frozen=True)
@@ -289,6 +227,9 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ()
     """The tasks to play, as `train --tasks` takes them. Default: all that the model was trained on. A task of your own
     (`my_tasks:MOON`) has to be given here: no address is taken from a file."""
+
+    algorithm: Algorithm = "dqn"
+    """The algorithm of the run."""
 
     variant: Variant = "aware"
     """The variant of the run."""
@@ -329,13 +270,13 @@ class EvaluateConfig:
         if self.grid and self.video_dir is None:
             raise ValueError("grid needs video_dir: the folder for its film")
 
-    def run_method(self, method: str) -> str:
-        """The method's name in the results."""
+    def method_name(self, method: str) -> str:
+        """The method's name, which results are filed under."""
         return method
 
     def run_name(self, method: str) -> str:
         """`<method>[-<label>][_blind]`."""
-        return run_name(self.run_method(method), self.variant, self.label)
+        return run_name(of_algorithm(self.method_name(method), self.algorithm), self.variant, self.label)
 
     def model(self, method: str) -> Path:
         """The file of the agent."""
@@ -347,12 +288,20 @@ class EvaluateConfig:
     @property
     def train_flags(self) -> str:
         """The flags with which `train` makes this run."""
-        return f"--variant {self.variant} {self.seed_flags}"
+        algorithm = "" if self.algorithm == "dqn" else f"--algorithm {self.algorithm} "
+        return f"{algorithm}--variant {self.variant} {self.seed_flags}"
 
     @property
     def seed_flags(self) -> str:
         """The flags that choose one of the runs of a method and variant."""
         return f"--label {self.label} --seed {self.seed}" if self.label else f"--seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class DQNEvaluateConfig(EvaluateConfig):
+    """Play a trained agent greedily and print its returns per task."""
+
+    algorithm: Annotated[Algorithm, tyro.conf.Fixed, tyro.conf.Suppress] = "dqn"  # the method has no other
 
 
 def check_label(label: str) -> None:
@@ -365,6 +314,11 @@ def check_label(label: str) -> None:
         raise ValueError(f"label is {label!r}; it must have 1 to 40 letters, digits, '_' or '.', and no '.' at its end")
     if label.endswith("_blind"):
         raise ValueError(f"label is {label!r}; '_blind' at its end would name the variant")
+
+
+def of_algorithm(method: str, algorithm: Algorithm) -> str:
+    """The name under which the results of a method with this algorithm are filed: `rgb`, `rgb_sac`, `shared_sac`."""
+    return method if algorithm == "dqn" else f"{method.removesuffix('_dqn')}_{algorithm}"
 
 
 def run_name(method: str, variant: str, label: str = "") -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm
 from experiments.program.terminal import console
 
 REFRESH_SECONDS = 0.5
@@ -90,7 +90,7 @@ class TrainingDisplay(BaseCallback):
     def _rows(self) -> list[tuple[str, float, float | None]]:
         """The name of each task, the mean return of its last episodes, and its weight."""
         agent = self.model
-        assert isinstance(agent, MultiTaskDQN)
+        assert isinstance(agent, MultiTaskAlgorithm)
         weights = agent.diagnostics
         return [
             (task, value, weights.get(f"balancer/{task}/weight"))

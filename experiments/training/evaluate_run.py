@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 
-from agents import MultiTaskDQN, load_agent
+from agents import MultiTaskAlgorithm, load_agent
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.tasks import file_stems, get_tasks, tasks_called
@@ -65,7 +65,7 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     return evaluation
 
 
-def _chosen(agent: MultiTaskDQN, config: EvaluateConfig) -> tuple[AnyTask, ...]:
+def _chosen(agent: MultiTaskAlgorithm, config: EvaluateConfig) -> tuple[AnyTask, ...]:
     """The tasks to play.
 
     Raises:
@@ -79,7 +79,7 @@ def _chosen(agent: MultiTaskDQN, config: EvaluateConfig) -> tuple[AnyTask, ...]:
     return tuple(tasks_called(names, config.tasks).values())
 
 
-def _check_tasks(agent: MultiTaskDQN, tasks: Sequence[AnyTask], config: EvaluateConfig) -> dict[str, int]:
+def _check_tasks(agent: MultiTaskAlgorithm, tasks: Sequence[AnyTask], config: EvaluateConfig) -> dict[str, int]:
     """Find out before anything is played or written whether each task can be played and shown as the user wants it.
 
     Returns:
@@ -128,7 +128,7 @@ def _film_names(tasks: Sequence[str]) -> dict[str, str]:
     return {task: f"{stems[task]}.mp4" for task in tasks}
 
 
-def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
+def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskAlgorithm:
     path = config.model(method)
     if config.pretrained and not path.exists():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
@@ -142,7 +142,7 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskDQN:
 
 
 def _play_and_show(
-    agent: MultiTaskDQN, tasks: Sequence[AnyTask], config: EvaluateConfig, frame_rates: Mapping[str, int]
+    agent: MultiTaskAlgorithm, tasks: Sequence[AnyTask], config: EvaluateConfig, frame_rates: Mapping[str, int]
 ) -> dict[str, list[Moment]]:
     """The last moment of each episode, by task. Where asked, the first episodes are filmed, or all are shown."""
     ends: dict[str, list[Moment]] = {task.name: [] for task in tasks}
@@ -166,7 +166,7 @@ def _play_and_show(
 
 
 def _film(
-    agent: MultiTaskDQN,
+    agent: MultiTaskAlgorithm,
     tasks: Sequence[AnyTask],
     episodes: int,
     config: EvaluateConfig,
@@ -239,7 +239,7 @@ def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
         yield show
 
 
-def _descent(agent: MultiTaskDQN, task: AnyTask, result: TaskResult) -> list[Frame]:
+def _descent(agent: MultiTaskAlgorithm, task: AnyTask, result: TaskResult) -> list[Frame]:
     """Every fourth frame of the first successful episode of a task; empty if no episode was successful.
 
     Of a task that does not say what success is, it is the first episode.

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from rich.table import Table
 
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm
 from experiments.program.flags import UsageError
 from experiments.program.tasks import get_task
 from experiments.training.filming import Frame, as_frame
@@ -125,7 +125,7 @@ class Moment:
 
 
 def moments(
-    agent: MultiTaskDQN, task: TaskLike, episodes: int, seed: int, render_mode: str | None = None
+    agent: MultiTaskAlgorithm, task: TaskLike, episodes: int, seed: int, render_mode: str | None = None
 ) -> Iterator[Moment]:
     """Play greedy episodes of one task with the seeds `seed`, `seed + 1`, ..., and give the moment after every step.
 
@@ -146,6 +146,7 @@ def moments(
     task = get_task(task)
     env = task_env(agent, task, render_mode)
     threshold = solved_at(task, env)
+    is_box = isinstance(env.action_space, gymnasium.spaces.Box)
     try:
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
@@ -153,7 +154,7 @@ def moments(
             infos: list[Mapping[str, Any]] = []
             while not over:
                 action, _ = agent.predict(observation, deterministic=True)
-                observation, reward, terminated, truncated, info = env.step(int(action))
+                observation, reward, terminated, truncated, info = env.step(action if is_box else int(action))
                 infos.append({name: info[name] for name in ("success", "is_success") if name in info})
                 total += float(reward)
                 step += 1
@@ -167,7 +168,7 @@ def moments(
         env.close()
 
 
-def task_env(agent: MultiTaskDQN, task: AnyTask, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+def task_env(agent: MultiTaskAlgorithm, task: AnyTask, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """An environment of the task as the agent knows it: with the task's one-hot if the agent has learned with one.
 
     Raises:
@@ -187,7 +188,7 @@ def task_env(agent: MultiTaskDQN, task: AnyTask, render_mode: str | None = None)
     return env
 
 
-def play(agent: MultiTaskDQN, task: TaskLike, episodes: int, seed: int) -> TaskResult:
+def play(agent: MultiTaskAlgorithm, task: TaskLike, episodes: int, seed: int) -> TaskResult:
     """The result of greedy episodes of one task; see `moments`."""
     return result_of([moment for moment in moments(agent, task, episodes, seed) if moment.over])
 
@@ -197,6 +198,6 @@ def result_of(ends: Sequence[Moment]) -> TaskResult:
     return TaskResult.of([end.total for end in ends], [end.success for end in ends], ends[0].solved_at)
 
 
-def evaluate(agent: MultiTaskDQN, tasks: Sequence[TaskLike], episodes: int, seed: int) -> Evaluation:
+def evaluate(agent: MultiTaskAlgorithm, tasks: Sequence[TaskLike], episodes: int, seed: int) -> Evaluation:
     """Play `episodes` greedy episodes of each task, with the seeds `seed`, `seed + 1`, ..."""
     return Evaluation({task.name: play(agent, task, episodes, seed) for task in map(get_task, tasks)})

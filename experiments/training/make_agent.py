@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 import agents
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm
 from experiments.program.tasks import get_tasks
 from experiments.training.config import TrainConfig
 from mtrl.rl.vec_env import TaskVecEnv, make_task_vec_env
 
 
 @contextmanager
-def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskDQN, TaskVecEnv]]:
+def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskAlgorithm, TaskVecEnv]]:
     """The agent that a run trains, and its environments, which are closed when the block ends.
 
     Args:
@@ -31,7 +31,7 @@ def make_agent(config: TrainConfig, **changes: Any) -> Iterator[tuple[MultiTaskD
     options: dict[str, Any] = {"step_timeout": config.step_timeout, "pad": config.pad}
     env = make_task_vec_env(tasks, config.envs_per_task, config.seed, config.variant, **options)
     try:
-        kind: type[MultiTaskDQN] = getattr(agents, config.agent)
+        kind: type[MultiTaskAlgorithm] = getattr(agents, config.agent)
         yield kind("MlpPolicy", env, **{**config.agent_kwargs, **changes}), env
     finally:
         env.close()

@@ -8,7 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents import MultiTaskDQN, NonFiniteError
+from agents import MultiTaskAlgorithm, NonFiniteError
 from experiments.program.flags import UsageError
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import MODEL_FILE, RunFolder
@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> Evaluation:
         run.signals.answer_at_once()
         agent.save(run.file(MODEL_FILE))
         evaluation = evaluate(agent, tasks, config.final_episodes, FINAL_SEED)
-        results = {**evaluation.as_json(), "parameters": sum(part.numel() for part in agent.q_net.parameters())}
+        results = {**evaluation.as_json(), "parameters": trainable_parameters(agent)}
         run.finish(results)
         views.finish(results, episodes)
     if not config.quiet:
@@ -87,6 +87,11 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def trainable_parameters(agent: MultiTaskAlgorithm) -> int:
+    """The number of parameters that training changes: those of the Q-network, or of the actor and the critics."""
+    return sum(part.numel() for part in agent.policy.parameters() if part.requires_grad)
+
+
 def _parts(
     config: TrainConfig, tasks: Sequence[AnyTask], columns: Sequence[int]
 ) -> list[CurveEvaluation | StopAfterEpisodes]:
@@ -101,7 +106,7 @@ def _parts(
 
 def _learn(
     config: TrainConfig,
-    agent: MultiTaskDQN,
+    agent: MultiTaskAlgorithm,
     outputs: list[KVWriter],
     checkpoints: Checkpoints,
     parts: Sequence[BaseCallback],

@@ -16,18 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents import MultiTaskSAC
 from experiments.methods import METHODS
 from experiments.training.make_agent import make_agent
 
 FILE = Path(__file__).with_name("fingerprints.json")
 RUNS = [f"{method} {variant}" for method in METHODS for variant in ("aware", "blind")]
 RUNS.remove("independent_dqn blind")
+RUNS += [f"{name} {variant} sac" for name in METHODS if METHODS[name].sac_config for variant in ("aware", "blind")]
 
 
 def train(run, seed=0):
     """The method's agent after 1,200 steps, half of them random play, and 200 updates: past GradNorm's warm-up."""
-    method, variant = run.split()
-    config = METHODS[method].presets["default"]
+    name, variant, *sac = run.split()
+    method = METHODS[name]
+    config = method.sac_config_type() if sac else method.presets["default"]
     short = {"learning_starts": 600, "total_steps": 1_200, "gradient_steps": 4, "batch_size": 16, "buffer_size": 6_000}
     config = replace(config, variant=variant, seed=seed, **short)
     with make_agent(config) as (agent, _):
@@ -36,7 +39,11 @@ def train(run, seed=0):
 
 def fingerprint(agent):
     """A few figures that depend on everything: data, exploration, gradients, balancer, optimizer, target network."""
-    weights, target = agent.update.weights.double(), agent.update.target_weights.double()
+    learned, further = agent.update, {}
+    if isinstance(agent, MultiTaskSAC):
+        learned, temperatures = agent.update.critic, agent.update.temperatures
+        further = {"actor_norm": agent.update.actor.weights.double().norm().item(), "ent_coef": temperatures.tolist()}
+    weights, target = learned.weights.double(), agent.update.target_weights.double()
     return {
         "updates": agent._n_updates,
         "norm": weights.norm().item(),
@@ -44,6 +51,7 @@ def fingerprint(agent):
         "losses": agent.mean_losses,
         "rewards": agent.replay_buffer.state_dict()["rows"][..., -2].sum(1).tolist(),
         "balancer_weight": agent.update.diagnostics.get("weight", torch.zeros(0)).tolist(),
+        **further,
     }
 
 

@@ -41,7 +41,7 @@ import experiments.training.runner
 import experiments.world_model.recording
 import experiments.world_model.runner
 import experiments.world_model.train
-from agents import MultiTaskDQN
+from agents import MultiTaskAlgorithm, MultiTaskDQN
 from envs import get_tasks, make_task_vec_env
 from experiments import methods
 from experiments.analysis.figures import FIGURES
@@ -49,7 +49,7 @@ from experiments.studies.fitting import Fit
 from experiments.supervised.training import Epoch, Learner, Score
 from experiments.sweep.__main__ import main as sweep
 from experiments.sweep.config import SweepConfig
-from experiments.training.config import TrainConfig
+from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.evaluation import Evaluation, Moment, TaskResult
 from experiments.world_model.config import WorldModelConfig
 from experiments.world_model.recording import LONGEST, Video, VideoSettings
@@ -307,11 +307,11 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         yield lambda frame: None
 
     # What is replaced is what takes time: steps, updates, episodes, drawing. All checks before them are the real ones.
-    def learn(self: MultiTaskDQN, *_: Any, **__: Any) -> MultiTaskDQN:
+    def learn(self: MultiTaskAlgorithm, *_: Any, **__: Any) -> MultiTaskAlgorithm:
         self.ep_info_buffer, self.ep_success_buffer = deque(), deque()
         return self
 
-    monkeypatch.setattr(MultiTaskDQN, "learn", learn)
+    monkeypatch.setattr(MultiTaskAlgorithm, "learn", learn)
     monkeypatch.setattr(experiments.training.runner, "evaluate", evaluate)
     monkeypatch.setattr(experiments.training.evaluate_run, "moments", moments)
     monkeypatch.setattr(experiments.training.evaluate_run, "film", film)
@@ -393,6 +393,14 @@ def test_train(method: str, root: Path, template: Path) -> None:
     fuzz(main, methods.METHODS[method].config_type, root, template, LISTS["train"], METHODS.index(method), LIGHT)
 
 
+def test_train_sac(root: Path, template: Path) -> None:
+    main = importlib.import_module("experiments.gradnorm.train").main
+    light = [*LIGHT, "--algorithm", "sac", "--tasks", "StandardContinuous"]
+    kind = methods.METHODS["gradnorm"].sac_config_type
+    assert kind is not None
+    fuzz(main, kind, root, template, LISTS["train"], len(METHODS), light)
+
+
 @pytest.mark.parametrize("method", EVALUATE)
 def test_evaluate(method: str, root: Path, template: Path) -> None:
     main = importlib.import_module(f"experiments.{method}.evaluate").main
@@ -431,7 +439,7 @@ def test_sweep(root: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     def more(rng: random.Random) -> Sequence[str]:
         light = ["--envs-per-task", "1", "--buffer-size", "300"]
-        return ["--", *an_argument_list(rng, TrainConfig, light)] if rng.random() < 0.5 else []
+        return ["--", *an_argument_list(rng, DQNTrainConfig, light)] if rng.random() < 0.5 else []
 
     monkeypatch.setattr(experiments.sweep.sweeping, "cluster", cluster)
     monkeypatch.setattr(experiments.sweep.sweeping, "check_nodes", lambda folder: None)

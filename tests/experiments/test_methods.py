@@ -23,7 +23,8 @@ from experiments import analyze_results
 from experiments.methods import METHODS
 from experiments.program.flags import parse
 from experiments.torchjd.config import TorchJDConfig
-from experiments.training.config import EvaluateConfig, TrainConfig, run_name
+from experiments.training.algorithms import DQNTrainConfig
+from experiments.training.config import EvaluateConfig, run_name
 from mtrl import balancers
 from mtrl.balancers import make_balancer
 
@@ -97,7 +98,7 @@ def test_the_list_has_every_package_that_trains_an_agent():
     for name, method in METHODS.items():
         assert name == method.name
         assert len(method.summary.splitlines()) == 1
-        assert issubclass(method.config_type, TrainConfig)
+        assert issubclass(method.config_type, DQNTrainConfig)
         assert issubclass(method.evaluate_config_type, EvaluateConfig)
         assert method.config_type.__module__ == f"experiments.{name}.config"
 
@@ -310,7 +311,7 @@ def test_presets(method):
     notes = part.presets["notes"]
     assert (notes.preset, notes.episodes_per_task, notes.exploration_decay) == ("notes", 500, 0.995)
     assert notes.target_update_unit == "episodes"
-    own_network = part.config() if method == "brc" else TrainConfig(learning_rate=5e-4)
+    own_network = part.config() if method == "brc" else DQNTrainConfig(learning_rate=5e-4)
     for name in ("learning_rate", "embedding_dim", "hidden_dims"):
         assert getattr(notes, name) == getattr(own_network, name)
 

@@ -49,9 +49,11 @@ class Child:
     """A run in a forked process: `python -m experiments.<method>.train` without the start of the interpreter."""
 
     def __init__(self, method, results, *arguments, before=lambda: None):
-        self.folder = results / {"torchjd": "torchjd_gradvac"}.get(method, method) / "seed_0"
+        self.folder = results / {"torchjd": "torchjd_gradvac"}.get(method, method).replace(" ", "_") / "seed_0"
         self.log = results / f"{method}.log"
         results.mkdir(parents=True, exist_ok=True)
+        method, _, algorithm = method.partition(" ")
+        arguments = ("--algorithm", algorithm or "dqn", *arguments)
         main = importlib.import_module(f"experiments.{method}.train").main
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # other threads: those of the test runner only wait
@@ -179,6 +181,8 @@ KILLS = {
     "independent_dqn": [None],
     "gradnorm_pcgrad": [None],
     "torchjd": [None],
+    "gradnorm sac": [None, in_writing("replace", 4, after=False)],
+    "aim sac": [None, None],
 }
 
 
@@ -193,6 +197,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(method, referen
         "brc": ("--width", "16", "--depth", "1"),
         "pcgrad": ("--reward-scaling", "return"),
         "torchjd": ("--aggregator", "GradVac"),  # remembers, and draws random numbers
+        "aim sac": ("--actor-balancer", "same", "--progress-weight", "0", "--heads", "per_task"),
     }.get(method, ())
     extra += LONGER
     reference = references(method, *extra)

@@ -20,7 +20,7 @@ from experiments.gradnorm.config import PRESETS, GradNormConfig
 from experiments.shared_dqn import evaluate as shared_evaluate
 from experiments.shared_dqn import train as shared_train
 from experiments.shared_dqn.config import SharedDQNConfig
-from experiments.training.config import TrainConfig
+from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, moments, play
 from mtrl import GradNorm
 from mtrl.rl import DQNSettings
@@ -257,7 +257,7 @@ def test_bad_analysis_input_is_one_line_and_leaves_no_trace(results, tmp_path, c
 
 
 def test_defaults_are_those_of_the_agent_and_the_balancer():
-    config = TrainConfig()
+    config = DQNTrainConfig()
     for name, value in dataclasses.asdict(DQNSettings(memory_angle=0.8)).items():
         assert getattr(config, name) == value, name
     balancer = inspect.signature(GradNorm).parameters

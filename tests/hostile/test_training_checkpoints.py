@@ -32,7 +32,12 @@ FLAGS = (
     *("--conflict-interval", "5", "--eval-interval", "230", "--eval-episodes", "1", "--quiet", "--no-tensorboard"),
 )
 SMALL = (*FLAGS, "--hidden-dims", "8", "8")
+OF_SAC = (
+    *("--algorithm", "sac", "--tasks", "StandardContinuous", "WindyContinuous"),
+    *("--actor-balancer", "same", "--progress-weight", "0"),
+)
 WORLD_MODEL = "world_model"
+SAC = "aim of actors and critics"
 # The programs, so chosen that every kind of state is met, and how many mutations each gets.
 PROGRAMS: dict[str, tuple[tuple[str, ...], int]] = {
     "shared_dqn": ((*SMALL, "--episodes-per-task", "50", "--train-freq", "2"), 30),
@@ -43,6 +48,7 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], int]] = {
     "independent_dqn": (SMALL, 12),
     "gradnorm_pcgrad": (SMALL, 15),
     "torchjd": ((*SMALL, "--aggregator", "GradVac"), 15),
+    SAC: ((*SMALL, *OF_SAC), 20),
     WORLD_MODEL: (
         (
             *("--quick", "--tasks", "Standard", "Windy", "--sequences", "2", "--length", "3", "--steps", "7"),
@@ -174,7 +180,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
             pytest.skip("TorchJD is not installed")
         if name not in known:
             results = tmp_path_factory.mktemp(name)
-            main = importlib.import_module(f"experiments.{name}.train").main
+            main = importlib.import_module(f"experiments.{name.partition(' ')[0]}.train").main
             words = (*PROGRAMS[name][0], "--results-dir", str(results))
             assert interrupted(main, 6 if name == WORLD_MODEL else 180, *words) == 130
             (folder,) = results.glob("*/seed_0")
@@ -243,6 +249,8 @@ REFUSED: tuple[tuple[str, str, Any], ...] = (
     ("rgb", "agent/balancer/consensus", torch.ones(7)),
     ("rgb", "agent/balancer/_extra_state/angles", [0.1]),
     ("rgb", "agent/balancer/_extra_state/angles", [math.nan, 0.1]),
+    (SAC, "agent/actor_balancer/policy_steps", torch.tensor(-7)),
+    (SAC, "agent/policy/log_ent_coef", torch.tensor([math.nan, 0.0])),
     ("brc", "agent/policy/q_net.support", torch.zeros(5)),
     ("brc", "agent/episode_rewards", [[1.0]]),
     ("brc", "agent/largest_returns", np.array([math.nan, 1.0])),

@@ -14,7 +14,7 @@ import pytest
 from agents import BRC, MultiTaskDQN, load_agent
 from agents.settings import BRCOptions, BRCSettings
 from experiments.methods import METHODS
-from experiments.training.config import TrainConfig
+from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.make_agent import make_agent as make_agent_of_run
 from mtrl import DirectionMemory, checkpoint, make_balancer
 from mtrl.rl.settings import MEMORY_ANGLE, DQNOptions, DQNSettings, ReplayOptions, ReplaySettings
@@ -79,7 +79,7 @@ def test_a_float_without_a_fraction_is_taken_for_an_integer():
     agent = make_agent(buffer_size=1e5, learning_starts=np.int64(50))
     assert agent.settings.buffer_size == agent.buffer_size == 100_000
     assert type(agent.buffer_size) is type(agent.settings.learning_starts) is int
-    assert TrainConfig(total_steps=1e5).total_steps == 100_000
+    assert DQNTrainConfig(total_steps=1e5).total_steps == 100_000
 
 
 def test_infinity_is_a_limit_that_never_applies():
@@ -124,8 +124,8 @@ def test_stable_baselines3_finds_its_attributes():
 
 
 def test_a_training_run_has_the_settings_of_the_agent():
-    assert asdict(DQNSettings(memory_angle=0.8)).items() <= asdict(TrainConfig()).items()
-    assert {field.name for field in fields(TrainConfig) if field.metadata.get("resumable")} >= {
+    assert asdict(DQNSettings(memory_angle=0.8)).items() <= asdict(DQNTrainConfig()).items()
+    assert {field.name for field in fields(DQNTrainConfig) if field.metadata.get("resumable")} >= {
         *("on_nonfinite", "results_dir", "quiet", "checkpoint_interval", "step_timeout", "tensorboard", "wandb"),
     }
 
