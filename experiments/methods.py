@@ -26,16 +26,16 @@ class Method:
     Attributes:
         name: the name of the method and of its package in `experiments`.
         config: the address of the settings of a training.
+        sac_config: the address of those with `--algorithm sac`; None if the method has only Q-learning.
         summary: what the method does, in one line.
         evaluate_config: the address of the settings of an evaluation. Default: those that most methods share.
-        sac_config: the address of the settings of a training with `--algorithm sac`. Default: the method has none.
     """
 
     name: str
     config: str
+    sac_config: str | None
     summary: str
     evaluate_config: str = "experiments.training.config:EvaluateConfig"
-    sac_config: str | None = None
 
     @property
     def config_type(self) -> type[DQNTrainConfig]:
@@ -99,53 +99,87 @@ class Method:
         return kind, None if wants_sac else self.presets
 
 
-def _method(name: str, prefix: str, summary: str, evaluate_config: str = Method.evaluate_config) -> Method:
-    """A method that balances the gradients of either algorithm."""
-    module = f"experiments.{name}.config"
-    return Method(name, f"{module}:{prefix}Config", summary, evaluate_config, f"{module}:{prefix}SACConfig")
-
-
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        _method("aim", "AIM", "conflicting gradients are removed by learned thresholds"),
+        Method(
+            "aim",
+            "experiments.aim.config:AIMConfig",
+            "experiments.aim.config:AIMSACConfig",
+            "conflicting gradients are removed by learned thresholds",
+        ),
         Method(
             "brc",
             "experiments.brc.config:BRCConfig",
+            None,
             "a wide residual network with categorical values",
             "experiments.training.config:DQNEvaluateConfig",
         ),
-        _method("gradnorm", "GradNorm", "learned weights even out training rates"),
-        _method(
+        Method(
+            "gradnorm",
+            "experiments.gradnorm.config:GradNormConfig",
+            "experiments.gradnorm.config:GradNormSACConfig",
+            "learned weights even out training rates",
+        ),
+        Method(
             "gradnorm_pcgrad",
-            "GradNormPCGrad",
+            "experiments.gradnorm_pcgrad.config:GradNormPCGradConfig",
+            "experiments.gradnorm_pcgrad.config:GradNormPCGradSACConfig",
             "GradNorm's weights for the lengths of the gradients, PCGrad's projections for their directions",
         ),
         Method(
             "independent_dqn",
             "experiments.independent_dqn.config:IndependentDQNConfig",
+            None,
             "one network per task, nothing shared: the baseline that sharing has to beat",
             "experiments.independent_dqn.config:IndependentDQNEvaluateConfig",
         ),
-        _method(
+        Method(
             "memory",
-            "Memory",
+            "experiments.memory.config:MemoryConfig",
+            "experiments.memory.config:MemorySACConfig",
             "the sum of gradients of equal length turns towards past sums: RGB without conflict handling",
         ),
-        _method("normalised", "Normalised", "gradients of equal length are summed: a control"),
-        _method("pcgrad", "PCGrad", "conflicting gradients are projected"),
-        _method("random", "Random", "gradients are weighted by random numbers at every update: a control"),
-        _method("rgb", "RGB", "gradients are rotated towards a remembered consensus"),
+        Method(
+            "normalised",
+            "experiments.normalised.config:NormalisedConfig",
+            "experiments.normalised.config:NormalisedSACConfig",
+            "gradients of equal length are summed: a control",
+        ),
+        Method(
+            "pcgrad",
+            "experiments.pcgrad.config:PCGradConfig",
+            "experiments.pcgrad.config:PCGradSACConfig",
+            "conflicting gradients are projected",
+        ),
+        Method(
+            "random",
+            "experiments.random.config:RandomConfig",
+            "experiments.random.config:RandomSACConfig",
+            "gradients are weighted by random numbers at every update: a control",
+        ),
+        Method(
+            "rgb",
+            "experiments.rgb.config:RGBConfig",
+            "experiments.rgb.config:RGBSACConfig",
+            "gradients are rotated towards a remembered consensus",
+        ),
         Method(
             "shared_dqn",
             "experiments.shared_dqn.config:SharedDQNConfig",
+            "experiments.shared_dqn.config:SharedSACConfig",
             "gradients are summed: the baseline",
-            sac_config="experiments.shared_dqn.config:SharedSACConfig",
         ),
-        _method("static", "Static", "gradients are weighted by fixed numbers: the baseline to tune"),
-        _method(
+        Method(
+            "static",
+            "experiments.static.config:StaticConfig",
+            "experiments.static.config:StaticSACConfig",
+            "gradients are weighted by fixed numbers: the baseline to tune",
+        ),
+        Method(
             "torchjd",
-            "TorchJD",
+            "experiments.torchjd.config:TorchJDConfig",
+            "experiments.torchjd.config:TorchJDSACConfig",
             "any aggregator of TorchJD by name",
             "experiments.torchjd.config:TorchJDEvaluateConfig",
         ),

@@ -243,7 +243,8 @@ def test_a_program_ends_when_its_parent_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["1", "experiments.rgb.train"], ["x"]])
-def test_the_program_within_a_sweep_says_that_it_is_none_for_people(words, capsys):
+def test_the_program_within_a_sweep_says_that_it_is_none_for_people(words, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "experiments.rgb.train", raising=False)  # `runpy` warns if a test has imported it
     with pytest.raises(SystemExit) as stop:
         child.main(words)
     assert stop.value.code == 2

@@ -368,8 +368,7 @@ def test_each_task_has_its_own_temperature(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     changed = MultiTaskSAC.load(tmp_path / "model", ent_coef=0.25)
     assert changed.update.temperatures.tolist() == pytest.approx([0.25, 0.25])
-    with pytest.raises(checkpoint.CheckpointError, match="holds a MultiTaskSAC; load it with"):
-        load_agent(tmp_path / "model.zip")
+    assert isinstance(load_agent(tmp_path / "model.zip"), MultiTaskSAC)
     fixed = agent(ent_coef=0.0)
     fixed.learn(60)
     assert (fixed.update.temperatures < 1e-40).all()
