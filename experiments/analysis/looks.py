@@ -9,27 +9,28 @@ from experiments.analysis.arrays import Array
 from experiments.analysis.comparison import Analysis
 from experiments.analysis.replicates import Curve, Method
 
-# Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision, with black for the baseline
-# and grey for agents that share nothing. A method has the same colour in every figure and in both variants.
+# After Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision; those that were too pale
+# for a line on white are darker here, so that every contrast is at least 3. Black is for the baseline, and grey for agents
+# that share nothing. A method has the same colour in every figure and in both variants.
 COLOURS = {
     "shared_dqn": "#000000",
     "gradnorm": "#CC6677",
     "pcgrad": "#117733",
     "gradnorm_pcgrad": "#999933",
     "rgb": "#882255",
-    "aim": "#DDAA33",
-    "brc": "#33A0D8",
+    "aim": "#C67B00",
+    "brc": "#1E88C0",
     "independent_dqn": "#888888",
     "torchjd_upgrad": "#AA4499",
     "memory": "#332288",
-    "normalised": "#44AA99",
+    "normalised": "#2E9686",
     "static": "#661100",
-    "random": "#DDCC77",
+    "random": "#8C6D46",
 }
-OTHER_COLOURS = ("#4477AA", "#228833", "#CCBB44", "#EE6677")
+OTHER_COLOURS = ("#4477AA", "#228833", "#9A8A10", "#EE6677")
 GREY = "#BBBBBB"  # of methods that are drawn for comparison only
 DASHES = ("-", "--", "-.", ":")
-TASK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito
+TASK_COLOURS = ("#0072B2", "#C28500", "#009E73", "#CC79A7", "#2A94D0", "#D55E00")  # after Okabe and Ito
 DIVERGING = "RdBu"  # the colours of cosines in every figure: red at -1, which is conflict, white at 0, blue at 1
 FEW_SEEDS = 5  # below this number, curves are drawn with those of single seeds in place of intervals
 
