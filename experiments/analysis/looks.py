@@ -9,9 +9,9 @@ from experiments.analysis.arrays import Array
 from experiments.analysis.comparison import Analysis
 from experiments.analysis.replicates import Curve, Method
 
-# After Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision; those that were too pale
-# for a line on white are darker here, so that every contrast is at least 3. Black is for the baseline, and grey for agents
-# that share nothing. A method has the same colour in every figure and in both variants.
+# After Paul Tol's muted palette, whose colours can be told apart with any kind of colour vision; those that were too
+# pale for a line on white are darker here, so that every contrast is at least 3. Black is for the baseline, and grey
+# for agents that share nothing. A method has the same colour in every figure and in both variants.
 COLOURS = {
     "shared_dqn": "#000000",
     "gradnorm": "#CC6677",
