@@ -1,6 +1,10 @@
-"""LunarLander tasks for multi-task learning. Importing this package registers `mtrl/LunarLander-<task>-v0`."""
+"""Tasks for multi-task learning: LunarLanders and Meta-World's robot arm. Importing this package makes them known.
+
+It also registers `mtrl/LunarLander-<task>-v0` with Gymnasium.
+"""
 
 from envs.lunar_lander import BASE_ID, TaskPhysics, make_task_env, make_task_vec_env
+from envs.meta_world import MetaWorldTask
 from envs.tasks import (
     CONTINUOUS_TASKS,
     DEFAULT_TASKS,
@@ -21,6 +25,7 @@ __all__ = [
     "TASKS",
     "ColumnError",
     "LunarLanderTask",
+    "MetaWorldTask",
     "TaskLike",
     "TaskOneHot",
     "TaskPhysics",

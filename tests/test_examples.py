@@ -26,6 +26,11 @@ RUNS = {
         rf"MountainCar-v0: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
     ),
     "lightning_manual": (["--epochs", "1"], "pytorch_lightning", rf"small: loss {NUMBER}, large: loss {NUMBER}"),
+    "meta_world": (
+        ["--steps", "1200", "--episodes", "1"],
+        "metaworld",
+        rf"window-close-v3: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
+    ),
     "minigrid_images": (
         ["--steps", "6480", "--episodes", "1"],
         "minigrid",

@@ -1,6 +1,6 @@
 """The tasks of a command: from the words after `--tasks` to tasks, and from tasks to what files say of them.
 
-Importing this module makes the names of the landers known.
+Importing this module makes the names of the landers and of Meta-World's tasks known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mtrl.rl.tasks import AnyTask, GymTask, UnknownTaskError, get_task, get_task
 
 MOST_BYTES = 200  # of a name of a file; file systems take 255
 
-__all__ = ["describe_tasks", "file_stems", "get_task", "get_tasks", "tasks_called"]
+__all__ = ["describe_tasks", "file_stems", "get_task", "get_tasks", "packages_of", "tasks_called"]
 
 
 def tasks_called(names: Iterable[str], given: Sequence[str] = ()) -> dict[str, AnyTask]:
@@ -50,6 +50,16 @@ def describe_tasks(tasks: Sequence[AnyTask]) -> dict[str, Any]:
     ids = {task.name: task.name if isinstance(task, GymTask) else getattr(task, "env_id", None) for task in tasks}
     bases = {envs.BASE_ID if isinstance(task, envs.LunarLanderTask) else ids[task.name] for task in tasks}
     return {"environments": ids, "base_environment": bases.pop() if len(bases) == 1 else None}
+
+
+def packages_of(tasks: Iterable[AnyTask]) -> tuple[str, ...]:
+    """The packages that Meta-World's tasks come from, whose versions a run of such tasks records.
+
+    Raises:
+        ValueError: the extra is not installed.
+    """
+    ours = (task for task in tasks if isinstance(task, envs.MetaWorldTask))
+    return tuple(dict.fromkeys(package for task in ours for package in task.packages))
 
 
 def file_stems(names: Iterable[str]) -> Mapping[str, str]:

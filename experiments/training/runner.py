@@ -13,7 +13,7 @@ from experiments.program.flags import UsageError
 from experiments.program.run_files import METRICS_FILE
 from experiments.program.run_folder import MODEL_FILE, RunFolder
 from experiments.program.stopping import StoppedError
-from experiments.program.tasks import describe_tasks, get_tasks
+from experiments.program.tasks import describe_tasks, get_tasks, packages_of
 from experiments.program.terminal import console, show_table
 from experiments.program.versions import versions
 from experiments.program.weights_and_biases import WANDB_FOLDER, check_wandb
@@ -76,14 +76,16 @@ def train(config: TrainConfig) -> Evaluation:
 
 def describe(config: TrainConfig) -> dict[str, Any]:
     """The contents of config.json: what runs, with which settings, on which versions of which packages."""
+    tasks = get_tasks(config.tasks)
+    packages = ("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy", *packages_of(tasks))
     return {
         "run": config.run_name,
         "method": config.run_method,
         "agent": config.agent,
         "balancer": config.balancer_name,
         "settings": config.record,
-        **describe_tasks(get_tasks(config.tasks)),
-        "versions": versions("mtrl", "gymnasium", "box2d", "stable-baselines3", "torch", "numpy"),
+        **describe_tasks(tasks),
+        "versions": versions(*packages),
     }
 
 

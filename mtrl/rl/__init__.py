@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mtrl.rl.tasks import get_task as get_task
     from mtrl.rl.tasks import get_tasks as get_tasks
     from mtrl.rl.tasks import make_env as make_env
+    from mtrl.rl.tasks import register_group as register_group
     from mtrl.rl.tasks import register_task as register_task
     from mtrl.rl.tasks import solved_at as solved_at
     from mtrl.rl.td_loss import TDLoss as TDLoss
@@ -62,7 +63,7 @@ _HOMES = {
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings", "SACSettings"),
     "mtrl.rl.tasks": (
         *("AnyTask", "GymTask", "Task", "TaskLike", "UnknownTaskError", "get_task", "get_tasks"),
-        *("make_env", "register_task", "solved_at"),
+        *("make_env", "register_group", "register_task", "solved_at"),
     ),
     "mtrl.rl.td_loss": ("TDLoss",),
     "mtrl.rl.update": ("SharedUpdate", "Update"),

@@ -24,6 +24,7 @@ from mtrl.files import one_line
 from mtrl.limits import check_number
 
 __all__ = [
+    "GROUPS",
     "TASKS",
     "AnyTask",
     "GymTask",
@@ -34,6 +35,7 @@ __all__ = [
     "get_task",
     "get_tasks",
     "make_env",
+    "register_group",
     "register_task",
     "solved_at",
 ]
@@ -119,7 +121,10 @@ TaskLike = str | AnyTask | EnvSpec | MakeEnv
 """A task; the name of a registered task; an id of Gymnasium; an address; or a function that makes an environment."""
 
 TASKS: dict[str, AnyTask] = {}
-"""The registered tasks by name. Add to them with `register_task`."""
+"""The tasks that are registered one by one, by name. Add to them with `register_task`."""
+
+GROUPS: dict[str, tuple[AnyTask, ...]] = {}
+"""The registered groups of tasks by name. Add to them with `register_group`."""
 
 SomeTask = TypeVar("SomeTask", bound=AnyTask)
 
@@ -147,7 +152,7 @@ def get_tasks(tasks: TaskLike | Iterable[Any], imports: bool = True) -> tuple[An
         tasks: one of the following, or several of them, also in lists within lists.
 
             - a task: a `Task`, or an object of a class of yours with the members of `AnyTask`;
-            - the name of a registered task;
+            - the name of a registered task, or of a registered group, which stands for all its tasks;
             - an id of Gymnasium (`"CartPole-v1"`), also with the module that registers it (`"ale_py:ALE/Pong-v5"`), or
               a specification (`gymnasium.spec("CartPole-v1")`);
             - an address of your own (`"my_package.tasks:MOON"`) where any of these, or a list of them, is found. Its
@@ -166,7 +171,7 @@ def get_tasks(tasks: TaskLike | Iterable[Any], imports: bool = True) -> tuple[An
     except RecursionError:
         raise ValueError("a list of tasks, or an address, leads to itself") from None
     if not found:
-        raise ValueError("no tasks given" + (f"; tasks are {', '.join(TASKS)}" if TASKS else ""))
+        raise ValueError("no tasks given" + (f"; {_known()}" if TASKS or GROUPS else ""))
     names = [task.name for task in found]
     if len(set(names)) < len(names):
         raise ValueError(f"tasks must be distinct, not {', '.join(names)}; give each a name of its own")
@@ -177,11 +182,26 @@ def register_task(task: SomeTask) -> SomeTask:
     """Make the task available by its name, and return it. Registering an equal task again changes nothing.
 
     Raises:
-        ValueError: another task has this name, or it is not as `Task` describes it.
+        ValueError: another task or a group has this name, or it is not as `Task` describes it.
     """
     (known,) = _resolved(task, imports=False)
+    if known.name in GROUPS:
+        raise ValueError(f"{known.name!r} is the name of a group of tasks")
     TASKS.setdefault(known.name, task)
     return task
+
+
+def register_group(name: str, tasks: TaskLike | Iterable[Any]) -> tuple[AnyTask, ...]:
+    """Let one name stand for several tasks, as `get_tasks` takes them, and return them. Their own names are known, too.
+
+    Raises:
+        ValueError: a task or another group has this name, or `get_tasks` refuses the tasks.
+    """
+    found = get_tasks(tasks)
+    if name in _registered() or name in gymnasium.registry or GROUPS.get(name, found) != found:
+        raise ValueError(f"{name!r} is the name of another {'group' if name in GROUPS else 'task'}")
+    GROUPS[name] = found
+    return found
 
 
 def _check_task(task: AnyTask) -> None:
@@ -251,7 +271,7 @@ def _resolved(tasks: Any, imports: bool, name: str | None = None) -> Iterator[An
         yield GymTask(tasks)
     elif isinstance(tasks, AnyTask) and not isinstance(tasks, type):
         _check_task(tasks)
-        if TASKS.get(tasks.name, tasks) != tasks:
+        if _registered().get(tasks.name, tasks) != tasks:
             raise ValueError(f"task {tasks.name!r} differs from the registered task of that name; give it another name")
         yield tasks
     elif isinstance(tasks, gymnasium.Env):
@@ -292,20 +312,34 @@ def _spec_of(make: MakeEnv) -> EnvSpec | None:
 
 def _named(word: str, imports: bool) -> Iterator[AnyTask]:
     """The tasks that a name, an id or an address stands for."""
-    if word in TASKS:
-        yield TASKS[word]
+    registered = _registered()
+    if word in registered:
+        yield registered[word]
+    elif word in GROUPS:
+        yield from GROUPS[word]
     elif word in gymnasium.registry:
         yield GymTask(gymnasium.registry[word])
     elif ":" in word and imports:
         yield from _at_address(word)
     else:
-        known = f"tasks are {', '.join(TASKS)}" if TASKS else "no task is registered"
-        near = _nearest(word, gymnasium.registry)
+        near = _nearest(word, (*gymnasium.registry, *GROUPS, *registered.keys() - TASKS.keys()))
         if not near and "/" in word and ":" not in word:
             near = f"; an id that a package registers has its module before it, as in my_package:{word}"
         if Path(f"{word.replace('.', '/')}.py").is_file():
             near = f"; did you mean something in this module, as in {word}:NAME?"
-        raise UnknownTaskError(f"unknown task {word!r}; {known}{near}")
+        raise UnknownTaskError(f"unknown task {word!r}; {_known()}{near}")
+
+
+def _registered() -> dict[str, AnyTask]:
+    """All registered tasks by name: those of the groups, and the others."""
+    return {task.name: task for tasks in GROUPS.values() for task in tasks} | TASKS
+
+
+def _known() -> str:
+    """The registered names, as part of a message. A group stands for its tasks, which may be many."""
+    parts = [f"tasks are {', '.join(TASKS)}"] if TASKS else []
+    parts += [f"groups of tasks are {', '.join(GROUPS)}"] if GROUPS else []
+    return "; ".join(parts) or "no task is registered"
 
 
 def _at_address(word: str) -> Iterator[AnyTask]:

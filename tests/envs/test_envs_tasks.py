@@ -81,8 +81,11 @@ def test_a_bad_name_is_refused(name: str) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownTaskError) as caught:
         get_task("Windey")
-    assert str(caught.value) == "unknown task 'Windey'; tasks are Standard, Windy, Heavy, " + ", ".join(
-        ("WindyUngated", *envs.CONTINUOUS_TASKS)
+    assert (
+        str(caught.value)
+        == "unknown task 'Windey'; tasks are Standard, Windy, Heavy, "
+        + ", ".join(("WindyUngated", *envs.CONTINUOUS_TASKS))
+        + "; groups of tasks are MT3, MT10, MT50"
     )
     assert isinstance(caught.value, ValueError)
 

@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from mtrl.rl import AnyTask, Task, TaskOneHot, UnknownTaskError, get_task, get_tasks, make_task_vec_env, register_task
-from mtrl.rl.tasks import TASKS
+from mtrl.rl import (
+    AnyTask,
+    Task,
+    TaskOneHot,
+    UnknownTaskError,
+    get_task,
+    get_tasks,
+    make_task_vec_env,
+    register_group,
+    register_task,
+)
+from mtrl.rl.tasks import GROUPS, TASKS
 
 POLE = Task("Pole", partial(gymnasium.make, "CartPole-v1"), solved_at=475.0)
 
@@ -48,11 +58,13 @@ class Counted:
 
 @pytest.fixture
 def no_tasks() -> Iterator[None]:
-    before = dict(TASKS)
-    TASKS.clear()
+    before = [(registry, dict(registry)) for registry in (TASKS, GROUPS)]
+    for registry, _ in before:
+        registry.clear()
     yield
-    TASKS.clear()
-    TASKS.update(before)
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_tasks")
@@ -73,6 +85,48 @@ def test_one_name_stands_for_one_task() -> None:
     with pytest.raises(ValueError, match=r"^task 'Count' differs from the registered task of that name"):
         register_task(Counted("Count", 3))
     assert get_task("Count") == Counted("Count", 2)
+
+
+@pytest.mark.usefixtures("no_tasks")
+def test_a_group_is_known_by_its_name_and_so_are_its_tasks() -> None:
+    register_task(POLE)
+    counted = Counted("One", 1), Counted("Two", 2)
+    assert register_group("Counts", counted) == counted
+    register_group("Counts", [*counted])  # an equal group changes nothing
+    assert get_tasks(["Pole", "Counts"]) == (POLE, *counted)
+    assert get_task("Two") is counted[1]
+    assert make_task_vec_env("Counts", 2).num_envs == 4
+    with pytest.raises(ValueError, match=r"^'Counts' stands for 2 tasks: One, Two$"):
+        get_task("Counts")
+    with pytest.raises(
+        UnknownTaskError, match=r"^unknown task 'Tw'; tasks are Pole; groups of tasks are Counts; did you "
+    ):
+        get_task("Tw")
+    with pytest.raises(ValueError, match=r"^no tasks given; tasks are Pole; groups of tasks are Counts$"):
+        get_tasks([])
+
+
+@pytest.mark.usefixtures("no_tasks")
+@pytest.mark.parametrize(
+    ("name", "tasks", "message"),
+    [
+        ("Pole", [Counted("One", 1)], "'Pole' is the name of another task"),
+        ("CartPole-v1", [Counted("One", 1)], "'CartPole-v1' is the name of another task"),
+        ("Counts", [Counted("Two", 2)], "'Counts' is the name of another group"),
+        ("More", [], "no tasks given"),
+        ("More", [Counted("One", 1), Counted("One", 1)], "tasks must be distinct"),
+        ("More", [Counted("One", 3)], "task 'One' differs from the registered task of that name"),
+    ],
+)
+def test_a_group_that_cannot_be_is_refused_in_one_line(name: str, tasks: list[Any], message: str) -> None:
+    register_task(POLE)
+    register_group("Counts", [Counted("One", 1)])
+    before = dict(TASKS), dict(GROUPS)
+    with pytest.raises(ValueError, match=rf"^{message}[^\n]*$"):
+        register_group(name, tasks)
+    with pytest.raises(ValueError, match=r"^'Counts' is the name of a group of tasks$"):
+        register_task(Counted("Counts", 1))
+    assert before == (TASKS, GROUPS)
 
 
 def test_what_has_the_members_of_a_task_is_one() -> None:
