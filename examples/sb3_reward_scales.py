@@ -2,6 +2,7 @@
 
     python examples/sb3_reward_scales.py
     python examples/sb3_reward_scales.py --reward-scaling none
+    python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
 
 The balanced gradient of the unscaled tasks is that of the large rewards alone. Returns are printed as they are, so that
 a full episode has 500 in the one task and 500,000 in the other.
@@ -29,6 +30,7 @@ def main() -> None:
     """Train, then play 20 greedy episodes of each task."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reward-scaling", default="return", choices=["none", "return"])
+    parser.add_argument("--value-normalization", default="none", choices=["none", "popart"])
     parser.add_argument("--balancer", default="equal")
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -40,6 +42,7 @@ def main() -> None:
         make_task_vec_env(tasks, envs_per_task=4, seed=args.seed),
         balancer=args.balancer,
         reward_scaling=args.reward_scaling,
+        value_normalization=args.value_normalization,
         learning_starts=min(2_000, args.steps // 2),
         learning_rate=2.5e-4,
         learning_rate_decay=0.5,

@@ -28,7 +28,7 @@ from mtrl.rl.update import Update
 from mtrl.rl.weights import read_weights, write_weights
 
 # What agents did before there were settings for it, for files that lack them.
-BEFORE: dict[str, Any] = {"memory_angle": 0.0}
+BEFORE: dict[str, Any] = {"memory_angle": 0.0, "value_normalization": "none"}
 
 
 class SavedAlgorithm(OffPolicyAlgorithm):
@@ -195,10 +195,11 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         check_description(state, cls.known_settings())
         check_progress(state, cls.progress)
         saved = {
+            **BEFORE,
             **state["settings"],
             "policy_kwargs": classes_of(state["settings"].get("policy_kwargs") or {}, objects),
         }
-        for name in (*cls.of_balancers, "policy_kwargs"):
+        for name in (*cls.of_balancers, "policy_kwargs", "value_normalization"):
             if name in changes and changes[name] != saved.get(name):
                 raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
