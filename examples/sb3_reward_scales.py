@@ -1,11 +1,7 @@
 """Two tasks whose rewards differ by a factor of 1,000 in one agent: CartPole, and CartPole with every reward x 1,000.
 
-    python examples/sb3_reward_scales.py
-    python examples/sb3_reward_scales.py --reward-scaling none
-    python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
-
-The balanced gradient of the unscaled tasks is that of the large rewards alone. Returns are printed as they are, so that
-a full episode has 500 in the one task and 500,000 in the other.
+python examples/sb3_reward_scales.py
+python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
 """
 
 import argparse
@@ -27,7 +23,7 @@ def pole(factor: float) -> Task:
 
 
 def main() -> None:
-    """Train, then play 20 greedy episodes of each task."""
+    """Train, then play 20 greedy episodes of each task, whose full returns are 500 and 500,000."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reward-scaling", default="return", choices=["none", "return"])
     parser.add_argument("--value-normalization", default="none", choices=["none", "popart"])

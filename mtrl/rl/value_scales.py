@@ -185,8 +185,8 @@ class ValueScales:
             return state
         return {**state, "online": self._online, "target": self._target, "optimizer": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Restore what `state_dict` returned. `strict` is what Stable-Baselines3 gives, and always so here.
 
         Raises:
             ValueError: the state is not that of as many tasks and networks, or holds a number that cannot be.

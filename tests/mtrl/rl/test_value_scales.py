@@ -318,6 +318,17 @@ def test_a_saved_model_has_the_values_that_it_had(tmp_path: Path) -> None:
     assert np.array_equal(first, second)
 
 
+def test_parameters_have_the_units_of_their_values(tmp_path: Path) -> None:
+    for make_one in (lambda: walking(1, 1000), sac):
+        agent, other = make_one().learn(200), make_one()
+        batch = agent.replay_buffer.sample(8)
+        agent.save(tmp_path / "m.zip")
+        for parameters in (copy.deepcopy(agent.get_parameters()), tmp_path / "m.zip"):
+            other.learn(160).set_parameters(parameters)
+            for one, another in zip(raw_values(agent, batch), raw_values(other, batch), strict=True):
+                assert torch.equal(one, another)
+
+
 def test_scales_are_logged() -> None:
     agent = walking(1, 1000).learn(200)
     found = agent.update.scales()
