@@ -1,7 +1,8 @@
 """Two tasks whose rewards differ by a factor of 1,000 in one agent: CartPole, and CartPole with every reward x 1,000.
 
-python examples/sb3_reward_scales.py
-python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
+Returns are printed as they are. These are the two ways to scale; `--reward-scaling none` alone does without:
+    python examples/sb3_reward_scales.py
+    python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
 """
 
 import argparse
@@ -49,9 +50,9 @@ def main() -> None:
         device="cpu",
     )
     model.learn(args.steps)
-    found = evaluate_tasks(model, make_task_vec_env(tasks, envs_per_task=4, seed=args.seed + 1), n_eval_episodes=20)
-    for name, of_task in found.items():
-        print(f"{name}: mean return {of_task.mean:.0f}")
+    fresh = make_task_vec_env(tasks, envs_per_task=4, seed=args.seed + 1)
+    for name, found in evaluate_tasks(model, fresh, n_eval_episodes=20).items():
+        print(f"{name}: mean return {found.mean:.0f}")
 
 
 if __name__ == "__main__":
