@@ -316,7 +316,8 @@ class BRC(MultiTaskDQN):
 
     The arguments are those of `MultiTaskDQN`, with these differences: `policy_kwargs` are the arguments of `BroNet`
     (`width`, `depth`, `embedding_dim`, `num_bins`, `v_max`), the settings are the fields of `BRCSettings`, and
-    `td_loss` and `huber_delta` have no effect. `reward_scaling` must be `"none"`: rewards are divided as in the paper.
+    `td_loss` and `huber_delta` have no effect. `reward_scaling` and `value_normalization` must be `"none"`: rewards
+    are divided as in the paper.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BRCPolicy}

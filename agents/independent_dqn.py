@@ -62,6 +62,10 @@ class IndependentQNetworks(nn.Module):
         self.weights = nn.ParameterList(torch.stack([one.weight.detach() for one in layer]) for layer in stacked)
         self.biases = nn.ParameterList(torch.stack([one.bias.detach() for one in layer]) for layer in stacked)
 
+    def layer_of_tasks(self) -> tuple[Tensor, Tensor]:
+        """The weights (T, A, width) and biases (T, A) of the networks' last layers."""
+        return self.weights[-1], self.biases[-1]
+
     def forward(self, observations: Tensor) -> Tensor:
         """Action values (N, A) for observations (N, O)."""
         state, one_hot = observations[:, : -self.num_tasks], observations[:, -self.num_tasks :]
@@ -131,6 +135,7 @@ class IndependentUpdate(SharedUpdate):
         """The gradients of all networks, end to end (D,), and the losses (T,). There is nothing to balance."""
         with torch.no_grad():
             targets = self.targets(batch)
+            self.adapt(targets)
         losses = self.losses(batch, targets)
         self.guard.check("the loss", losses.tolist())
         parameters = list(self.network.parameters())

@@ -31,6 +31,11 @@ class BRCSettings(DQNSettings):
                 f"reward_scaling is {self.reward_scaling!r}; it must be 'none' here, because BRC divides the rewards "
                 "of each task by its largest return"
             )
+        if self.value_normalization != "none":
+            raise ValueError(
+                f"value_normalization is {self.value_normalization!r}; it must be 'none' here, because the values of "
+                "BRC are distributions over fixed bins, into which it scales the rewards"
+            )
 
 
 class BRCOptions(DQNOptions, total=False):

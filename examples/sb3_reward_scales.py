@@ -1,10 +1,8 @@
 """Two tasks whose rewards differ by a factor of 1,000 in one agent: CartPole, and CartPole with every reward x 1,000.
 
+Returns are printed as they are. These are the two ways to scale; `--reward-scaling none` alone does without:
     python examples/sb3_reward_scales.py
-    python examples/sb3_reward_scales.py --reward-scaling none
-
-The balanced gradient of the unscaled tasks is that of the large rewards alone. Returns are printed as they are, so that
-a full episode has 500 in the one task and 500,000 in the other.
+    python examples/sb3_reward_scales.py --reward-scaling none --value-normalization popart
 """
 
 import argparse
@@ -26,9 +24,10 @@ def pole(factor: float) -> Task:
 
 
 def main() -> None:
-    """Train, then play 20 greedy episodes of each task."""
+    """Train, then play 20 greedy episodes of each task, whose full returns are 500 and 500,000."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--reward-scaling", default="return", choices=["none", "return"])
+    parser.add_argument("--value-normalization", default="none", choices=["none", "popart"])
     parser.add_argument("--balancer", default="equal")
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -40,6 +39,7 @@ def main() -> None:
         make_task_vec_env(tasks, envs_per_task=4, seed=args.seed),
         balancer=args.balancer,
         reward_scaling=args.reward_scaling,
+        value_normalization=args.value_normalization,
         learning_starts=min(2_000, args.steps // 2),
         learning_rate=2.5e-4,
         learning_rate_decay=0.5,
@@ -50,9 +50,9 @@ def main() -> None:
         device="cpu",
     )
     model.learn(args.steps)
-    found = evaluate_tasks(model, make_task_vec_env(tasks, envs_per_task=4, seed=args.seed + 1), n_eval_episodes=20)
-    for name, of_task in found.items():
-        print(f"{name}: mean return {of_task.mean:.0f}")
+    fresh = make_task_vec_env(tasks, envs_per_task=4, seed=args.seed + 1)
+    for name, found in evaluate_tasks(model, fresh, n_eval_episodes=20).items():
+        print(f"{name}: mean return {found.mean:.0f}")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ RUNS = {
         rf"heavy: return {NUMBER} \+- {NUMBER}, success {NUMBER}%",
     ),
     "sb3_reward_scales": (["--steps", "400"], "stable_baselines3", rf"x1000: mean return {NUMBER}"),
+    "sb3_value_scales": (["--steps", "400"], "stable_baselines3", rf"x1000: mean return {NUMBER}"),
 }
 
 

@@ -51,6 +51,7 @@ class BRCConfig(BRCSettings, DQNTrainConfig):
     td_loss: Annotated[Literal["huber", "mse"], tyro.conf.Fixed, tyro.conf.Suppress] = "huber"
     huber_delta: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 10.0
     reward_scaling: Annotated[Literal["none", "return"], tyro.conf.Fixed, tyro.conf.Suppress] = "none"
+    value_normalization: Annotated[Literal["none", "popart"], tyro.conf.Fixed, tyro.conf.Suppress] = "none"
 
     @property
     def policy_kwargs(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mtrl.rl.td_loss import TDLoss as TDLoss
     from mtrl.rl.update import SharedUpdate as SharedUpdate
     from mtrl.rl.update import Update as Update
+    from mtrl.rl.value_scales import ValueScales as ValueScales
     from mtrl.rl.vec_env import ColumnError as ColumnError
     from mtrl.rl.vec_env import TaskVecEnv as TaskVecEnv
     from mtrl.rl.vec_env import make_task_vec_env as make_task_vec_env
@@ -59,6 +60,7 @@ _HOMES = {
     "mtrl.rl.policies": ("MultiTaskQPolicy",),
     "mtrl.rl.replay": ("TaskBatch", "TaskReplayBuffer"),
     "mtrl.rl.reward_scales": ("RewardScales",),
+    "mtrl.rl.value_scales": ("ValueScales",),
     "mtrl.rl.sac": ("MultiTaskSAC",),
     "mtrl.rl.settings": ("DQNSettings", "ReplaySettings", "SACSettings"),
     "mtrl.rl.tasks": (

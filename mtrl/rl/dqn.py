@@ -224,9 +224,9 @@ class MultiTaskDQN(MultiTaskAlgorithm):
         return float(self.exploration_rates.mean())
 
     def dump_logs(self) -> None:
-        """Record epsilon and the reward scales, and the rest as every agent does."""
+        """Record epsilon and the scales of rewards and values, and the rest as every agent does."""
         self.logger.record("rollout/exploration_rate", self.exploration_rate)
-        if self.update.reward_scales is not None:
-            for name, divisor in zip(self.task_names, self.update.reward_scales.divisors, strict=True):
-                self.logger.record(f"train/{name}/reward_scale", float(divisor))
+        for key, numbers in self.update.scales().items():
+            for name, number in zip(self.task_names, numbers, strict=True):
+                self.logger.record(f"train/{name}/{key}", number)
         super().dump_logs()

@@ -125,6 +125,11 @@ class TaskHeads(nn.Linear):
         super().__init__(width, num_tasks * num_actions)
         self.num_tasks, self.num_actions = num_tasks, num_actions
 
+    def layer_of_tasks(self) -> tuple[Tensor, Tensor]:
+        """The weights (T, A, width) and biases (T, A) of the tasks' layers, which share the parameters' memory."""
+        weight, bias = self.weight, self.bias
+        return weight.view(self.num_tasks, self.num_actions, -1), bias.view(self.num_tasks, self.num_actions)
+
     def forward(self, features: Tensor, one_hot: Tensor) -> Tensor:  # type: ignore[override] # which head is needed
         """Action values (N, A) for features (N, width) of the tasks in the one-hot (N, T)."""
         values = super().forward(features).view(-1, self.num_tasks, self.num_actions)

@@ -224,12 +224,12 @@ class MultiTaskSAC(MultiTaskAlgorithm):
         return scaled.reshape(n_envs, *box.shape).astype(cast(Any, box.dtype)), actions
 
     def dump_logs(self) -> None:
-        """Record temperatures, losses of the actor and reward scales, and the rest as every agent does."""
+        """Record temperatures, losses of the actor, scales of rewards and values, and the rest as every agent does."""
         update, record = self.update, self.logger.record
         for task, name in enumerate(self.task_names):
             record(f"train/{name}/ent_coef", float(update.temperatures[task]))
             if self._loss_count:
                 record(f"train/{name}/actor_loss", float(update.actor_losses[task]))
-            if update.reward_scales is not None:
-                record(f"train/{name}/reward_scale", float(update.reward_scales.divisors[task]))
+            for key, numbers in update.scales().items():
+                record(f"train/{name}/{key}", numbers[task])
         super().dump_logs()

@@ -19,9 +19,10 @@ from mtrl.rl.networks import in_order
 from mtrl.rl.nonfinite import FiniteGuard
 from mtrl.rl.optimizer import FlatAdam
 from mtrl.rl.replay import TaskBatch
-from mtrl.rl.sac_chain import chains_of
+from mtrl.rl.sac_chain import chains_of, lowest
 from mtrl.rl.settings import SACSettings, first_temperature
 from mtrl.rl.update import Update
+from mtrl.rl.value_scales import ValueScales
 from mtrl.states import check_adam, check_form
 
 ACTOR = "actor_"
@@ -77,7 +78,10 @@ class ActorCriticUpdate(Update):
             policy.actor, balancers["actor"], settings, guard, make_optimizer, "loss of the actor"
         )
         self.target_weights = ParameterLayout(in_order(policy.critic_target)).flatten_().detach()
-        self.chains = chains_of(policy, self.num_tasks)
+        if settings.value_normalization == "popart":
+            number = len(policy.critic.networks)
+            self.value_scales = ValueScales(policy.critic, policy.critic_target, self.num_tasks, number)
+        self.chains = chains_of(policy, self.num_tasks, self.value_scales)
         self.learns_temperatures = isinstance(settings.ent_coef, str)
         policy.log_ent_coef = nn.Parameter(self._first_log_temperatures())
         self.temperature_optimizer = FlatAdam(policy.log_ent_coef, learning_rate)
@@ -100,7 +104,10 @@ class ActorCriticUpdate(Update):
         noise = self.noise(batch)
         with torch.no_grad():
             targets = self.targets(batch, temperatures)
+            self.adapt(targets)
         critic_losses = self._step(self.critic, self.critic_gradients(batch, targets), measure_conflict)
+        if self.value_scales is not None:
+            self.value_scales.step(self.critic.optimizer.param_groups[0]["lr"])
         of_actor = self.actor_gradients(batch, temperatures, noise)
         self.actor_losses = self._step(self.actor, of_actor, measure_conflict)
         if self.learns_temperatures:
@@ -119,13 +126,18 @@ class ActorCriticUpdate(Update):
         """The gradient of each task's `critic_losses`, by the chains of layers if the networks are such."""
         if self.chains is not None and not self.chains.hooked:
             return self.chains.critic_gradients(batch, targets)
-        return self.critic.task_gradients(lambda: self.critic_losses(batch, targets))
+        gradients = self.critic.task_gradients(lambda: self.critic_losses(batch, targets))
+        if self.value_scales is not None and self.value_scales.is_learned:
+            with torch.no_grad():
+                outputs = self.policy.critic(batch.observations, batch.actions)
+                errors = self.value_scales.normalised(outputs) - self.value_scales.normalised_targets(targets)
+                self.value_scales.keep_gradient(outputs, errors.div_(len(targets) // self.num_tasks))
+        return gradients
 
     def actor_gradients(self, batch: TaskBatch, temperatures: Tensor, noise: Tensor) -> TaskGradients:
         """The gradient of each task's `losses_of_actor`."""
         if self.chains is not None and not self.chains.hooked:
-            by_row = self._by_row(temperatures, batch)
-            gradients, log_density = self.chains.actor_gradients(batch, by_row, noise)
+            gradients, log_density = self.chains.actor_gradients(batch, temperatures, noise)
             self._log_densities = log_density.view(self.num_tasks, -1).mean(1)
             return gradients
         with frozen(self.policy.critic):
@@ -150,21 +162,37 @@ class ActorCriticUpdate(Update):
             values = self.chains.target_values(rows, actions)
         else:
             actions, log_density = self.policy.actor.sample(rows, noise)
-            values = self.policy.critic_target(rows, actions).amin(0)
+            values = lowest(self.policy.critic_target(rows, actions), self.value_scales, of_target=True)
+            if self.value_scales is not None:
+                values = self.value_scales.raw(values)
         soft = values - self._by_row(temperatures, batch) * log_density
         targets: Tensor = self.rewards(batch) + batch.discounts * soft
         return targets
 
     def critic_losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
-        """Half the squared error, summed over the critics and averaged over the rows of each task, (T,)."""
-        errors: Tensor = self.policy.critic(batch.observations, batch.actions) - targets  # (C, T * B)
+        """Half the squared error, summed over the critics and averaged over the rows of each task, (T,).
+
+        Errors are in the units of the task's values.
+        """
+        values = self.policy.critic(batch.observations, batch.actions)  # (C, T * B)
+        if self.value_scales is not None:
+            values, targets = self.value_scales.normalised(values), self.value_scales.normalised_targets(targets)
+        errors: Tensor = values - targets
         return 0.5 * errors.square().sum(0).view(self.num_tasks, -1).mean(1)
 
     def losses_of_actor(self, batch: TaskBatch, temperatures: Tensor, noise: Tensor) -> Tensor:
-        """Temperature * log density - lowest value, averaged over the rows of each task, (T,)."""
+        """Temperature * log density - lowest value, averaged over the rows of each task, (T,).
+
+        With `value_normalization` this is divided by the deviation of the task's targets, as policy gradients are in
+        Hessel et al. 2019. It changes how much the tasks weigh, and not what is best in a task, so that the temperature
+        keeps its meaning.
+        """
         actions, log_density = self.policy.actor.sample(batch.observations, noise)
         self._log_densities = log_density.detach().view(self.num_tasks, -1).mean(1)
-        values = self.policy.critic(batch.observations, actions).amin(0)
+        values = lowest(self.policy.critic(batch.observations, actions), self.value_scales)
+        if self.value_scales is not None:
+            temperatures, means = self.value_scales.of_actor(temperatures)
+            values = values + self._by_row(means, batch)
         per_row: Tensor = self._by_row(temperatures, batch) * log_density - values
         return per_row.view(self.num_tasks, -1).mean(1)
 
@@ -180,6 +208,8 @@ class ActorCriticUpdate(Update):
     def update_target(self, tau: float) -> None:
         """Move the target critics the share `tau` of the way to the critics."""
         self.target_weights.lerp_(self.critic.weights, tau)
+        if self.value_scales is not None:
+            self.value_scales.update_target(tau)
 
     # ----------------------------------------------------------------- guidance of the balancers
 

@@ -28,7 +28,7 @@ from mtrl.rl.update import Update
 from mtrl.rl.weights import read_weights, write_weights
 
 # What agents did before there were settings for it, for files that lack them.
-BEFORE: dict[str, Any] = {"memory_angle": 0.0}
+BEFORE: dict[str, Any] = {"memory_angle": 0.0, "value_normalization": "none"}
 
 
 class SavedAlgorithm(OffPolicyAlgorithm):
@@ -195,10 +195,11 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         check_description(state, cls.known_settings())
         check_progress(state, cls.progress)
         saved = {
+            **BEFORE,
             **state["settings"],
             "policy_kwargs": classes_of(state["settings"].get("policy_kwargs") or {}, objects),
         }
-        for name in (*cls.of_balancers, "policy_kwargs"):
+        for name in (*cls.of_balancers, "policy_kwargs", "value_normalization"):
             if name in changes and changes[name] != saved.get(name):
                 raise ValueError(f"{name} can't be changed when a model is loaded; make a new agent for that")
         own = state.get("policy_class")
@@ -290,9 +291,9 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         if not isinstance(load_path_or_dict, Mapping):
             state = load_state(load_path_or_dict)
             self._check_tasks(state, "model")
-            if missing := [part for part in self.parameters.values() if part not in state]:
+            if missing := [part for part in self._parameters.values() if part not in state]:
                 raise checkpoint.CheckpointError(f"{str(load_path_or_dict)!r} has no {missing[0]}: it is no model")
-            load_path_or_dict = {name: state[part] for name, part in self.parameters.items()}
+            load_path_or_dict = {name: state[part] for name, part in self._parameters.items()}
         super().set_parameters(dict(load_path_or_dict), exact_match, device)
 
     def save_replay_buffer(self, path: str | Path | BufferedIOBase) -> None:
@@ -346,8 +347,14 @@ class SavedAlgorithm(OffPolicyAlgorithm):
         if names != self.task_names:
             raise ValueError(f"the tasks of the {what} are {one_line(names)}, not {', '.join(self.task_names)}")
 
+    @property
+    def _parameters(self) -> dict[str, str]:
+        """`parameters`, with the units of the values, without which the weights of networks say nothing."""
+        units = {} if self.update.value_scales is None else {"update.value_scales": "value_scales"}
+        return {**self.parameters, **units}
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return [*self.parameters], []
+        return [*self._parameters], []
 
 
 def load_state(path: str | Path | BufferedIOBase) -> dict[str, Any]:

@@ -33,6 +33,7 @@ TargetUnit = Literal["updates", "episodes"]
 TDLossName = Literal["huber", "mse"]
 OnNonFinite = Literal["raise", "skip"]
 RewardScaling = Literal["none", "return"]
+ValueNormalization = Literal["none", "popart"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class ReplaySettings:
     each task by a running deviation of its discounted return, so that tasks with rewards of different sizes count
     alike. The replay holds rewards as they came, and returns are always reported so. See
     `mtrl.rl.RewardScales`."""
+
+    value_normalization: ValueNormalization = "none"
+    """How values are learned: `none` learns them as they are; `popart` learns those of each task in units of a running
+    mean and deviation of the task's targets, and keeps all values when these change, so that tasks whose values differ
+    in size count alike. It can't be changed when a model is loaded. See `mtrl.rl.ValueScales`."""
 
     train_freq: Count = 1
     """Steps of all environments between training phases."""
@@ -147,7 +153,8 @@ class DQNSettings(ReplaySettings):
 
     huber_delta: Annotated[float, Limits(above=0, most=inf)] = 10.0
     """Error up to which the Huber loss is quadratic, in units of returns; beyond it the loss is linear. With
-    `reward_scaling`, returns are in units of their deviation."""
+    `reward_scaling`, returns are in units of their deviation, and with `value_normalization` errors are in units of the
+    deviation of the task's targets."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,8 @@ class SACSettings(ReplaySettings):
     """Updates between target updates."""
 
     ent_coef: Annotated[float, Limits(least=0)] | str = "auto"
-    """The temperature: the weight of the entropy of the actions, in units of the rewards. `auto` learns one for each
+    """The temperature: the weight of the entropy of the actions, in units of the rewards, also with
+    `value_normalization`. `auto` learns one for each
     task, and `auto_0.1` begins at 0.1; a number keeps it, for all tasks alike."""
 
     target_entropy: Annotated[float, Limits()] | str = "auto"
@@ -212,6 +220,7 @@ class ReplayOptions(TypedDict, total=False):
     gamma: float
     n_step: int
     reward_scaling: RewardScaling
+    value_normalization: ValueNormalization
     train_freq: int
     gradient_steps: int
     max_grad_norm: float | None

@@ -24,6 +24,7 @@ from mtrl.rl.replay import TaskBatch
 from mtrl.rl.reward_scales import RewardScales
 from mtrl.rl.settings import DQNSettings, ReplaySettings
 from mtrl.rl.td_loss import TDLoss
+from mtrl.rl.value_scales import ValueScales
 from mtrl.states import Like, check_form
 
 
@@ -39,6 +40,8 @@ class Update:
         diagnostics: what the balancer reported about the last update, by name.
         conflict: how much the task gradients conflicted when that was last measured, by name.
         reward_scales: what the rewards of each task are divided by; None if the settings want them as they are.
+        value_scales: the units in which the values of each task are learned; None if the settings want them as they
+            are. Subclasses make it.
     """
 
     task_of_column: NDArray[np.int64]  # (N,), set when learning begins
@@ -51,6 +54,7 @@ class Update:
         self.reward_scales = (
             RewardScales(self.num_tasks, settings.gamma) if settings.reward_scaling == "return" else None
         )
+        self.value_scales: ValueScales | None = None
 
     def __call__(self, batch: TaskBatch, measure_conflict: bool = False) -> Tensor:
         """Take the step and return the losses (T,)."""
@@ -72,6 +76,19 @@ class Update:
     def rewards(self, batch: TaskBatch) -> Tensor:
         """The rewards of a batch (T * B,), divided as the settings say."""
         return batch.rewards if self.reward_scales is None else self.reward_scales.scale(batch.rewards)
+
+    def adapt(self, targets: Tensor) -> None:
+        """Let the units of the values follow the targets of a batch (T * B,), if the settings say so."""
+        if self.value_scales is not None:
+            self.value_scales.adapt(targets)
+
+    def scales(self) -> dict[str, list[float]]:
+        """The numbers by which rewards and values of each task are scaled, by their names in the logs."""
+        found = {} if self.reward_scales is None else {"reward_scale": self.reward_scales.divisors.tolist()}
+        if self.value_scales is not None:
+            found["value_scale"] = self.value_scales.deviation.tolist()
+            found["value_mean"] = self.value_scales.mean.tolist()
+        return found
 
     def observe(self, rewards: NDArray[np.float32], dones: NDArray[np.bool_], terminals: NDArray[np.bool_]) -> None:
         """See the rewards of one step of all columns, in task-major order; see `Step` for the arguments."""
@@ -98,15 +115,19 @@ class Update:
         """
 
     def saved_state(self) -> dict[str, Any]:
-        """What a saved model holds of this update: the reward scales, if there are any."""
-        return {} if self.reward_scales is None else {"reward_scales": self.reward_scales.state_dict()}
+        """What a saved model holds of this update: the scales of rewards and values, if there are any."""
+        scales = {"reward_scales": self.reward_scales, "value_scales": self.value_scales}
+        return {name: part.state_dict() for name, part in scales.items() if part is not None}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `saved_state` returned; `state` may hold more. Without reward scales in it, they begin anew.
 
         Raises:
-            ValueError: the reward scales are of other tasks.
+            KeyError: there are no value scales, without which the values are unknown.
+            ValueError: the scales are of other tasks.
         """
+        if self.value_scales is not None:
+            self.value_scales.load_state_dict(state["value_scales"])
         if self.reward_scales is not None and "reward_scales" in state:
             self.reward_scales.load_state_dict(state["reward_scales"])
 
@@ -187,6 +208,8 @@ class SharedUpdate(Update):
         if policy.own_actions is not None:
             self.values = policy.own_actions.over(self.values)
             self.target_values = policy.own_actions.over(self.target_values)
+        if settings.value_normalization == "popart":
+            self.value_scales = ValueScales(self.network, self.target_network, self.num_tasks)
 
     def check_unchanged(self) -> None:
         """See `Update.check_unchanged`."""
@@ -204,6 +227,8 @@ class SharedUpdate(Update):
         """
         direction, losses = self.direction(batch, measure_conflict)
         self.online.take(direction)
+        if self.value_scales is not None:
+            self.value_scales.step(self.optimizer.param_groups[0]["lr"])
         self.diagnostics = self.online.diagnostics
         if measure_conflict:
             self.conflict = self.online.conflict
@@ -222,7 +247,18 @@ class SharedUpdate(Update):
             return self.chain_gradients(self.chain, batch)
         with torch.no_grad():
             targets = self.targets(batch)
-        return self.online.task_gradients(lambda: self.losses(batch, targets))
+            self.adapt(targets)
+        gradients = self.online.task_gradients(lambda: self.losses(batch, targets))
+        if self.value_scales is not None and self.value_scales.is_learned:
+            with torch.no_grad():
+                values = self.network(batch.observations)
+                normalised, of_targets = (
+                    self.value_scales.normalised(values),
+                    self.value_scales.normalised_targets(targets),
+                )
+                slope = self.td_loss.losses_and_slope(normalised, batch.actions, of_targets)[1]
+                self.value_scales.keep_gradient(values, slope)
+        return gradients
 
     def targets(self, batch: TaskBatch) -> Tensor:
         """Bootstrapped returns (T * B,): reward + discount * Q_target(s', a*); the discount is 0 at a terminal."""
@@ -232,12 +268,17 @@ class SharedUpdate(Update):
             best = values.gather(1, chosen).squeeze(1)
         else:
             best = values.amax(1)
+        if self.value_scales is not None:  # the scales are positive, so that the best action has the largest output
+            best = self.value_scales.raw(self.value_scales.normalised(best, of_target=True))
         targets: Tensor = self.rewards(batch) + batch.discounts * best
         return targets
 
     def losses(self, batch: TaskBatch, targets: Tensor) -> Tensor:
-        """Mean temporal-difference loss of each task, (T,)."""
-        return self.td_loss(self.network(batch.observations), batch.actions, targets)
+        """Mean temporal-difference loss of each task, (T,), in the units of its values."""
+        values = self.network(batch.observations)
+        if self.value_scales is not None:
+            values, targets = self.value_scales.normalised(values), self.value_scales.normalised_targets(targets)
+        return self.td_loss(values, batch.actions, targets)
 
     # ----------------------------------------------------------------- the parts
 
@@ -260,23 +301,39 @@ class SharedUpdate(Update):
     def chain_gradients(self, chain: ChainEngine, batch: TaskBatch) -> TaskGradients:
         """The same as `task_gradients`, without autograd, by an engine of the online network's layers."""
         targets = self.targets(batch)
+        if chain is self.chain:  # and not that of the guidance, whose batch is held out
+            self.adapt(targets)
         values = chain.forward(batch.observations)
-        losses, slope = self.td_loss.losses_and_slope(values, batch.actions, targets)
+        losses, slope = self._losses_and_slope(values, batch.actions, targets, chain is self.chain)
         gradients = chain.backward(slope, losses)
         if self.balancer.looks_at == "gramian":
             _ = gradients.jacobian  # computed here, because entering inference mode once more would cost time
         return gradients
 
+    def _losses_and_slope(
+        self, outputs: Tensor, actions: Tensor, targets: Tensor, is_learning: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The losses (T,) and their derivative by the outputs of the online network, (T * B, A)."""
+        if self.value_scales is None:
+            return self.td_loss.losses_and_slope(outputs, actions, targets)
+        values, targets = self.value_scales.normalised(outputs), self.value_scales.normalised_targets(targets)
+        losses, slope = self.td_loss.losses_and_slope(values, actions, targets)
+        if is_learning:
+            self.value_scales.keep_gradient(outputs, slope)
+        return losses, self.value_scales.slope_of_outputs(slope)
+
     def update_target(self, tau: float) -> None:
         """Move the target network the share `tau` of the way to the online network."""
         self.target_weights.lerp_(self.weights, tau)
+        if self.value_scales is not None:
+            self.value_scales.update_target(tau)
 
     def check_balancers(self) -> None:
         """See `Update.check_balancers`."""
         self.online.check_balancer()
 
     def saved_state(self) -> dict[str, Any]:
-        """The memory of past updates, and the reward scales."""
+        """The memory of past updates, and the scales of rewards and values."""
         return {**self.online.memory_state(), **super().saved_state()}
 
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
