@@ -5,6 +5,8 @@ norm) on batches of the same size, with Adam:
 
 * "sb3_sac": `stable_baselines3.SAC.train` with a batch of the same T * B transitions, without balancing. It also draws
   its batch, and it has no task embedding;
+* "torchjd_pcgrad": `benchmarks.training_sac.TorchJDSAC`, which is the same with one loss per task. TorchJD's PCGrad
+  combines them in the fastest way that TorchJD offers for these losses;
 * the names of balancers: the update of `mtrl.rl.MultiTaskSAC` with the balancer for critics and actor, or, where it
   needs positive losses, for the critics alone (its name ends with "_critics"). AIM updates its policy every 10 updates.
 """
@@ -12,13 +14,16 @@ norm) on batches of the same size, with Adam:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 
+from benchmarks.common import has_torchjd
 from benchmarks.noise import EMBEDDING, HIDDEN, LEARNING_RATE, environment, sb3_update
+from benchmarks.training_sac import TorchJDSAC
 from mtrl.balancers import make_balancer, names
 from mtrl.rl import MultiTaskSAC
 
@@ -61,6 +66,9 @@ def make_cases(tasks: int, batch_size: int, device: str) -> dict[str, Callable[[
     """All cases that take turns. The first one is "sb3_sac"."""
     torch.set_num_threads(1)
     cases = {"sb3_sac": sb3_update(SAC, THROTTLES, tasks, batch_size, device)}
+    if has_torchjd():
+        of_tasks = partial(TorchJDSAC, tasks=tasks)
+        cases["torchjd_pcgrad"] = sb3_update(of_tasks, THROTTLES, tasks, batch_size, device)
     for name in names():
         if make_balancer(name, tasks).needs_positive_losses:
             cases[f"{name}_critics"] = balanced_update(tasks, batch_size, device, name, "equal")

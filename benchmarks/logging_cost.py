@@ -33,7 +33,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import MultiTaskDQN
 from benchmarks.common import TurnsConfig, median_ratio, write_json
-from benchmarks.training import Case, take_turns
+from benchmarks.training_case import Case, take_turns
 from envs import make_task_vec_env
 from experiments.aim.config import AIMConfig
 from experiments.program.command import run

@@ -49,9 +49,9 @@ def environment(tasks: int, actions: spaces.Space[Any]) -> DummyVecEnv:
 
 
 def sb3_update(
-    kind: type[DQN] | type[SAC], actions: spaces.Space[Any], tasks: int, batch_size: int, device: str
+    kind: Callable[..., DQN | SAC], actions: spaces.Space[Any], tasks: int, batch_size: int, device: str
 ) -> Callable[[], None]:
-    """One update by `train` of a class of Stable-Baselines3, on the same number of transitions."""
+    """One update by `train` of the agent of Stable-Baselines3 that `kind` makes, on the same number of transitions."""
     agent = kind(
         "MlpPolicy",
         environment(tasks, actions),

@@ -8,7 +8,10 @@ from benchmarks.update import main
 
 @pytest.mark.parametrize(
     ("algorithm", "first", "others"),
-    [("dqn", "plain", {"equal", "gradnorm", "aim_every_step"}), ("sac", "sb3_sac", {"equal", "gradnorm_critics"})],
+    [
+        ("dqn", "plain", {"equal", "gradnorm", "aim_every_step"}),
+        ("sac", "sb3_sac", {"equal", "gradnorm_critics", "torchjd_pcgrad"}),
+    ],
 )
 def test_every_update_is_timed_relative_to_the_first(
     algorithm: str, first: str, others: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
