@@ -54,7 +54,8 @@ class TorchJDSAC(SAC):
         assert self.ent_coef_optimizer is not None
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer])
-        # The options are those that make TorchJD fastest. The actor's losses cost no gradients of the critics' weights.
+        # No other options of TorchJD were measurably faster. Its `autogram` refuses these losses, because the networks
+        # are also called without a backward pass. The actor's losses cost no gradients of the critics' weights.
         fill_critic = torchjd_pcgrad(list(self.critic.parameters()), optimize_gramian_computation=True)
         fill_actor = torchjd_pcgrad(list(self.actor.parameters()), optimize_gramian_computation=True)
         of_critic, of_actor, temperatures = [], [], []
