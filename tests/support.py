@@ -1,8 +1,9 @@
 """What the tests of several packages share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from agents import MultiTaskDQN
@@ -49,3 +50,15 @@ def assert_same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tens
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert torch.equal(tensor, right[name]), name
+
+
+def fails(main: Callable[[list[str]], int], words: Sequence[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a program that must fail with exit status 2 and print one line on stderr only. Return the line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    return printed.err

@@ -27,6 +27,7 @@ from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.config import EvaluateConfig, run_name
 from mtrl import balancers
 from mtrl.balancers import make_balancer
+from tests.support import fails
 
 FOLDER = Path(experiments.__file__).parent
 QUICK = [
@@ -68,17 +69,6 @@ def variant_flags(method, variant):
 def folder_of(method, variant):
     """Where the method's default run should go."""
     return run_name({"torchjd": "torchjd_upgrad"}.get(method, method), variant)
-
-
-def fails(main, arguments, capsys):
-    """Exit status 2 and one line, which is returned."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    return printed.err
 
 
 @pytest.fixture(scope="module")

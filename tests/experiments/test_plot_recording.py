@@ -15,6 +15,7 @@ from experiments.plot_recording import main
 from mtrl import AIM, EqualWeights, Recorder
 from mtrl.balancers.base import Balancer
 from mtrl.recorder import read_recording
+from tests.support import fails
 
 NAMES = {"losses.png", "weights.png", "cosines.png", "diagnostics.png"}
 
@@ -132,7 +133,7 @@ def test_other_files_are_one_line(
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    line = fails([str(tmp_path / "metrics.jsonl"), "--output-dir", str(tmp_path / "out")], capsys)
+    line = fails(main, [str(tmp_path / "metrics.jsonl"), "--output-dir", str(tmp_path / "out")], capsys)
     assert message in line
     assert "metrics.jsonl" in line
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -141,21 +142,10 @@ def test_other_files_are_one_line(
 def test_what_is_in_the_way_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = record(tmp_path / "metrics.jsonl", EqualWeights(), steps=1)
     (tmp_path / "cosines.png").mkdir()
-    assert "cosines.png' is a folder" in fails([str(path)], capsys)
-    assert "is a file; figures need a folder" in fails([str(path), "--output-dir", str(path / "below")], capsys)
-    assert "missing argument" in fails([], capsys)
+    assert "cosines.png' is a folder" in fails(main, [str(path)], capsys)
+    assert "is a file; figures need a folder" in fails(main, [str(path), "--output-dir", str(path / "below")], capsys)
+    assert "missing argument" in fails(main, [], capsys)
     assert {item.name for item in tmp_path.iterdir()} == {"metrics.jsonl", "cosines.png"}
-
-
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Exit status 2 and one line, which is returned."""
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    return printed.err
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -16,6 +16,7 @@ from experiments.methods import METHODS
 from experiments.training.algorithms import SACTrainConfig
 from mtrl.balancers import make_balancer
 from mtrl.rl.settings import SACSettings
+from tests.support import fails
 
 METHODS_OF_SAC = [name for name, method in METHODS.items() if method.sac_config]
 QUICK = [
@@ -23,17 +24,6 @@ QUICK = [
     *("--batch-size", "8", "--gradient-steps", "1", "--eval-interval", "450", "--eval-episodes", "1"),
     *("--final-episodes", "1", "--quiet", "--no-tensorboard"),
 ]
-
-
-def fails(main, words, capsys):
-    """Exit status 2 and one line, which is returned."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +72,7 @@ def test_evaluate_plays_and_films_what_was_trained(results, tmp_path, capsys):
 def test_evaluate_says_how_to_train_a_missing_run(results, capsys):
     words = ["--algorithm", "sac", "--seed", "3", "--results-dir", results]
     line = fails(METHODS["rgb"].evaluate, words, capsys)
-    assert line.endswith("python -m experiments.rgb.train --algorithm sac --variant aware --seed 3")
+    assert line.endswith("python -m experiments.rgb.train --algorithm sac --variant aware --seed 3\n")
 
 
 def test_analysis_compares_with_equal_weights_of_the_same_algorithm(results, tmp_path, capsys):
@@ -165,5 +155,5 @@ OF_DQN = {"preset", "double_q", "td_loss", "huber_delta", "target_update_unit", 
 def test_bad_input_is_one_line(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     method, *flags = words.split()
-    assert fails(METHODS[method].train, flags, capsys) == f"experiments.{method}.train: {message}"
+    assert fails(METHODS[method].train, flags, capsys) == f"experiments.{method}.train: {message}\n"
     assert list(tmp_path.iterdir()) == []

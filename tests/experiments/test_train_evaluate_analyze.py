@@ -24,6 +24,7 @@ from experiments.training.algorithms import DQNTrainConfig
 from experiments.training.evaluation import FINAL_SEED, Evaluation, TaskResult, moments, play
 from mtrl import GradNorm
 from mtrl.rl import DQNSettings
+from tests.support import fails
 
 QUICK = [
     *("--total-steps", "1500", "--envs-per-task", "2", "--learning-starts", "120", "--batch-size", "8"),
@@ -168,18 +169,6 @@ def test_analysis_skips_what_it_cannot_read_in_one_line_each(results, tmp_path, 
     assert len(printed.err.splitlines()) == 3
     assert all(line.startswith("skipped ") for line in printed.err.splitlines())
     assert "| shared_dqn | 0 |" in printed.out
-
-
-def fails(main, arguments, capsys):
-    """Exit status 2 and one line, which is returned."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert len(printed.err.splitlines()) == 1
-    return printed.err
 
 
 @pytest.mark.parametrize(
