@@ -155,7 +155,12 @@ OF_DQN = {"preset", "double_q", "td_loss", "huber_delta", "target_update_unit", 
             "actor_balancer is 'same', but aim needs positive losses and those of an actor may be negative; give "
             "--progress-weight 0 or --actor-balancer equal",
         ),
-        ("rgb --algorithm sac --ent-coef auto_0", "ent_coef is 0.0; it must be above 0 and finite"),
+        (
+            "rgb --algorithm sac --ent-coef auto_0",
+            "ent_coef is 'auto_0'; it must be a finite number of at least 0, 'auto', or 'auto_' and a finite number "
+            "above 0",
+        ),
+        ("rgb --algorithm sac --target-entropy inf", "target_entropy is inf; it must be a finite number or 'auto'"),
         (
             "rgb --algorithm sac --tasks Standard",
             "actions are in Discrete(4); MultiTaskSAC acts in a Box with bounds only; MultiTaskDQN acts in Discrete(n)",
