@@ -7,6 +7,7 @@ import json
 from typing import get_type_hints
 
 import pytest
+import torch
 import tyro
 
 import mtrl.rl
@@ -85,6 +86,14 @@ def test_evaluate_says_how_to_train_a_missing_run(results, capsys):
     assert line.endswith("python -m experiments.rgb.train --algorithm sac --variant aware --seed 3")
 
 
+def test_evaluate_names_the_algorithm_that_has_the_run(results, capsys):
+    line = fails(METHODS["gradnorm"].evaluate, ["--tasks", "my_tasks:A b", "--results-dir", results], capsys)
+    assert line.endswith(
+        "; there is one of --algorithm sac; train it: python -m experiments.gradnorm.train --tasks 'my_tasks:A b' "
+        "--variant aware --seed 0"
+    )
+
+
 def test_analysis_compares_with_equal_weights_of_the_same_algorithm(results, tmp_path, capsys):
     assert analyze_results.main(["--results-dir", str(results), "--output-dir", str(tmp_path / "out"), "--html"]) == 0
     capsys.readouterr()
@@ -159,6 +168,11 @@ OF_DQN = {"preset", "double_q", "td_loss", "huber_delta", "target_update_unit", 
             "rgb --algorithm sac --ent-coef auto_0",
             "ent_coef is 'auto_0'; it must be a finite number of at least 0, 'auto', or 'auto_' and a finite number "
             "above 0",
+        ),
+        pytest.param(
+            "rgb --algorithm sac --device cuda",
+            "device is 'cuda', and PyTorch finds no GPU; choose cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
         ),
         ("rgb --algorithm sac --target-entropy inf", "target_entropy is inf; it must be a finite number or 'auto'"),
         (
