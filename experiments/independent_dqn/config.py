@@ -37,7 +37,7 @@ class IndependentDQNEvaluateConfig(DQNEvaluateConfig):
     @property
     def train_flags(self) -> str:
         """The flags with which `train` makes this run."""
-        return self.seed_flags
+        return f"{self.tasks_flag}{self.seed_flags}"
 
 
 PRESETS = presets(IndependentDQNConfig)

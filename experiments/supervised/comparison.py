@@ -9,6 +9,7 @@ import torch
 
 from experiments.analysis.markdown import cell, count, table
 from experiments.analysis.significance import Comparison
+from experiments.program.device import find_device
 from experiments.program.flags import UsageError, parse_seeds
 from experiments.program.locking import locked
 from experiments.program.outputs import check_file, write_json
@@ -21,7 +22,7 @@ from experiments.supervised.loading import load_settings
 from experiments.supervised.output import describe
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settings
-from experiments.supervised.training import Epoch, Learner, find_balancer, find_device, num_held_out
+from experiments.supervised.training import Epoch, Learner, find_balancer, num_held_out
 from mtrl.files import replacing
 
 ALPHA = 0.05

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.program.balancer_options import balancer_from
-from experiments.program.flags import UsageError
+from experiments.program.device import find_device
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
 from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
@@ -248,17 +248,6 @@ def find_balancer(settings: Settings, name: str) -> Balancer:
     """
     options = settings.training.balancer_options if name == settings.training.balancer else {}
     return balancer_from(name, len(settings.model.tasks), options)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name: `cpu`, `cuda`, or `auto` for a GPU if there is one.
-
-    Raises:
-        UsageError: the name is `cuda`, and there is no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is 'cuda', and PyTorch finds no GPU; choose cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _make_model(settings: ModelSettings) -> MultiTaskModel:

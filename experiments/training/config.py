@@ -6,6 +6,7 @@ The settings of the agents follow in `experiments.training.algorithms`.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -289,7 +290,12 @@ class EvaluateConfig:
     def train_flags(self) -> str:
         """The flags with which `train` makes this run."""
         algorithm = "" if self.algorithm == "dqn" else f"--algorithm {self.algorithm} "
-        return f"{algorithm}--variant {self.variant} {self.seed_flags}"
+        return f"{algorithm}{self.tasks_flag}--variant {self.variant} {self.seed_flags}"
+
+    @property
+    def tasks_flag(self) -> str:
+        """The flag that names the tasks, if they were named here."""
+        return f"--tasks {' '.join(map(shlex.quote, self.tasks))} " if self.tasks else ""
 
     @property
     def seed_flags(self) -> str:

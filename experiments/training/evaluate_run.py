@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import cast, get_args
 
 import torch
 
@@ -18,7 +18,7 @@ from experiments.program.outputs import check_file, check_folder
 from experiments.program.tasks import file_stems, get_tasks, tasks_called
 from experiments.program.terminal import console, progress, show_table
 from experiments.training import window
-from experiments.training.config import EvaluateConfig
+from experiments.training.config import Algorithm, EvaluateConfig
 from experiments.training.descents import draw_descents
 from experiments.training.evaluation import FINAL_SEED, Evaluation, Moment, TaskResult, moments, result_of, task_env
 from experiments.training.filming import Frame, as_frame, captioned, film, side_by_side
@@ -134,7 +134,11 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskAlgorithm:
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
         raise UsageError(f"no pretrained agent '{path}'; there are {there}")
     if not path.exists():
-        raise UsageError(f"no model at '{path}'; train it: python -m experiments.{method}.train {config.train_flags}")
+        others = [other for other in get_args(Algorithm) if replace(config, algorithm=other).model(method).exists()]
+        hint = f"there is one of --algorithm {others[0]}; " if others else ""
+        raise UsageError(
+            f"no model at '{path}'; {hint}train it: python -m experiments.{method}.train {config.train_flags}"
+        )
     agent = load_agent(path, device="cpu")
     if agent.variant != config.variant:
         raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")

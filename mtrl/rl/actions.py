@@ -1,18 +1,71 @@
-"""The actions that a task has, where several tasks of one agent have different numbers of actions."""
+"""Actions that lie in a Box with bounds, and those that a task has where tasks have different numbers of actions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtrl.files import one_line
 from mtrl.rl.observations import ObservationRows
 
 Values = Callable[[Tensor], Tensor]
+
+MOST_INTEGERS = 2**53
+"""A number with a fraction tells integers of up to this size apart."""
+
+
+class ActionScale:
+    """Brings actions from -1 to 1 into a Box with bounds: -1 becomes the lower bound, and 1 the upper one.
+
+    The result has the type of the Box and lies within its bounds. Integers are the nearest ones, so that both bounds
+    can be reached; cutting off the fraction would leave only the lower one of two.
+
+    Args:
+        box: the action space.
+
+    Raises:
+        ValueError: a number has no bounds or no room to vary, or its bounds lie so far apart that the numbers between
+            them cannot be computed.
+    """
+
+    def __init__(self, box: spaces.Box) -> None:
+        self.dtype: np.dtype[Any] = np.dtype(box.dtype)
+        self.is_whole = self.dtype.kind in "iu"
+        if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+            raise ValueError(
+                f"actions are in {one_line(box)}, which has no bounds; wrap every environment in "
+                "gymnasium.wrappers.RescaleAction or TransformAction, with a Box that has them"
+            )
+        if not (box.high > box.low).all():
+            raise ValueError(f"actions are in {one_line(box)}, where a number has no room to vary")
+        # Numbers of float32 are computed in float32, as in Stable-Baselines3; float16 would lose the noise.
+        between = np.float64 if self.is_whole or self.dtype == np.float64 else np.float32
+        self.low: NDArray[Any] = box.low.astype(between)
+        self.high: NDArray[Any] = box.high.astype(between)
+        with np.errstate(over="ignore"):
+            self.width: NDArray[Any] = self.high - self.low
+        most = MOST_INTEGERS if self.is_whole else np.finfo(between).max
+        if not max(self.width.max(), abs(self.low).max(), abs(self.high).max()) <= most:
+            raise ValueError(
+                f"actions are in {one_line(box)}, whose bounds lie too far apart: they may differ by {most:.3g} at "
+                "most; wrap every environment in gymnasium.wrappers.TransformAction, with narrower bounds"
+            )
+
+    def __call__(self, actions: NDArray[np.float32]) -> NDArray[Any]:
+        """The actions (N, ...) in the Box for numbers (N, ...) from -1 to 1."""
+        scaled: NDArray[Any] = self.low + 0.5 * (actions + 1) * self.width
+        if self.is_whole:
+            np.rint(scaled, out=scaled)
+        # Rounding may have led a last digit outside.
+        within: NDArray[Any] = np.minimum(np.maximum(scaled, self.low), self.high)
+        return within.astype(self.dtype)
 
 
 class OwnActions:

@@ -9,11 +9,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from mtrl.limits import check_integer
+from mtrl.rl.actions import ActionScale
 from mtrl.rl.columns import number_of_actions
 from mtrl.rl.feature_networks import TaskFeatures
 from mtrl.rl.networks import SharedQNetwork, shared_part
@@ -143,6 +145,7 @@ class MultiTaskSACPolicy(MultiTaskPolicy):
         of_policy = {name: kwargs.pop(name) for name in OF_POLICY if name in kwargs}
         super().__init__(observation_space, action_space, num_tasks, squash_output=True, **of_policy)
         self.num_actions = number_of_actions(action_space)
+        self.scale = ActionScale(action_space)
         kwargs = {**self.network_defaults(), **kwargs}
         self.actor = Actor(*self._networks("pi", 1, 0, 2 * self.num_actions, kwargs))
         self.critic = Critics(*self._networks("qf", n_critics, self.num_actions, 1, kwargs))
@@ -198,6 +201,10 @@ class MultiTaskSACPolicy(MultiTaskPolicy):
             return self.actor.greedy(observation)
         noise = self.generator.standard_normal((len(observation), self.num_actions), np.float32)
         return self.actor.sample(observation, torch.as_tensor(noise, device=self.device))[0]
+
+    def unscale_action(self, scaled_action: NDArray[np.float32]) -> NDArray[Any]:
+        """Actions (N, ...) as the action space has them, for actions from -1 to 1 in its shape; see `ActionScale`."""
+        return self.scale(scaled_action)
 
     def forward(self, observation: Tensor, deterministic: bool = False) -> Tensor:
         """Actions (N, A) from -1 to 1 for rows (N, ...) of observations."""

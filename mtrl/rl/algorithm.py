@@ -301,6 +301,7 @@ class MultiTaskAlgorithm(LoggedAlgorithm):
         dones: NDArray[np.bool_],
         infos: list[dict[str, Any]],
     ) -> None:
+        reward = reward.astype(np.float32, copy=False)  # SubprocVecEnv gives float64, whose sums over steps differ
         rows, numbers = self.rows.of(new_obs), self.rows.numbers_in
         terminals, next_rows = dones, rows
         if dones.any():

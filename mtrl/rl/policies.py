@@ -160,7 +160,10 @@ class MultiTaskPolicy(BasePolicy):
         getattr(self, self.acts_by).load_state_dict(own)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        raise NotImplementedError("a policy is saved and loaded with its agent")
+        raise NotImplementedError(
+            "a policy is saved and loaded with its agent, by save and load; save_weights and load_weights of the agent "
+            "write and read the network that acts alone"
+        )
 
 
 class MultiTaskQPolicy(MultiTaskPolicy):

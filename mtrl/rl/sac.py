@@ -15,7 +15,14 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.files import one_line
-from mtrl.rl.actor_critic import MultiTaskSACCnnPolicy, MultiTaskSACInputPolicy, MultiTaskSACPolicy
+from mtrl.rl.actions import ActionScale
+from mtrl.rl.actor_critic import (
+    Actor,
+    Critics,
+    MultiTaskSACCnnPolicy,
+    MultiTaskSACInputPolicy,
+    MultiTaskSACPolicy,
+)
 from mtrl.rl.algorithm import MultiTaskAlgorithm
 from mtrl.rl.sac_update import ActorCriticUpdate
 from mtrl.rl.settings import ReplaySettings, SACOptions, SACSettings
@@ -129,13 +136,7 @@ class MultiTaskSAC(MultiTaskAlgorithm):
         if not isinstance(space, spaces.Box):
             can = "; MultiTaskDQN acts in Discrete(n)" if isinstance(space, spaces.Discrete) else ""
             raise ValueError(f"actions are in {one_line(space)}; {cls.__name__} acts in a Box with bounds only{can}")
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise ValueError(
-                f"actions are in {one_line(space)}, which has no bounds; wrap every environment in "
-                "gymnasium.wrappers.RescaleAction or TransformAction, with a Box that has them"
-            )
-        if not (space.high > space.low).all():
-            raise ValueError(f"actions are in {one_line(space)}, where a number has no room to vary")
+        ActionScale(space)
 
     def _make_balancers(self) -> None:
         super()._make_balancers()
@@ -158,6 +159,21 @@ class MultiTaskSAC(MultiTaskAlgorithm):
         return self.balancer
 
     @property
+    def actor(self) -> Actor:  # type: ignore[override] # an attribute there, which nobody sets here
+        """The actor, as in Stable-Baselines3; it is `policy.actor`."""
+        return self.policy.actor
+
+    @property
+    def critic(self) -> Critics:
+        """The critics; see `actor`."""
+        return self.policy.critic
+
+    @property
+    def critic_target(self) -> Critics:
+        """The target critics; see `actor`."""
+        return self.policy.critic_target
+
+    @property
     def balancers(self) -> tuple[Balancer, ...]:
         """The balancers of the critics and of the actor."""
         return (self.balancer, self.actor_balancer)
@@ -171,8 +187,6 @@ class MultiTaskSAC(MultiTaskAlgorithm):
     def make_update(self) -> ActorCriticUpdate:
         """The update of this agent's networks, by its balancers and settings."""
         self.policy.generator = self.exploration_generator
-        box = cast(spaces.Box, self.action_space)
-        self._low, self._high = (bound.reshape(-1).astype(np.float32) for bound in (box.low, box.high))
         *_, seed = (int(word) for word in np.random.SeedSequence(self.seed).generate_state(4, np.uint64))
         update = ActorCriticUpdate(
             self.policy,
@@ -219,9 +233,8 @@ class MultiTaskSAC(MultiTaskAlgorithm):
             rows = torch.as_tensor(cast(NDArray[Any], self._last_obs), device=self.device)
             with torch.inference_mode():
                 actions = self.policy(rows).numpy(force=True)
-        box = cast(spaces.Box, self.action_space)
-        scaled = self._low + 0.5 * (actions + 1) * (self._high - self._low)
-        return scaled.reshape(n_envs, *box.shape).astype(cast(Any, box.dtype)), actions
+        of_space = cast(spaces.Box, self.action_space).shape
+        return self.policy.unscale_action(actions.reshape(n_envs, *of_space)), actions
 
     def dump_logs(self) -> None:
         """Record temperatures, losses of the actor, scales of rewards and values, and the rest as every agent does."""

@@ -272,14 +272,17 @@ class ActorCriticUpdate(Update):
     def load_saved_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `saved_state` returned; see `Update.load_saved_state`.
 
-        Temperatures that are not learned are those of the settings, which may have changed since.
+        Temperatures are those that were learned, but where the settings have changed since, to a number or to `auto_`
+        and a first temperature, they are what these say.
 
         Raises:
             KeyError: a part is missing.
             ValueError: a part does not fit.
         """
         super().load_saved_state(state)
-        if not self.learns_temperatures:
+        now = self.settings.ent_coef
+        has_new_start = now not in ("auto", state.get("settings", {}).get("ent_coef"))
+        if has_new_start or not self.learns_temperatures:
             self.policy.log_ent_coef.detach().copy_(self._first_log_temperatures())
         for part in ("actor_optimizer", "actor_balancer", "temperature_optimizer"):
             check_form(part, state[part], dict)

@@ -181,10 +181,10 @@ class SACSettings(ReplaySettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.ent_coef, str):
-            first_temperature(self.ent_coef)
-        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
-            object.__setattr__(self, "target_entropy", _number("target_entropy", self.target_entropy))
+        first_temperature(self.ent_coef)
+        if self.target_entropy != "auto":
+            entropy = _number("target_entropy", self.target_entropy, "a finite number or 'auto'")
+            object.__setattr__(self, "target_entropy", entropy)
 
 
 def first_temperature(ent_coef: float | str) -> float:
@@ -193,19 +193,21 @@ def first_temperature(ent_coef: float | str) -> float:
     Raises:
         ValueError: it is neither a number of at least 0 nor `auto`, alone or followed by a number above 0.
     """
+    rule = "a finite number of at least 0, 'auto', or 'auto_' and a finite number above 0"
     if not isinstance(ent_coef, str):
-        return float(check_number("ent_coef", ent_coef, least=0))
-    start, _, first = ent_coef.partition("_")
-    if start != "auto" or (not first and ent_coef != "auto"):
-        raise ValueError(f"ent_coef is {ent_coef!r}; it must be a number, 'auto', or 'auto_' and a number above 0")
-    return float(check_number("ent_coef", _number("ent_coef", first), above=0)) if first else 1.0
+        return float(_number("ent_coef", ent_coef, rule, least=0))
+    return 1.0 if ent_coef == "auto" else float(_number("ent_coef", ent_coef, rule, "auto_", above=0))
 
 
-def _number(name: str, text: str) -> float:
+def _number(name: str, value: Any, rule: str, begin: str = "", **limits: Any) -> Any:
+    """The number that `value` is, or that its text gives after `begin`. An error names the value and the rule."""
     try:
-        return float(text)
+        number = value
+        if isinstance(value, str):
+            number = float(value.removeprefix(begin)) if value.startswith(begin) else None
+        return check_number(name, number, **limits)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}; it must be a number or 'auto'") from None
+        raise ValueError(f"{name} is {value!r}; it must be {rule}") from None
 
 
 class ReplayOptions(TypedDict, total=False):

@@ -7,6 +7,7 @@ import json
 from typing import get_type_hints
 
 import pytest
+import torch
 import tyro
 
 import mtrl.rl
@@ -73,6 +74,14 @@ def test_evaluate_says_how_to_train_a_missing_run(results, capsys):
     words = ["--algorithm", "sac", "--seed", "3", "--results-dir", results]
     line = fails(METHODS["rgb"].evaluate, words, capsys)
     assert line.endswith("python -m experiments.rgb.train --algorithm sac --variant aware --seed 3\n")
+
+
+def test_evaluate_names_the_algorithm_that_has_the_run(results, capsys):
+    line = fails(METHODS["gradnorm"].evaluate, ["--tasks", "my_tasks:A b", "--results-dir", results], capsys)
+    assert line.endswith(
+        "; there is one of --algorithm sac; train it: python -m experiments.gradnorm.train --tasks 'my_tasks:A b' "
+        "--variant aware --seed 0"
+    )
 
 
 def test_analysis_compares_with_equal_weights_of_the_same_algorithm(results, tmp_path, capsys):
@@ -145,7 +154,17 @@ OF_DQN = {"preset", "double_q", "td_loss", "huber_delta", "target_update_unit", 
             "actor_balancer is 'same', but aim needs positive losses and those of an actor may be negative; give "
             "--progress-weight 0 or --actor-balancer equal",
         ),
-        ("rgb --algorithm sac --ent-coef auto_0", "ent_coef is 0.0; it must be above 0 and finite"),
+        (
+            "rgb --algorithm sac --ent-coef auto_0",
+            "ent_coef is 'auto_0'; it must be a finite number of at least 0, 'auto', or 'auto_' and a finite number "
+            "above 0",
+        ),
+        pytest.param(
+            "rgb --algorithm sac --device cuda",
+            "device is 'cuda', and PyTorch finds no GPU; choose cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
+        ("rgb --algorithm sac --target-entropy inf", "target_entropy is inf; it must be a finite number or 'auto'"),
         (
             "rgb --algorithm sac --tasks Standard",
             "actions are in Discrete(4); MultiTaskSAC acts in a Box with bounds only; MultiTaskDQN acts in Discrete(n)",

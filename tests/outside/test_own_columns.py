@@ -1,12 +1,13 @@
-"""Columns that a user makes: time limits outside of monitors, processes of their own without a task."""
+"""Columns that a user makes: time limits outside of monitors, processes of their own."""
 
 from functools import partial
 
 import gymnasium
+import torch
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from mtrl.rl import MultiTaskDQN, evaluate_tasks
+from mtrl.rl import MultiTaskDQN, MultiTaskSAC, evaluate_tasks
 
 
 def _limited_outside_of_its_monitor() -> gymnasium.Env:
@@ -28,3 +29,17 @@ def test_columns_in_processes_need_no_task() -> None:
         assert len(evaluate_tasks(model, env, 2)["task"].returns) == 2
     finally:
         env.close()
+
+
+def test_columns_in_processes_are_learned_from_bit_for_bit_alike() -> None:
+    """Rewards from processes come in double precision, of which sums over several steps would differ."""
+    weights = []
+    for kind in (DummyVecEnv, SubprocVecEnv):
+        env = kind([partial(gymnasium.make, "Pendulum-v1")] * 2)
+        try:
+            model = MultiTaskSAC("MlpPolicy", env, learning_starts=20, batch_size=8, buffer_size=256, seed=0)
+            model.learn(80)
+            weights.append(torch.nn.utils.parameters_to_vector(model.policy.parameters()))
+        finally:
+            env.close()
+    assert torch.equal(*weights)

@@ -369,9 +369,29 @@ def test_each_task_has_its_own_temperature(tmp_path: Path) -> None:
     changed = MultiTaskSAC.load(tmp_path / "model", ent_coef=0.25)
     assert changed.update.temperatures.tolist() == pytest.approx([0.25, 0.25])
     assert isinstance(load_agent(tmp_path / "model.zip"), MultiTaskSAC)
+    for ent_coef, expected in {"auto": [first, second], "auto_0.5": [0.5, 0.5]}.items():
+        assert MultiTaskSAC.load(tmp_path / "model", ent_coef=ent_coef).update.temperatures.tolist() == pytest.approx(
+            expected
+        )
     fixed = agent(ent_coef=0.0)
     fixed.learn(60)
     assert (fixed.update.temperatures < 1e-40).all()
+
+
+def test_a_first_temperature_is_begun_with_once(tmp_path: Path) -> None:
+    model = agent(ent_coef="auto_0.5", learning_rate=1e-2)
+    model.learn(100)
+    model.save(tmp_path / "model")
+    learned = model.update.temperatures
+    assert (learned != 0.5).all()
+    assert torch.equal(MultiTaskSAC.load(tmp_path / "model").update.temperatures, learned)
+
+
+def test_the_networks_have_the_names_of_stable_baselines3() -> None:
+    model = agent()
+    for name in ("actor", "critic", "critic_target"):
+        assert isinstance(getattr(SAC("MlpPolicy", Target(0.0)), name), torch.nn.Module)
+        assert getattr(model, name) is getattr(model.policy, name)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -411,9 +431,14 @@ def test_a_number_that_is_not_finite_is_named() -> None:
         ({"balancer": "pcgrad"}, "unknown setting 'balancer'"),
         ({"use_sde": True}, "unknown setting 'use_sde'"),
         ({"action_noise": None}, "unknown setting 'action_noise'"),
-        ({"ent_coef": "automatic"}, "ent_coef is 'automatic'; it must be a number, 'auto', or 'auto_' and a number"),
-        ({"ent_coef": "auto_-1"}, "ent_coef is -1.0; it must be above 0"),
-        ({"target_entropy": "low"}, "target_entropy is 'low'; it must be a number or 'auto'"),
+        *(
+            ({"ent_coef": value}, f"^ent_coef is {value!r}; it must be a finite number of at least 0, 'auto', or")
+            for value in ("automatic", "0.1", "auto_", "auto_x", "auto_-1", "auto_0", "auto_nan", -1, np.nan, None)
+        ),
+        *(
+            ({"target_entropy": value}, f"^target_entropy is {value!r}; it must be a finite number or 'auto'")
+            for value in ("low", "nan", "-inf", np.nan, np.inf, None, True)
+        ),
         ({"policy_kwargs": {"net_arch": {"pi": [8]}}}, "net_arch is .*; it must be a list, or have the keys 'pi' and"),
         ({"policy_kwargs": {"n_critics": 0}}, "n_critics is 0; it must be between 1 and 100"),
         ({"policy_kwargs": {"n_critic": 1}}, "unknown policy_kwargs 'n_critic'; did you mean 'n_critics'"),
