@@ -95,9 +95,10 @@ class SACTrainConfig(AgentFlags, SACSettings, TrainConfig):
     preset: Annotated[Preset, tyro.conf.Fixed, tyro.conf.Suppress] = field(default="default", metadata=RESUMABLE)
 
     tasks: tuple[str, ...] = CONTINUOUS_LANDERS
-    """The tasks, in the order of the one-hot: names of landers (`WindyContinuous`), ids of Gymnasium (`Pendulum-v1`),
-    and addresses of your own (`my_tasks:MOON` is MOON in my_tasks.py in the current folder: a task, a list of tasks, or
-    a function that makes an environment)."""
+    """The tasks, in the order of the one-hot: names of landers (`WindyContinuous`), of Meta-World's tasks and groups
+    (`reach-v3`, `MT10`; extra `metaworld`), ids of Gymnasium (`Pendulum-v1`), and addresses of your own
+    (`my_tasks:MOON` is MOON in my_tasks.py in the current folder: a task, a list of tasks, or a function that makes an
+    environment)."""
 
     total_steps: Count = 300_000
     """Environment steps over all tasks."""
