@@ -94,10 +94,11 @@ def plan(
         UsageError: a method is unknown, a flag is one of `REFUSED_FLAGS`, or the search has no settings for a run.
         SystemExit: a method refuses `train_flags`; a line on stderr says why.
     """
-    for word in train_flags:
-        flag = word.partition("=")[0].replace("_", "-")
+    for flag in map(flag_of, train_flags):
         if flag in REFUSED_FLAGS:
             raise UsageError(f"argument {flag} after '--': {REFUSED_FLAGS[flag]}")
+        if flag == "--settings" and tuned is not None:
+            raise UsageError(f"argument {flag} after '--': --tuned gives every run a file of settings; give flags")
     results_dir = results_dir.absolute()
     families = [list(_family(name, variants, results_dir, train_flags, prog, tuned)) for name in names]
     runs = [
@@ -109,6 +110,11 @@ def plan(
         for run in family
     ]
     return list({run.folder: run for run in runs}.values())
+
+
+def flag_of(word: str) -> str:
+    """The flag that a word of a command line is, without its value and with hyphens, as in `--batch-size`."""
+    return word.partition("=")[0].replace("_", "-")
 
 
 def _family(

@@ -25,7 +25,7 @@ from experiments.program.terminal import console, show_table
 from experiments.sweep.cluster import check_nodes, cluster, cores, import_ray
 from experiments.sweep.dispatch import dispatch
 from experiments.sweep.estimate import measure_speed
-from experiments.sweep.grid import PlannedRun, plan
+from experiments.sweep.grid import PlannedRun, flag_of, plan
 from experiments.sweep.jobs import Job, State
 from experiments.sweep.progress import duration
 from experiments.sweep.sweeping import check_runs
@@ -118,6 +118,8 @@ class Study:
     def __init__(self, config: TuneConfig, name: str, train_flags: Sequence[str], optuna: ModuleType) -> None:
         self.config = config
         self.seeds = parse_seeds(config.seeds)
+        if "--settings" in map(flag_of, train_flags):
+            raise UsageError("argument --settings after '--': a trial has a file of its own; give settings as flags")
         self._plan = partial(plan, [name], [config.variant], prog=PROG)
         self._flags = (*train_flags, "--total-steps", str(config.total_steps), "--eval-interval", "0")
         first = self._plan([self.seeds[0]], config.results_dir, self._flags)[0]
@@ -125,6 +127,7 @@ class Study:
         self.name = first.config.run_name
         self.folder = config.results_dir.absolute() / self.name
         self.space: Mapping[str, Space] = first.config.search_space
+        self._refuse_what_is_searched(train_flags)
         self.tried: list[Tried] = []
         sampler = optuna.samplers.TPESampler(seed=config.sampler_seed, n_startup_trials=config.together)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -132,6 +135,17 @@ class Study:
         points = [space.point(name, defaults[name]) for name, space in self.space.items()]
         self._study.enqueue_trial({name: value for point in points for name, value in point.items()})
         self._failed = optuna.trial.TrialState.FAIL
+
+    def _refuse_what_is_searched(self, train_flags: Sequence[str]) -> None:
+        """Make sure that no flag of the runs takes the place of what a trial proposes.
+
+        Raises:
+            UsageError: a flag does.
+        """
+        for flag in map(flag_of, train_flags):
+            if flag.removeprefix("--").removeprefix("no-").replace("-", "_") in self.space:
+                searched = ", ".join(self.space)
+                raise UsageError(f"argument {flag} after '--': the search of {self.name} sets {searched}")
 
     def check(self) -> None:
         """Find out whether the runs can be carried out.

@@ -109,6 +109,10 @@ def test_seeds_are_numbers_and_ranges():
         ("--methods rgb -- --existing replace", "argument --existing after '--': a sweep continues"),
         ("--methods rgb -- --overwrite", "argument --overwrite after '--': a sweep continues"),
         ("--methods rgb -- --device cuda", "argument --device after '--': a run of a sweep has one CPU core"),
+        (
+            "--methods rgb --tuned . -- --settings FILE",
+            "argument --settings after '--': --tuned gives every run a file",
+        ),
         ("--methods rgb --results-dir FILE", "'FILE' is a file; results need a folder"),
         ("--methods rgb --address 127.0.0.1:1", "there is no Ray cluster at '127.0.0.1:1': "),
     ],

@@ -187,6 +187,14 @@ def test_the_cost_is_stated_and_nothing_written(tmp_path, capsys):
         (["--methods", "rgb", "--trials", "0"], "trials is 0"),
         (["--methods", "rgb", "--seeds", "x"], "seeds: 'x' is neither"),
         (["--methods", "rgb", "--", "--seed", "3"], "argument --seed after '--'"),
+        *(
+            (
+                ["--methods", "rgb", "--", *words],
+                "argument --batch-size after '--': the search of rgb_blind sets learning_rate, batch_size, mu",
+            )
+            for words in (["--batch-size", "16"], ["--batch_size=64"])
+        ),
+        (["--methods", "rgb", "--", "--settings", "mine.json"], "argument --settings after '--': a trial has a file"),
     ],
 )
 def test_a_wrong_search_is_one_line(words, message, tmp_path, capsys):
