@@ -92,9 +92,10 @@ class Method:
             return self.config_type, self.presets
         wants_sac = value_of("--algorithm", argv) == "sac"
         kind, other = (sac, self.config_type) if wants_sac else (self.config_type, sac)
+        of_other = {*flags_of(other)} - {*flags_of(kind)}
         with main_guard(prog):
             for flag in (word.partition("=")[0].replace("_", "-") for word in argv):
-                if flag in flags_of(other) and flag not in flags_of(kind):
+                if flag in of_other:
                     raise UsageError(f"argument {flag} is for --algorithm {'dqn' if wants_sac else 'sac'} only")
         return kind, None if wants_sac else self.presets
 
