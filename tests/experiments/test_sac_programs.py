@@ -80,7 +80,7 @@ def test_evaluate_names_the_algorithm_that_has_the_run(results, capsys):
     line = fails(METHODS["gradnorm"].evaluate, ["--tasks", "my_tasks:A b", "--results-dir", results], capsys)
     assert line.endswith(
         "; there is one of --algorithm sac; train it: python -m experiments.gradnorm.train --tasks 'my_tasks:A b' "
-        "--variant aware --seed 0"
+        "--variant aware --seed 0\n"
     )
 
 
