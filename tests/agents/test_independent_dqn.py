@@ -168,7 +168,6 @@ def test_load_agent_names_what_it_cannot_read(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere"):
         load_agent(tmp_path / "nowhere")
     make().save_replay_buffer(tmp_path / "replay.zip")
-    with pytest.raises(
-        CheckpointError, match=r"replay\.zip' holds no agent; agents are MultiTaskDQN, IndependentDQN, BRC"
-    ):
+    kinds = "MultiTaskDQN, MultiTaskSAC, IndependentDQN, BRC"
+    with pytest.raises(CheckpointError, match=rf"replay\.zip' holds no agent; agents are {kinds}"):
         load_agent(tmp_path / "replay.zip")
