@@ -85,8 +85,8 @@ def rise_of_peak_memory() -> int:
 
 
 def test_peak_memory_sees_what_was_freed_again() -> None:
-    # In a process of its own, as `benchmarks.memory` measures: where the peak cannot be reset, an earlier one would hide
-    # the block.
+    # In a process of its own, as `benchmarks.memory` measures: where the peak cannot be reset, an earlier one would
+    # hide the block.
     assert in_own_process(rise_of_peak_memory, limit=60) > 60 * 2**20
 
 
