@@ -1,8 +1,8 @@
 """Three landers with continuous throttles, learned by one soft actor-critic.
 
-    python examples/continuous_landers.py
+    python -m examples.continuous_landers
 
-It runs from a checkout, where the package `envs` has the landers. docs/learning-runs.md has what this prints.
+It runs from the root of a checkout, where the package `envs` has the landers. docs/learning-runs.md has what it prints.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Three tasks of Meta-World's robot arm, learned by one soft actor-critic (extra `metaworld`).
 
-    python examples/meta_world.py
+    python -m examples.meta_world
 
-It runs from a checkout, where the package `envs` has the tasks. docs/learning-runs.md has what this prints.
+It runs from the root of a checkout, where the package `envs` has the tasks. docs/learning-runs.md has what this prints.
 """
 
 import argparse

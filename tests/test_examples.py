@@ -63,16 +63,30 @@ def test_every_example_is_run() -> None:
     assert {path.stem for path in FILES} == RUNS.keys()
 
 
+IN_CHECKOUT = "It runs from the root of a checkout"
+
+
+def test_what_needs_the_folders_of_the_checkout_says_so() -> None:
+    for path in FOLDER.glob("*.py"):
+        text = path.read_text()
+        needs = re.search(r"^(from|import) (envs|agents|experiments)\b", text, re.MULTILINE) is not None
+        assert needs == (IN_CHECKOUT in text), path.name
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     words, package, last = RUNS[name]
     if find_spec(package) is None:
         pytest.skip(f"needs {package}")
-    path = FOLDER / f"{name}.py"
-    assert f"    python examples/{name}.py\n" in path.read_text()  # its first lines say how
+    text = (FOLDER / f"{name}.py").read_text()
     words = [str(tmp_path) if word == "FOLDER" else word for word in words]
-    env = {**os.environ, "PYTHONPATH": str(FOLDER.parent)}  # `mtrl` may not be installed
-    command = [sys.executable, str(path), *words]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    if IN_CHECKOUT in text:  # the folder `envs` is found from the root only, and by no installation
+        said, command, where, env = f"python -m examples.{name}", ["-m", f"examples.{name}"], FOLDER.parent, {}
+    else:
+        said, command, where = f"python examples/{name}.py", [str(FOLDER / f"{name}.py")], tmp_path
+        env = {"PYTHONPATH": str(FOLDER.parent)}  # `mtrl` may not be installed
+    assert f"    {said}\n" in text  # its first lines say how
+    command, env = [sys.executable, *command, *words], {**os.environ, **env}
+    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(last, done.stdout.splitlines()[-1]), done.stdout
