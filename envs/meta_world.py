@@ -133,7 +133,7 @@ MT10 = (
 """The names of Meta-World's MT10, in Meta-World's order."""
 
 MT3 = ("reach-v3", "drawer-close-v3", "window-close-v3")
-"""The names of three tasks of MT10 that are learned early: a point to reach, a drawer and a window to close."""
+"""The names of three tasks of MT10: a point to reach, a drawer to push shut, and a window to slide shut."""
 
 MT50 = (
     *("assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-topdown-v3"),

@@ -15,6 +15,7 @@ from experiments.training.config import Algorithm, Count, Preset, TrainConfig
 from mtrl.limits import Limits, check_choice
 from mtrl.rl.settings import MEMORY_ANGLE, RESUMABLE, DQNSettings, ReplaySettings, SACSettings
 
+# `envs.CONTINUOUS_TASKS`, written out, because `--help` does not load environments.
 CONTINUOUS_LANDERS = ("StandardContinuous", "WindyContinuous", "HeavyContinuous")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import tyro
 
+import envs
 import mtrl.rl
 from experiments import analyze_results
 from experiments.analysis.runs import load_runs
@@ -113,6 +114,7 @@ def test_every_setting_of_the_agent_is_a_flag_and_reaches_it(name):
 @pytest.mark.parametrize("name", METHODS_OF_SAC)
 def test_defaults_are_those_of_the_agent(name):
     config, agent = METHODS[name].sac_config_type(), SACSettings()
+    assert config.tasks == envs.CONTINUOUS_TASKS
     elsewhere = {"memory_angle", "gradient_steps"}  # the agent asks the balancer; -1 updates can't be continued
     for field in dataclasses.fields(SACSettings):
         if field.name not in elsewhere:
