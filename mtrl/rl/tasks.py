@@ -327,6 +327,7 @@ def _named(word: str, imports: bool) -> Iterator[AnyTask]:
             near = f"; an id that a package registers has its module before it, as in my_package:{word}"
         if Path(f"{word.replace('.', '/')}.py").is_file():
             near = f"; did you mean something in this module, as in {word}:NAME?"
+        near = near or "; a task may also be an id of Gymnasium (CartPole-v1) or an address (my_tasks:MOON)"
         raise UnknownTaskError(f"unknown task {word!r}; {_known()}{near}")
 
 
