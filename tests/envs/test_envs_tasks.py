@@ -86,6 +86,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         == "unknown task 'Windey'; tasks are Standard, Windy, Heavy, "
         + ", ".join(("WindyUngated", *envs.CONTINUOUS_TASKS))
         + "; groups of tasks are MT3, MT10, MT50"
+        + "; a task may also be an id of Gymnasium (CartPole-v1) or an address (my_tasks:MOON)"
     )
     assert isinstance(caught.value, ValueError)
 
