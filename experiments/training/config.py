@@ -66,7 +66,8 @@ class RunSettings:
 
     pad: bool = False
     """Whether tasks may differ in the length of their observations and in their number of actions. Zeros then follow
-    shorter observations, and actions that a task lacks are neither taken nor valued."""
+    shorter observations, and actions that a task lacks are neither taken nor valued. Actions in a Box then have as many
+    numbers as the longest and go from -1 to 1, which are each task's own bounds."""
 
     total_steps: Count = 600_000
     """Environment steps over all tasks."""

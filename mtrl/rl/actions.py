@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ Values = Callable[[Tensor], Tensor]
 
 MOST_INTEGERS = 2**53
 """A number with a fraction tells integers of up to this size apart."""
+
+
+def number_of_actions(space: spaces.Space[Any]) -> int:
+    """How many actions there are in a Discrete space, or how many numbers an action in a Box has."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(cast(spaces.Box, space).shape))
 
 
 class ActionScale:
@@ -71,6 +76,8 @@ class ActionScale:
 class OwnActions:
     """Tells each task's own actions from those that it lacks, by the task's one-hot in an observation.
 
+    Actions are those of a Discrete space, or the numbers of which an action in a Box consists.
+
     Args:
         counts: how many actions the task at each place of the one-hot has; its actions are the first ones.
         num_actions: A, the largest of these.
@@ -89,6 +96,10 @@ class OwnActions:
         """The action values (N, A) with minus infinity for actions that the tasks of `rows` (N, ...) lack."""
         return values.masked_fill(self._lacking[self._places(rows)], -torch.inf)
 
+    def mask(self, rows: Tensor) -> Tensor:
+        """1 for the actions that the tasks of `rows` (N, ...) have, and 0 for those that they lack, (N, A)."""
+        return (~self._lacking[self._places(rows)]).float()
+
     def over(self, values: Values) -> Values:
         """A function from rows to action values like `values`, in which actions that a task lacks have no value."""
         return partial(self._only_of, values)
@@ -105,26 +116,22 @@ class OwnActions:
         return self._rows.one_hots(rows).argmax(1)
 
 
-def counts_of_places(
-    counts: Sequence[int], places: Sequence[int], one_hot_size: int, num_actions: int
-) -> tuple[int, ...] | None:
-    """The number of actions at each place of the one-hot; None if every task has all actions.
+def own_actions_of(agent: Any) -> OwnActions | None:
+    """What tells the actions of the tasks of a multi-task agent apart; None if every task has all actions.
 
-    Args:
-        counts: how many actions each task has.
-        places: the tasks' places in the one-hot. At a place of no task all actions count.
-        one_hot_size: the length of the one-hot.
-        num_actions: A.
+    At a place of the one-hot that belongs to no task of the agent, all actions count.
 
     Raises:
         ValueError: tasks have different numbers of actions, and observations do not hold the task.
     """
+    counts, num_actions = agent.actions_of_tasks, number_of_actions(agent.action_space)
     if all(count == num_actions for count in counts):
         return None
-    if not one_hot_size:
+    if not agent.one_hot_size:
         raise ValueError(
             f"the tasks have {', '.join(map(str, counts))} actions, and without the task in its observations an agent "
             "cannot know which it may take: use the variant 'aware'"
         )
-    at = dict(zip(places, counts, strict=True))
-    return tuple(at.get(place, num_actions) for place in range(one_hot_size))
+    at = dict(zip(agent.one_hot_places, counts, strict=True))
+    of_places = [at.get(place, num_actions) for place in range(agent.one_hot_size)]
+    return OwnActions(of_places, num_actions, agent.rows, agent.device)

@@ -15,8 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from mtrl.limits import check_integer
-from mtrl.rl.actions import ActionScale
-from mtrl.rl.columns import number_of_actions
+from mtrl.rl.actions import ActionScale, OwnActions, number_of_actions
 from mtrl.rl.feature_networks import TaskFeatures
 from mtrl.rl.networks import SharedQNetwork, shared_part
 from mtrl.rl.policies import OF_POLICY, MultiTaskPolicy
@@ -62,7 +61,19 @@ class FeaturesNetworks(nn.Module):
 
 
 class Actor(FeaturesNetworks):
-    """The distribution of actions: a normal one, squashed by the hyperbolic tangent to (-1, 1)."""
+    """The distribution of actions: a normal one, squashed by the hyperbolic tangent to (-1, 1).
+
+    The numbers of an action that a task lacks are 0, and do not count in the density.
+
+    Attributes:
+        own_actions: which numbers of an action each task has; None if all have all. The agent sets it.
+    """
+
+    own_actions: OwnActions | None
+
+    def __init__(self, features: nn.Module, networks: Sequence[SharedQNetwork]) -> None:
+        super().__init__(features, networks)
+        self.own_actions = None
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the deviation of the actions before squashing, each (N, A), for rows (N, ...)."""
@@ -71,7 +82,11 @@ class Actor(FeaturesNetworks):
 
     def greedy(self, rows: Tensor) -> Tensor:
         """The actions (N, A) at the mean of the distribution, from -1 to 1."""
-        return torch.tanh(self(rows)[0])
+        return self.only_own(rows, torch.tanh(self(rows)[0]))
+
+    def only_own(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """The numbers (N, A), with 0 for those that belong to no action of the tasks of `rows` (N, ...)."""
+        return numbers if self.own_actions is None else numbers * self.own_actions.mask(rows)
 
     def sample(self, rows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (N, A) from -1 to 1, and the logarithm of their density (N,).
@@ -83,14 +98,14 @@ class Actor(FeaturesNetworks):
             noise: standard normal numbers (N, A), from which the actions are made.
         """
         mean, log_std = self(rows)
-        actions = torch.tanh(mean + log_std.exp() * noise)
-        return actions, log_density(actions, log_std, noise)
+        actions = self.only_own(rows, torch.tanh(mean + log_std.exp() * noise))
+        return actions, self.only_own(rows, log_densities(actions, log_std, noise)).sum(1)
 
 
-def log_density(actions: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
-    """The logarithm of the density (N,) of squashed actions (N, A), made from noise with deviation exp(log_std)."""
+def log_densities(actions: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """The logarithms of the densities (N, A) of squashed numbers (N, A), from noise with deviation exp(log_std)."""
     of_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-    return (of_normal - torch.log(1 - actions.square() + 1e-6)).sum(1)
+    return of_normal - torch.log(1 - actions.square() + 1e-6)
 
 
 class Critics(FeaturesNetworks):

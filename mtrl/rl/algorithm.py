@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.limits import check_choice, check_names, check_number
+from mtrl.rl.actions import number_of_actions
 from mtrl.rl.callbacks import check_callback
 from mtrl.rl.columns import (
     Evening,
@@ -34,7 +35,6 @@ from mtrl.rl.columns import (
     check_one_hots,
     check_places,
     column_counts,
-    number_of_actions,
     one_hots,
     task_names,
     with_monitor,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
@@ -21,6 +20,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from mtrl.files import one_line
+from mtrl.rl.actions import number_of_actions
 from mtrl.rl.observations import TASK, ObservationRows, Observations
 from mtrl.rl.vec_env import name_of
 from mtrl.rl.wrappers import PaddedTask, TaskOneHot, remedy_for
@@ -93,11 +93,6 @@ def check_columns(env: VecEnv) -> None:
                     f"all columns must have the same {kind}, but column {column} has {one_line(space)} and "
                     f"column 0 has {one_line(found[0])}; {remedy_for(kind, space, found[0])}"
                 )
-
-
-def number_of_actions(space: spaces.Space[Any]) -> int:
-    """How many actions there are in a Discrete space, or how many numbers an action in a Box has."""
-    return int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(cast(spaces.Box, space).shape))
 
 
 def action_counts(env: VecEnv, names: tuple[str, ...]) -> tuple[int, ...]:

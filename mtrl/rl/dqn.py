@@ -15,9 +15,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from mtrl.balancers import Balancer
 from mtrl.files import one_line
-from mtrl.rl.actions import OwnActions, counts_of_places
+from mtrl.rl.actions import own_actions_of
 from mtrl.rl.algorithm import MultiTaskAlgorithm
-from mtrl.rl.columns import number_of_actions
 from mtrl.rl.exploration import EpsilonGreedy
 from mtrl.rl.policies import MultiTaskCnnPolicy, MultiTaskInputPolicy, MultiTaskQPolicy
 from mtrl.rl.settings import DQNOptions, DQNSettings, ReplaySettings
@@ -125,10 +124,7 @@ class MultiTaskDQN(MultiTaskAlgorithm):
 
     def make_update(self) -> SharedUpdate:
         """An `update_type` of this agent's networks, balancer and settings."""
-        places = (self.actions_of_tasks, self.one_hot_places, self.one_hot_size)
-        actions = number_of_actions(self.action_space)
-        if (counts := counts_of_places(*places, actions)) is not None:
-            self.policy.own_actions = OwnActions(counts, actions, self.rows, self.device)
+        self.policy.own_actions = own_actions_of(self)
         held_out = None if self.guidance_buffer is None else self.sample_held_out
         update = self.update_type(self.policy, self.balancer, self.settings, self.guard, self.lr_schedule(1), held_out)
         self.policy.optimizer = update.optimizer

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from mtrl.balancers import Balancer, make_balancer
 from mtrl.files import one_line
-from mtrl.rl.actions import ActionScale
+from mtrl.rl.actions import ActionScale, own_actions_of
 from mtrl.rl.actor_critic import (
     Actor,
     Critics,
@@ -188,6 +188,7 @@ class MultiTaskSAC(MultiTaskAlgorithm):
         """The update of this agent's networks, by its balancers and settings."""
         self.policy.generator = self.exploration_generator
         *_, seed = (int(word) for word in np.random.SeedSequence(self.seed).generate_state(4, np.uint64))
+        self.policy.actor.own_actions = own_actions_of(self)
         update = ActorCriticUpdate(
             self.policy,
             {"critic": self.balancer, "actor": self.actor_balancer},
@@ -196,6 +197,7 @@ class MultiTaskSAC(MultiTaskAlgorithm):
             self.lr_schedule(1),
             seed >> 1,
             None if self.guidance_buffer is None else self.sample_held_out,
+            self.actions_of_tasks,
         )
         self.policy.optimizer = update.critic.optimizer
         return update
@@ -226,13 +228,15 @@ class MultiTaskSAC(MultiTaskAlgorithm):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Actions of all columns as the environment takes them, and the same from -1 to 1 for the replay."""
         shape = (n_envs, self.policy.num_actions)
-        if self.num_timesteps < learning_starts:
-            actions = self.exploration_generator.uniform(-1, 1, shape).astype(np.float32)
-        else:
-            # `predict` has checks and conversions for every kind of input, which cost more than the network.
-            rows = torch.as_tensor(cast(NDArray[Any], self._last_obs), device=self.device)
-            with torch.inference_mode():
-                actions = self.policy(rows).numpy(force=True)
+        # `predict` has checks and conversions for every kind of input, which cost more than the network.
+        rows = torch.as_tensor(cast(NDArray[Any], self._last_obs), device=self.device)
+        with torch.inference_mode():
+            if self.num_timesteps < learning_starts:
+                drawn = self.exploration_generator.uniform(-1, 1, shape).astype(np.float32)
+                found = self.actor.only_own(rows, torch.as_tensor(drawn, device=self.device))
+            else:
+                found = self.policy(rows)
+        actions: NDArray[np.float32] = found.numpy(force=True)
         of_space = cast(spaces.Box, self.action_space).shape
         return self.policy.unscale_action(actions.reshape(n_envs, *of_space)), actions
 

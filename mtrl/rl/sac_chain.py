@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.gradients import Chain, ChainEngine, TaskGradients, UnsupportedLayerError, inference
-from mtrl.rl.actor_critic import LOG_STD, MultiTaskSACPolicy, log_density
+from mtrl.rl.actor_critic import LOG_STD, MultiTaskSACPolicy, log_densities
 from mtrl.rl.networks import SharedQNetwork
 from mtrl.rl.replay import TaskBatch
 from mtrl.rl.value_scales import ValueScales
@@ -30,6 +30,7 @@ class ActorCriticChains:
         actor, critic, target = (_layers_of(part) for part in (policy.actor, policy.critic, policy.critic_target))
         self.num_tasks, self.num_actions, self.scales = num_tasks, policy.num_actions, scales
         self.actor = ChainEngine(actor[0], num_tasks, policy.actor.last_shared_layer)
+        self.only_own = policy.actor.only_own
         self.critics = ChainEngine(critic, num_tasks, policy.critic.last_shared_layer)
         self.target_critics = [Chain(layers) for layers in target]
 
@@ -52,8 +53,8 @@ class ActorCriticChains:
         """Actions (N, A) from -1 to 1, and the logarithm of their density (N,); see `Actor.sample`."""
         mean, log_std = self.actor.forward(rows).chunk(2, 1)
         log_std = log_std.clamp(*LOG_STD)
-        actions = torch.tanh(torch.addcmul(mean, log_std.exp(), noise))
-        return actions, log_density(actions, log_std, noise)
+        actions = self.only_own(rows, torch.tanh(torch.addcmul(mean, log_std.exp(), noise)))
+        return actions, self.only_own(rows, log_densities(actions, log_std, noise)).sum(1)
 
     @inference
     def critic_gradients(self, batch: TaskBatch, targets: Tensor) -> TaskGradients:
@@ -82,7 +83,7 @@ class ActorCriticChains:
         mean, unlimited = self.actor.forward(batch.observations).chunk(2, 1)
         log_std = unlimited.clamp(*LOG_STD)
         std = log_std.exp()
-        actions = torch.tanh(torch.addcmul(mean, std, noise))
+        actions = self.only_own(batch.observations, torch.tanh(torch.addcmul(mean, std, noise)))
         values = self.critics.chain.forward(torch.cat((actions, batch.observations), 1)).squeeze(2)  # (C, T * B)
         means = None
         if self.scales is not None:
@@ -97,10 +98,10 @@ class ActorCriticChains:
         by_row = temperatures[:, None]
         room = 1 - actions.square()  # the derivative of the hyperbolic tangent
         # d loss / d (mean + std * noise): by the density's correction for squashing, and by the value
-        slope = room * (by_row * 2 * actions / (room + 1e-6) - rise)
+        slope = self.only_own(batch.observations, room * (by_row * 2 * actions / (room + 1e-6) - rise))
         is_free = (unlimited >= LOG_STD[0]) & (unlimited <= LOG_STD[1])
-        of_log_std = (slope * std * noise - by_row) * is_free
-        density = log_density(actions, log_std, noise)
+        of_log_std = self.only_own(batch.observations, (slope * std * noise - by_row) * is_free)
+        density = self.only_own(batch.observations, log_densities(actions, log_std, noise)).sum(1)
         losses = (temperatures * density - least).view(self.num_tasks, -1).mean(1)
         if means is not None:
             losses -= means

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class ActorCriticUpdate(Update):
         learning_rate: the learning rate of the first update.
         seed: of the generator of the noise from which actions are made.
         held_out: returns a batch that the networks are never trained on, for guidance. Default: none.
+        actions_of_tasks: how many numbers an action of each task has. Default: all of the action space.
 
     Attributes:
         critic: the critics, their balancer, memory and optimizer.
@@ -53,6 +54,7 @@ class ActorCriticUpdate(Update):
         generator: draws the noise.
         chains: computes the gradients without autograd; None where the networks are no chains of layers.
         learns_temperatures: whether there is a temperature to learn.
+        target_entropy: the entropy at which each task's temperature aims, (T,).
         actor_losses: the losses of the actor at the last update, (T,).
     """
 
@@ -65,6 +67,7 @@ class ActorCriticUpdate(Update):
         learning_rate: float,
         seed: int,
         held_out: Callable[[], TaskBatch] | None = None,
+        actions_of_tasks: Sequence[int] | None = None,
     ) -> None:
         super().__init__(settings, guard)
         self.policy, self.settings, self.held_out = policy, settings, held_out
@@ -85,8 +88,7 @@ class ActorCriticUpdate(Update):
         self.learns_temperatures = isinstance(settings.ent_coef, str)
         policy.log_ent_coef = nn.Parameter(self._first_log_temperatures())
         self.temperature_optimizer = FlatAdam(policy.log_ent_coef, learning_rate)
-        size = policy.num_actions
-        self.target_entropy = -float(size) if settings.target_entropy == "auto" else float(settings.target_entropy)
+        self.target_entropy = self._target_entropy(actions_of_tasks or (policy.num_actions,) * self.num_tasks)
         self.generator = torch.Generator().manual_seed(seed)
         self.actor_losses = torch.zeros(self.num_tasks, device=policy.device)
         self._log_densities = torch.zeros(self.num_tasks, device=policy.device)  # their means at the last update
@@ -142,6 +144,12 @@ class ActorCriticUpdate(Update):
             return gradients
         with frozen(self.policy.critic):
             return self.actor.task_gradients(lambda: self.losses_of_actor(batch, temperatures, noise))
+
+    def _target_entropy(self, actions_of_tasks: Sequence[int]) -> Tensor:
+        """The setting for every task, or minus the number of numbers in an action of the task, (T,)."""
+        given = self.settings.target_entropy
+        wanted = [-float(size) if given == "auto" else float(given) for size in actions_of_tasks]
+        return torch.tensor(wanted, device=self.policy.device)
 
     def _first_log_temperatures(self) -> Tensor:
         """The logarithms of the temperatures before the first update, (T,)."""

@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from mtrl.rl.actions import number_of_actions
+
 if TYPE_CHECKING:
     from mtrl.rl.saving import SavedAlgorithm
 
@@ -22,16 +24,12 @@ def described_spaces(agent: SavedAlgorithm) -> dict[str, Any]:
     of_observations: dict[str, Any] = {"observation_space": described_space(space)}
     if isinstance(space, spaces.Box):
         of_observations = {"observation_low": space.low, "observation_high": space.high}
+    of_tasks = {"actions_of_tasks": agent.actions_of_tasks} if agent.is_padded else {}
+    of_actions = {**of_observations, "num_actions": number_of_actions(actions), **of_tasks}
     if isinstance(actions, spaces.Box):
-        bounds = {"action_low": actions.low, "action_high": actions.high}
-        return {**of_observations, "num_actions": int(np.prod(actions.shape)), **bounds}
+        return {**of_actions, "action_low": actions.low, "action_high": actions.high}
     assert isinstance(actions, spaces.Discrete)
-    return {
-        **of_observations,
-        "num_actions": int(actions.n),
-        **({"first_action": int(actions.start)} if actions.start else {}),
-        **({"actions_of_tasks": agent.actions_of_tasks} if agent.is_padded else {}),
-    }
+    return {**of_actions, **({"first_action": int(actions.start)} if actions.start else {})}
 
 
 def spaces_of(state: Mapping[str, Any]) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

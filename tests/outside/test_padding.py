@@ -277,7 +277,9 @@ def test_own_heads_that_cannot_be_are_refused() -> None:
 
 def test_what_cannot_be_padded_is_refused_by_name() -> None:
     pendulum = Task("Pendulum", partial(gymnasium.make, "Pendulum-v1"))
-    with pytest.raises(ValueError, match=r"^task Pendulum has actions in Box.*only Discrete actions can be padded$"):
+    with pytest.raises(
+        ValueError, match=r"^task Pendulum has actions in Box.* and task CartPole-v1 in Disc.*no agent takes both$"
+    ):
         make_task_vec_env([CART, pendulum], pad=True)
     with pytest.raises(ValueError, match=r"^actions are in Box\(.*agents of Q-learning act in Discrete\(n\) only"):
         MultiTaskDQN("MlpPolicy", make_task_vec_env(pendulum, envs_per_task=1), **SMALL)
