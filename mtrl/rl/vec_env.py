@@ -300,9 +300,8 @@ def make_task_vec_env(
     The columns are task-major: those of the first task come first, and so on. `get_attr("task")` gives the task of
     every column. A column whose episode ends is reset at once. Its `info` then has the last observation of the episode
     as `"terminal_observation"`, the episode's return and length as `"episode"` (each column is a `Monitor`), and a
-    `"TimeLimit.truncated"` that is true if only the time limit ended the episode.
-
-    The first column of each task is reset once, to see whether its observations fit its space.
+    `"TimeLimit.truncated"` that is true if only the time limit ended the episode. The first column of each task is
+    reset once here, to see whether its observations fit its space.
 
     Args:
         tasks: the tasks, as `get_tasks` takes them: names, ids of Gymnasium, addresses, tasks, functions that make an
@@ -318,9 +317,8 @@ def make_task_vec_env(
         step_timeout: seconds that one step of all columns may take. Default 0: no limit.
         pad: whether tasks may differ in the length of their observations and in their number of actions. Zeros then
             follow shorter observations, up to the longest of all tasks in `one_hot_tasks`, and every task has as many
-            actions as the one with most. An agent neither takes nor values actions that a task lacks. If actions are in
-            a Box with bounds, each has as many numbers as the longest, all from -1 to 1, of which a task takes the
-            first ones in its own bounds. Default False.
+            actions as the one with most, of which an agent neither takes nor values those that it lacks; numbers of
+            actions in a Box then go from -1 to 1, which are each task's own bounds. Default False.
 
     Observations in Discrete, MultiDiscrete, MultiBinary, Dict and Tuple become vectors by Gymnasium's own flattening. A
     Dict with an image in it stays one. Frames that `FrameStackObservation` has stacked become one image (H, W, S * C).
