@@ -31,6 +31,7 @@ copybutton_prompt_text = "$ "
 # Docstrings: Google's convention; words in single backticks are links where there is something of that name
 default_role = "py:obj"
 napoleon_use_ivar = True
+napoleon_custom_sections = [(name, "params_style") for name in ("ELBO", "Perceiver", "Predictive", "Adversarial")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"

@@ -40,8 +40,10 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
 
 
 def show_as_it_stands(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before Napoleon reads the sections."""
+    """Before Napoleon reads the sections; in the first line of an attribute it would take words before a colon for a type."""
     lines[:] = with_literal_blocks(lines)
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
 
 
 def limits_of(kind: Any) -> str:
@@ -60,7 +62,7 @@ def move_limits(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
     """Say the limits of a setting behind its description."""
     owner, _, field = name.rpartition(".")
     if what == "attribute" and (limits := LIMITS.get((owner.rpartition(".")[2], field))):
-        lines += [f"Limits: {limits}.", ""]
+        lines += ["", f"Limits: {limits}.", ""]
 
 
 LIMITS: dict[tuple[str, str], str] = {}
