@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 
+from mtrl import __version__
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_extensions")]  # envs and agents, which no installation has
 
-from mtrl import __version__
-
 project = "mtrl"
 author = "the authors of mtrl"
-project_copyright = "MIT licence"
 release = version = __version__
 
 extensions = [
@@ -38,12 +37,16 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 
+highlight_language = "text"  # of blocks that name none, such as formulas
+pygments_dark_style = "github-dark"
+
 html_theme = "furo"
 html_title = "mtrl"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 html_show_search_summary = False  # a browser does not let a page from a file read the other pages
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},

@@ -2,16 +2,20 @@
 
 - A block that is indented deeper than the paragraph before it is a formula or a program: it is shown as it stands.
 - A bar is a bar, as in |g|, and no markup.
+- A description that begins with one letter and a full stop, such as `num_tasks: T.`, is no list.
 - Limits in the type of a setting, such as `Annotated[int, Limits(least=1)]`, become a sentence.
 """
 
+import re
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from sphinx.application import Sphinx
 
 from mtrl.limits import Limits
+from mtrl.rl.settings import ReplaySettings
 
+LETTER = re.compile(r"^(\s+\*{0,2}\w+: )([A-Za-z]\.)(?=\s|$)")
 WORDS = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
 
 
@@ -33,17 +37,16 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
                 literal = True
                 if not before.rstrip().endswith("::"):
                     done += [" " * indent_of(before) + "::", ""]
-            if not literal:
-                before, line = line, line.replace("|", r"\|")
-        done.append(line)
+            before = before if literal else line
+        done.append(line if literal else LETTER.sub(r"\1\\\2", line.replace("|", r"\|")))
     return done
 
 
 def show_as_it_stands(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before Napoleon reads the sections; in the first line of an attribute it would take words before a colon for a type."""
+    """Before Napoleon reads the sections."""
     lines[:] = with_literal_blocks(lines)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines.insert(0, "")  # Napoleon takes words before a colon in the first line for a type
 
 
 def limits_of(kind: Any) -> str:
@@ -86,6 +89,8 @@ def take_limits(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]
     if not is_dataclass(obj):
         return
     kinds = get_type_hints(obj, include_extras=True)
+    if issubclass(obj, ReplaySettings):
+        obj.__init__.__annotations__.clear()  # the arguments are the attributes, which are shown with their types
     for field in obj.__annotations__:
         if limits := limits_of(kinds[field]):
             LIMITS[obj.__name__, field] = limits

@@ -1,8 +1,8 @@
 """Files of the repository as pages: their links lead where they lead in the repository.
 
-A page such as `docs/results.md` includes a file from elsewhere, here `results/README.md`. In it, a link to a file that is
-a page itself becomes a link to that page, a link to another file offers that file, and a link to a folder becomes plain
-text, because a folder cannot be opened from a web page.
+A page such as `docs/results.md` includes a file from elsewhere, here `results/README.md`. In it, a link to a file that
+is a page itself becomes a link to that page, a link to another file offers that file, and a link to a folder becomes
+plain text, because a folder cannot be opened from a web page.
 """
 
 import os
