@@ -32,8 +32,8 @@ default_role = "py:obj"
 napoleon_use_ivar = True
 napoleon_custom_sections = [(name, "params_style") for name in ("ELBO", "Perceiver", "Predictive", "Adversarial")]
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
 autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 

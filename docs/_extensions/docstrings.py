@@ -43,10 +43,10 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
 
 
 def show_as_it_stands(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Before Napoleon reads the sections."""
+    """Before Napoleon reads the sections. It may not read attributes, where it would look for types."""
     lines[:] = with_literal_blocks(lines)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")  # Napoleon takes words before a colon in the first line for a type
+        ATTRIBUTES[name] = lines.copy()
 
 
 def limits_of(kind: Any) -> str:
@@ -61,13 +61,17 @@ def limits_of(kind: Any) -> str:
     )
 
 
-def move_limits(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Say the limits of a setting behind its description."""
+def finish_attributes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """After Napoleon: the text of an attribute as it was, and then the limits of a setting."""
+    if what not in ("attribute", "data", "property"):
+        return
+    lines[:] = ATTRIBUTES.pop(name)
     owner, _, field = name.rpartition(".")
-    if what == "attribute" and (limits := LIMITS.get((owner.rpartition(".")[2], field))):
+    if limits := LIMITS.get((owner.rpartition(".")[2], field)):
         lines += ["", f"Limits: {limits}.", ""]
 
 
+ATTRIBUTES: dict[str, list[str]] = {}
 LIMITS: dict[tuple[str, str], str] = {}
 
 
@@ -89,17 +93,23 @@ def take_limits(app: Sphinx, name: str, obj: Any, options: Any, bases: list[Any]
     if not is_dataclass(obj):
         return
     kinds = get_type_hints(obj, include_extras=True)
-    if issubclass(obj, ReplaySettings):
-        obj.__init__.__annotations__.clear()  # the arguments are the attributes, which are shown with their types
     for field in obj.__annotations__:
         if limits := limits_of(kinds[field]):
             LIMITS[obj.__name__, field] = limits
             obj.__annotations__[field] = plain(kinds[field])
 
 
+def hide_settings(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str, str] | None:
+    """Leave out the arguments of settings, which are the attributes that follow."""
+    return ("", "") if isinstance(obj, type) and issubclass(obj, ReplaySettings) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", show_as_it_stands, priority=100)
-    app.connect("autodoc-process-docstring", move_limits, priority=900)
+    app.connect("autodoc-process-docstring", finish_attributes, priority=900)
     app.connect("autodoc-process-bases", take_limits)
+    app.connect("autodoc-process-signature", hide_settings)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
