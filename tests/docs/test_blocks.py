@@ -26,9 +26,10 @@ SHORT = {
     r"experiments\.world_model\.train": ["--quick", "--steps", "2", "--frames", "200", "--eval-windows", "2"],
     r"experiments\.supervised\.train": ["--quick"],
     r"experiments\.supervised\.compare": ["--quick", "--seeds", "0-1", "--num-train", "40", "--num-val", "30"],
-    r"experiments\.studies\.toy": ["--quick", "--steps", "20"],
-    r"experiments\.studies\.\w+": ["--quick"],
-    r"experiments\.(sweep|tune)": ["--dry-run"],
+    r"experiments\.studies\.toy": ["--quick", "--steps", "20", "--balancers", "equal", "rgb"],
+    r"experiments\.studies\.\w+": ["--quick", "--seeds", "0-1", "--steps", "20"],
+    r"experiments\.sweep": ["--dry-run", "--results-dir", "sweep"],  # apart from the short runs of the same page
+    r"experiments\.tune": ["--dry-run"],
     r"experiments\.\w+\.train": QUICK,
     r"experiments\.\w+\.evaluate": ["--episodes", "1"],
 }
