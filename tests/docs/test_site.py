@@ -18,14 +18,8 @@ Visit = Callable[..., Any]
 PUBLIC = sorted({name for module in (mtrl, mtrl.balancers, mtrl.losses, mtrl.rl) for name in module.__all__})
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 WALK = [
-    "index",
-    "start",
-    "tutorials/comparing",
-    "how-to/videos",
-    "reference/balancers",
-    "reference/settings",
-    "results",
-    "support",
+    *("index", "start", "tutorials/comparing", "how-to/videos"),
+    *("reference/balancers", "reference/settings", "results", "support"),
 ]
 
 
