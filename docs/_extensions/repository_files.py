@@ -2,7 +2,7 @@
 
 A page such as `docs/results.md` includes a file from elsewhere, here `results/README.md`. In it, a link to a file that
 is a page itself becomes a link to that page, a link to another file offers that file, and a link to a folder becomes
-plain text, because a folder cannot be opened from a web page.
+plain text, because a folder cannot be opened from a web page. Pictures are left to the option `:relative-images:`.
 """
 
 import os
@@ -13,29 +13,29 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
-INCLUDE = re.compile(r"^```\{include\} (\S+)", re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
+WHOLE = re.compile(r"^```\{include\} (\S+)\n:relative-images:\n```$", re.MULTILINE)
 
 
 def pages() -> dict[Path, Path]:
-    """The page of each file of the repository that some page includes."""
+    """The page of each file of the repository that some page includes as a whole."""
     found = {}
     for page in DOCS.rglob("*.md"):
-        for target in INCLUDE.findall(page.read_text(encoding="utf-8")):
+        for target in WHOLE.findall(page.read_text(encoding="utf-8")):
             found[(page.parent / target).resolve()] = page
     return found
 
 
 def with_links(text: str, file: Path, page: Path, known: dict[Path, Path]) -> str:
-    """The Markdown `text` of `file`, with links and pictures as they must stand in `page`."""
+    """The Markdown `text` of `file`, with links as they must stand in `page`."""
 
     def link(found: re.Match[str]) -> str:
-        mark, label, target, anchor = found.groups()
+        label, target, anchor = found.groups()
         path = (file.parent / target).resolve()
         if path.is_dir():
             return label
         path = known.get(path, path)
-        return f"{mark}[{label}]({Path(os.path.relpath(path, page.parent)).as_posix()}{anchor or ''})"
+        return f"[{label}]({Path(os.path.relpath(path, page.parent)).as_posix()}{anchor or ''})"
 
     return LINK.sub(link, text)
 
