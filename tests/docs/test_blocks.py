@@ -99,9 +99,11 @@ def run_block(
             assert not missing, f"{command} does not print {', '.join(missing)}"
 
 
-RUN = [page for page in PAGES if any(block.is_run for block in blocks_of(page))]
+# The pages of the methods have tests of their own, which know what is special about each method.
+RUN = [page for page in PAGES if page.parent.name != "methods" and any(block.is_run for block in blocks_of(page))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=[page.relative_to(DOCS).as_posix() for page in RUN])
 def test_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
