@@ -23,15 +23,20 @@ QUICK = [
 ]
 # What makes a program short; the first pattern that fits counts.
 SHORT = {
-    r"experiments\.world_model\.train": ["--quick", "--steps", "2", "--frames", "200", "--eval-windows", "2"],
     r"experiments\.supervised\.train": ["--quick"],
     r"experiments\.supervised\.compare": ["--quick", "--seeds", "0-1", "--num-train", "40", "--num-val", "30"],
-    r"experiments\.studies\.toy": ["--quick", "--steps", "20", "--balancers", "equal", "rgb"],
-    r"experiments\.studies\.\w+": ["--quick", "--seeds", "0-1", "--steps", "20"],
     r"experiments\.sweep": ["--dry-run", "--results-dir", "sweep"],  # apart from the short runs of the same page
     r"experiments\.tune": ["--dry-run"],
     r"experiments\.\w+\.train": QUICK,
     r"experiments\.\w+\.evaluate": ["--episodes", "1"],
+}
+# Programs that tests of their own run, whole and with small budgets. Here they are asked for their flags.
+ELSEWHERE = {
+    r"examples[./]\w+(\.py)?": "test_examples.py",
+    r"experiments\.studies\.toy": "experiments/test_toy.py",
+    r"experiments\.studies\.\w+": "experiments/test_studies.py",
+    r"experiments\.demonstrations\.\w+": "experiments/test_demonstrations.py",
+    r"experiments\.world_model\.train": "experiments/test_world_model.py",
 }
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
@@ -62,7 +67,7 @@ def run_program(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def run_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = shlex.split(command, comments=True)
     words = [str(ROOT / word) if re.fullmatch(r"[\w/]+\.yaml", word) else word for word in words]
-    if program == "python" and "examples" in "".join(words[:2]):  # tests/test_examples.py runs them
+    if program == "python" and elsewhere(words):
         run_program([*words[: 1 + (words[0] == "-m")], "--help"], monkeypatch)
         described = capsys.readouterr().out
         assert all(word in described for word in words if word.startswith("--")), command
@@ -76,6 +81,12 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert program == "tensorboard"
         words = [sys.executable, "-m", "tensorboard.main", *words, "--inspect"]
         assert "event" in subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def elsewhere(words: list[str]) -> str | None:
+    """The file of the tests that run a program, if it is in `ELSEWHERE`."""
+    program = words[words[0] == "-m"]
+    return next((file for pattern, file in ELSEWHERE.items() if re.fullmatch(pattern, program)), None)
 
 
 def words_of(text: str) -> set[str]:
@@ -94,7 +105,7 @@ def run_block(
     for command, printed in block.commands():
         capsys.readouterr()
         run_command(command, monkeypatch, capsys)
-        if "examples/" not in command:
+        if not elsewhere(shlex.split(command)[1:]):
             missing = words_of("\n".join(printed)) - words_of(capsys.readouterr().out)
             assert not missing, f"{command} does not print {', '.join(missing)}"
 
@@ -121,6 +132,14 @@ def test_a_page_runs_from_top_to_bottom(
             known.clear()
             known.update(before)  # type: ignore[call-overload]
         sys.modules.pop("my_tasks", None)
+
+
+@pytest.mark.parametrize("file", sorted(set(ELSEWHERE.values())))
+def test_tests_of_their_own_run_programs(file: str) -> None:
+    text = (ROOT / "tests" / file).read_text()
+    program = file.rpartition("test_")[2].removesuffix(".py")
+    assert re.search(rf"\b{program}\b", text)
+    assert re.search(r"\bmain\(|subprocess\.run\(", text)
 
 
 def test_what_is_not_run_says_why() -> None:
