@@ -7,13 +7,14 @@ ARGS   ?=
 
 BIN := .venv/bin
 
-.PHONY: train test check format clean help
+.PHONY: train test check format docs clean help
 
 help:
 	@echo "make train [METHOD=gradnorm] [ARGS='--seed 1 --variant blind']   train, evaluate, write results/runs"
 	@echo "make test [ARGS='-k gradnorm']                                    run the tests"
 	@echo "make check                                                        lint, format check and types"
 	@echo "make format                                                       format the code"
+	@echo "make docs                                                         build the documentation, docs/_build/index.html"
 	@echo "make clean                                                        remove the virtual environment and caches"
 
 train: .venv/run.stamp
@@ -31,8 +32,11 @@ format: .venv/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/docs.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.12'"
@@ -42,6 +46,10 @@ clean:
 .venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[programs]"
+	touch $@
+
+.venv/docs.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 .venv/test.stamp: .venv/run.stamp

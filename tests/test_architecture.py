@@ -1,4 +1,4 @@
-"""The rules of the house that a program can check. `docs/architecture.md` gives the reasons."""
+"""The rules of the house that a program can check. `docs/design/architecture.md` gives the reasons."""
 
 import ast
 import importlib
@@ -235,8 +235,8 @@ def test_imports_stand_at_the_top() -> None:
 
 
 def test_the_page_about_the_architecture_names_files_that_exist() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "design" / "architecture.md").read_text(encoding="utf-8")
     paths = set(re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests|docs)/[\w/.]*)`", page))
     assert len(paths) > 20
     missing = sorted(path for path in paths if not (ROOT / path).exists())
-    assert not missing, f"docs/architecture.md names {', '.join(missing)}"
+    assert not missing, f"docs/design/architecture.md names {', '.join(missing)}"

@@ -14,6 +14,7 @@ from mtrl.limits import check_choice
 from mtrl.losses.outputs import stacked, widened
 
 AdversarialKind = Literal["non_saturating", "hinge"]
+"""The form of the adversarial loss: `"non_saturating"` or `"hinge"`."""
 
 
 @dataclass(frozen=True)

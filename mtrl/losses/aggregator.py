@@ -17,8 +17,11 @@ from mtrl.losses.perceiver import PerceiverLoss
 from mtrl.losses.predictive import PredictiveLoss
 
 TASKS = ("elbo", "perceiver", "predictive", "adversarial")
-# The name of each task's total in the dictionary of all losses.
+"""The names of the four tasks, in order."""
+
 TOTALS = dict(zip(TASKS, ("total_vae_loss", "perceiver_loss", "attention_loss", "adversarial_loss"), strict=True))
+"""By task, the name of its total in the dictionary of all losses."""
+
 WEIGHTS = (
     "beta",
     "lambda_recon",

@@ -40,9 +40,10 @@ class ModelOutputs(TypedDict):
         predicted_attention: (B, T - 1, S, h, w): at place t, the prediction of `attention[:, t + 1]` from the frames up
             to t and the action.
 
-    Adversarial, if there is a discriminator. Without `fake_logits` the task is left out:
+    Adversarial:
         fake_logits: of any shape, the discriminator's logits for the reconstruction, attached to the graph. The
-            parameters of the discriminator are frozen (`requires_grad_(False)`), so that they get no gradient.
+            parameters of the discriminator are frozen (`requires_grad_(False)`), so that they get no gradient. Without
+            `fake_logits` the task is left out.
         real_features, fake_features: one tensor per layer, of the same shapes: the discriminator's features of the
             observations and of the reconstruction. Give both or neither.
     """
