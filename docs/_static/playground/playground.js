@@ -147,8 +147,8 @@
     const worse = harmed(each.update);
     const cells = state.g.map((gradient, i) => {
       const scale = length(gradient) * length(each.update);
-      const known = length(gradient) > 0 && length(each.update) > least();
-      return cell("td", `cosine with g${SUB[i]}`, known ? fixed(dot(gradient, each.update) / scale) : "-");
+      const told = length(gradient) > 0 && length(each.update) > least();
+      return cell("td", `cosine with g${SUB[i]}`, told ? fixed(dot(gradient, each.update) / scale) : "-");
     });
     return html(
       "tr",
