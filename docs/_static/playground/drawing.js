@@ -47,32 +47,51 @@
     return group;
   }
 
+  const LINE = 17; // the height of a line of a label
+
+  // A label of several lines, and its width.
+  function makeLabel(plane, lines) {
+    const text = svg("text", { class: "pg-label" });
+    const spans = lines.map(([words, colour], i) => svg("tspan", { style: `fill:${colour}`, dy: i ? LINE : 0 }, words));
+    text.append(...spans);
+    plane.append(text);
+    const width = Math.max(...spans.map((span) => span.getComputedTextLength() || 8 * span.textContent.length));
+    const place = (left, top) => {
+      spans.forEach((span) => span.setAttribute("x", left));
+      text.setAttribute("y", top + 14);
+    };
+    return { width, height: LINE * lines.length + 1, place };
+  }
+
   // Every label stands beside its tip, or further off with a line to it, where it hides no tip and no other label.
   function placeLabels(plane, labels, size) {
     const taken = labels.map(({ at }) => ({ left: at[0] - 9, right: at[0] + 9, top: at[1] - 9, bottom: at[1] + 9 }));
-    const free = (box) =>
-      taken.every((t) => box.right < t.left || box.left > t.right || box.bottom < t.top || box.top > t.bottom) &&
-      box.left >= 3 && box.right <= size - 3 && box.top >= 3 && box.bottom <= size - 3;
-    for (const { at, parts } of labels) {
-      const text = svg("text", { class: "pg-label" });
-      parts.forEach(([words, colour]) => text.append(svg("tspan", { style: `fill:${colour}` }, words)));
-      plane.append(text);
-      const width = text.getComputedTextLength() || 8 * text.textContent.length;
+    const overlap = (a, b) => {
+      const [wide, high] = [
+        Math.min(a.right, b.right) - Math.max(a.left, b.left),
+        Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top),
+      ];
+      return wide > 0 && high > 0 ? wide * high : 0;
+    };
+    for (const { at, lines } of labels) {
+      const label = makeLabel(plane, lines);
+      const bound = (number, long) => Math.min(Math.max(number, 3), size - 3 - long);
+      const shifts = [0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8, 10, -10, 12, -12, 14, -14].map((k) => 13 * k);
       const sides = at[0] >= size / 2 ? [1, -1] : [-1, 1];
-      const heights = [0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6, 7, -7, 8, -8].map((k) => 13 * k);
-      const boxes = heights.flatMap((height) =>
+      const boxes = shifts.flatMap((shift) =>
         sides.map((side) => {
-          const left = side > 0 ? at[0] + 12 : at[0] - 12 - width;
-          return { left, right: left + width, top: at[1] + height - 9, bottom: at[1] + height + 9, height };
+          const left = bound(side > 0 ? at[0] + 12 : at[0] - 12 - label.width, label.width);
+          const top = bound(at[1] + shift - label.height / 2, label.height);
+          return { left, right: left + label.width, top, bottom: top + label.height };
         })
       );
-      const box = boxes.find(free) ?? { ...boxes[0], left: Math.min(Math.max(boxes[0].left, 3), size - width - 3) };
+      const costs = boxes.map((box) => taken.reduce((total, other) => total + overlap(box, other), 0));
+      const box = boxes[costs.indexOf(Math.min(...costs))]; // the first one that hides the least
       taken.push(box);
-      text.setAttribute("x", box.left);
-      text.setAttribute("y", box.top + 14);
-      if (Math.abs(box.height) < 18) continue;
-      const near = box.left > at[0] ? box.left - 2 : box.right + 2;
-      plane.append(svg("line", { class: "pg-leader", x1: at[0], y1: at[1], x2: near, y2: box.top + 9 }));
+      label.place(box.left, box.top);
+      const near = [box.left > at[0] ? box.left - 2 : Math.min(box.right + 2, at[0]), (box.top + box.bottom) / 2];
+      if (Math.abs(near[1] - at[1]) < LINE) continue;
+      plane.append(svg("line", { class: "pg-leader", x1: at[0], y1: at[1], x2: near[0], y2: near[1] }));
     }
   }
 

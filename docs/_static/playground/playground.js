@@ -102,16 +102,15 @@
     const labels = [];
     state.g.forEach((gradient, i) => {
       plane.append(arrow(origin, toScreen(gradient), [`var(--pg-task${i})`], 7, { class: "pg-task" }));
-      labels.push({ at: toScreen(gradient), parts: [[`g${SUB[i]}`, `var(--pg-task${i})`]] });
+      labels.push({ at: toScreen(gradient), lines: [[`g${SUB[i]}`, `var(--pg-task${i})`]] });
     });
     if (usesMemory()) {
       plane.append(arrow(origin, toScreen(rememberedTip()), ["var(--pg-muted)"], 2, { class: "pg-memory" }));
-      labels.push({ at: toScreen(rememberedTip()), parts: [["d", "var(--pg-muted)"]] });
+      labels.push({ at: toScreen(rememberedTip()), lines: [["d", "var(--pg-muted)"]] });
     }
     for (const { tip, members } of grouped(found)) {
       plane.append(arrow(origin, toScreen(members[0].update), members.map((each) => `var(--pg-${each.id})`), 3));
-      const parts = members.map((each, i) => [`${i ? " = " : ""}${each.name}`, `var(--pg-${each.id})`]);
-      labels.push({ at: tip, parts });
+      labels.push({ at: tip, lines: members.map((each, i) => [`${i ? "= " : ""}${each.name}`, `var(--pg-${each.id})`]) });
     }
     placeLabels(plane, labels, size);
     drawHandles();
@@ -239,9 +238,10 @@
     handle.addEventListener("pointerdown", (event) => {
       held = name;
       handle.setPointerCapture(event.pointerId);
-      handle.focus();
+      handle.focus({ preventScroll: true });
       event.preventDefault();
     });
+    handle.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false }); // no scrolling
     handle.addEventListener("pointermove", (event) => held === name && onPointer(event));
     handle.addEventListener("pointerup", release);
     handle.addEventListener("pointercancel", release);

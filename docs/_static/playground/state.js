@@ -5,6 +5,7 @@
   const { methods, groups, presets } = root.PlaygroundMethods;
   const SHOWN = ["equal", "normalised", "pcgrad", "rgb"];
   const FARTHEST = 10; // of a coordinate
+  const ids = methods.map((method) => method.id);
   const sliders = groups.flatMap((group) => group.sliders);
 
   const rounded = (number) => Number(number.toFixed(3));
@@ -29,7 +30,7 @@
     if (g.length >= 2) state.g = g;
     if (words.has("show")) {
       const names = words.get("show").split(",");
-      state.shown = new Set(methods.map((method) => method.id).filter((id) => names.includes(id)));
+      state.shown = new Set(ids.filter((id) => names.includes(id)));
     }
     for (const [name, , least, most, , each] of sliders) {
       const value = words.has(name) ? numbers(words.get(name), least, most) : null;
@@ -45,7 +46,7 @@
   function write(state) {
     const first = initial();
     const words = state.g.map((gradient, i) => `g${i + 1}=${gradient.map(rounded).join(",")}`);
-    words.push(`show=${[...state.shown].join(",")}`);
+    words.push(`show=${ids.filter((id) => state.shown.has(id)).join(",")}`);
     for (const [name] of sliders) {
       const value = [state.settings[name]].flat();
       if (String(value) !== String([first.settings[name]].flat())) words.push(`${name}=${value.map(rounded).join(",")}`);
