@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -112,23 +113,32 @@ def answer_of(name: str) -> Answer:
 OWN = {"rgb": answer_of_rgb, "memory": answer_of_memory}
 
 
-def arrow(axes: Axes, start: Vector, end: Vector, colour: str, width: float, **looks: object) -> None:
+def arrow(axes: Axes, start: Vector, end: Vector, colour: str, width: float, **looks: Any) -> None:
     """An arrow whose head keeps its size, or a ring where the arrow would have no length."""
     if np.linalg.norm(end - start) < 1e-3:
         axes.plot(*start, marker="o", markersize=3 * width, markerfacecolor="none", markeredgecolor=colour)
         return
     head = f"-|>,head_width={0.12 + 0.06 * width},head_length={0.25 + 0.12 * width}"
-    props = {"arrowstyle": head, "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 12}
-    axes.annotate("", end, start, arrowprops=props | looks)
+    own = {"arrowstyle": head, "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 12}
+    axes.annotate("", (end[0], end[1]), (start[0], start[1]), arrowprops=own | looks)
 
 
-def write(axes: Axes, at: Vector, away: Vector, text: str, colour: str, **looks: object) -> None:
+def write(axes: Axes, at: Vector, away: Vector, text: str, colour: str) -> None:
     """A label beside the point `at`, on the side that the vector `away` points to."""
-    unit = away / max(float(np.linalg.norm(away)), 1e-9)
-    where = {"ha": "center", "va": "center", "textcoords": "offset points", "fontsize": 9.5, "fontweight": "bold"}
-    beside = abs(unit[0]) > 0.3  # otherwise above or below
-    shift = (unit[0] * 8 + (np.sign(unit[0]) * 3.1 * len(text) if beside else 0), unit[1] * 11)
-    axes.annotate(text, at, shift, color=colour, **(where | looks))
+    x, y = away / max(float(np.linalg.norm(away)), 1e-9)
+    beside = abs(x) > 0.3  # otherwise above or below
+    shift = (x * 8 + (np.sign(x) * 3.1 * len(text) if beside else 0), y * 11)
+    axes.annotate(
+        text,
+        (at[0], at[1]),
+        shift,
+        color=colour,
+        ha="center",
+        va="center",
+        textcoords="offset points",
+        fontsize=9.5,
+        fontweight="bold",
+    )
 
 
 def prepare(axes: Axes, reach: tuple[float, float, float, float]) -> None:
