@@ -17,6 +17,7 @@ from typing import Any
 
 CODE = re.compile(r"(``[^`]+``|`[^`]+`)")
 STRONG = re.compile(r"(\*\*\S(?:.*?\S)?\*\*|\*\w+\*)")
+BOLD = re.compile(r"\*\*(?=\w)|(?<=\w)\*\*")  # around code, which reStructuredText cannot make bold
 LETTER = re.compile(r"^(\s*\w+: )(?=[A-Za-z]\.(?: |$))")
 INDENT = "    "
 
@@ -49,7 +50,7 @@ def _inline(line: str) -> str:
             parts[place] = f"``{part.strip('`')}``"
         else:
             parts[place] = "".join(
-                piece if odd else re.sub(r"([|*])", r"\\\1", piece)
+                piece if odd else re.sub(r"([|*])", r"\\\1", BOLD.sub("", piece))
                 for odd, piece in ((index % 2, piece) for index, piece in enumerate(STRONG.split(part)))
             )
     return LETTER.sub(r"\1\\", begin + "".join(parts))
@@ -61,5 +62,6 @@ def _process(app: Any, what: str, name: str, obj: object, options: Any, lines: l
 
 def setup(app: Any) -> dict[str, bool]:
     """Connect the extension, before napoleon, whose priority is 500."""
+    app.add_css_file("formulas.css")
     app.connect("autodoc-process-docstring", _process, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -220,7 +220,7 @@ def draw_grid(names: Sequence[str], colours: Sequence[str]) -> Figure:
     """One small plane per method, with the update alone."""
     answers = [answer_of(name) for name in names]
     reach = reach_of([*GRADIENTS, *(answer.update for answer in answers)], 0.75)
-    figure = sized(reach, len(names) // 2, 2, 0.3)
+    figure = sized(reach, len(names) // 2, 2, 0.45)
     planes = figure.subplots(2, len(names) // 2)
     for axes, name, answer, colour in zip(planes.flat, names, answers, colours, strict=True):
         prepare(axes, reach)

@@ -50,16 +50,24 @@ def test_formulas_code_and_stars_keep_their_text(as_rst):
                 "",
                 "`c_i` is a **factor**:",
                 "",
-                "* `a|b` of |x|.",
+                "* `a|b` of |x|; **Until `b` is there**, 2 ** 3.",
                 "",
                 "num_tasks: T.",
             ]
         )
     )
     words = " ".join(text.split())
-    for part in ("With |g_i| the", "d <- |g| * w, *not* emphasised,", "a * b,", "a|b", "of |x|.", "num_tasks: T."):
+    for part in (
+        "With |g_i| the",
+        "d <- |g| * w, *not* emphasised,",
+        "a * b,",
+        "a|b",
+        "of |x|; Until",
+        "is there, 2 ** 3.",
+        "num_tasks: T.",
+    ):
         assert part in words, part
     assert words.count("<emphasis>") == 1
     assert words.count("<strong>") == 1
-    assert words.count("<literal>") == 2
+    assert words.count("<literal>") == 3
     assert words.count("<literal_block") == 1
