@@ -122,6 +122,12 @@ def answers(browser, page):
     return given
 
 
+def test_the_page_of_the_documentation_loads_these_files():
+    text = (FOLDER.parents[1] / "methods" / "playground.md").read_text()
+    assert re.findall(r'src="../_static/playground/(\w+\.js)"', text) == list(SCRIPTS)
+    assert {path.name for path in FOLDER.iterdir()} == {*SCRIPTS, "playground.css"}
+
+
 def test_every_rule_is_tested(answers):
     assert sorted(answers) == sorted(RULES)
 
