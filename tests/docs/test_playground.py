@@ -256,6 +256,24 @@ def test_methods_with_the_same_answer_share_an_arrow_and_a_label(visit, page):
     assert "equal" in tab.locator(".pg-label").all_text_contents()
 
 
+def test_what_the_page_tells_readers_to_try_is_seen(visit, page):
+    tab = visit(page).tab
+
+    def worse(preset, method):
+        tab.get_by_role("button", name=preset, exact=True).click()
+        tab.locator(f"input[data-method={method}]").check()
+        return tab.locator(f"tr[data-method={method}] td").last.inner_text()
+
+    assert (worse("conflict", "equal"), worse("conflict", "pcgrad")) == ("task 2", "none")
+    assert (worse("three tasks", "normalised"), worse("three tasks", "rgb")) == ("task 2", "task 2")
+    assert worse("three tasks", "upgrad") == "none"
+    assert worse("one ten times longer", "equal") == "task 2"
+    g = [gradient(tab, name) for name in ("g1", "g2")]
+    assert 8 < math.hypot(*g[0]) / math.hypot(*g[1]) < 12
+    worse("one ten times longer", "mgda")
+    assert length_of(tab, "mgda") <= math.hypot(*g[1])  # near the short gradient
+
+
 @pytest.mark.parametrize("width", [390, 760, 1280])
 def test_nothing_is_hidden_and_nothing_scrolls_sideways(visit, page, width):
     tab = visit(page, width=width).tab
