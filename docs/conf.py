@@ -37,7 +37,7 @@ maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 
-highlight_language = "text"  # of blocks that name none, such as formulas
+highlight_language = "none"  # of blocks that name none, such as the figure of the architecture
 pygments_dark_style = "github-dark"
 
 html_theme = "furo"

@@ -25,7 +25,7 @@ def indent_of(line: str) -> int:
 
 
 def with_literal_blocks(lines: list[str]) -> list[str]:
-    """The docstring with `::` before every block of a formula or a program, and bars escaped elsewhere."""
+    """The docstring with a directive before every block of a formula or a program, and bars escaped elsewhere."""
     done: list[str] = []
     before, literal = "", False  # the last line of text outside of literal blocks
     for line in lines:
@@ -36,7 +36,7 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
             elif deeper and done and not done[-1].strip() and not line.lstrip().startswith(("- ", "* ")):
                 literal = True
                 if not before.rstrip().endswith("::"):
-                    done += [" " * indent_of(before) + "::", ""]
+                    done += [" " * indent_of(before) + ".. code-block:: text", ""]
             before = before if literal else line
         done.append(line if literal else LETTER.sub(r"\1\\\2", line.replace("|", r"\|")))
     return done
