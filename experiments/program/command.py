@@ -52,6 +52,8 @@ def run(
         with main_guard(prog):
             check_own_packages()
         config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
+        if isinstance(target, str) and sys.stderr.isatty():
+            print(f"{prog}: loading ...", file=sys.stderr, flush=True)  # PyTorch takes some seconds
         with main_guard(prog):
             main = resolve(target) if isinstance(target, str) else target
             try:
