@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_index_lists_every_program_that_a_user_starts() -> None:
     words = [sys.executable, "-m", "experiments"]
     shown = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    listed = {name: summary for name, summary in re.findall(r"^  (\S+) +(.+)$", shown, re.MULTILINE)}
+    listed = dict(re.findall(r"^  (\S+) +(.+)$", shown, re.MULTILINE))
     there = set()
     for folder in ("experiments", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
