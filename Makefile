@@ -1,5 +1,5 @@
 # `make train` runs the main job and `make test` passes the tests; each sets up all it needs first.
-# Both work on a fresh machine with Python 3.11 or newer and make.
+# Both work on a fresh machine with Python 3.11 to 3.13 and make. Box2D, which the landers need, has no wheel for Python 3.14.
 
 PYTHON ?= python3
 METHOD ?= gradnorm
@@ -39,7 +39,7 @@ clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build
 
 .venv/bin/python:
-	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=python3.12'"
+	$(PYTHON) -c "import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit('Python 3.11 to 3.13 is needed (Box2D has no wheel for 3.14): make PYTHON=python3.13')"
 	$(PYTHON) -m venv .venv
 
 # torch comes first and by its exact version: a range would be answered by the newest build, with gigabytes of CUDA.

@@ -35,12 +35,17 @@ class TaskPhysics(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         env: `LunarLander-v3`, with or without wrappers.
         task: the physics. It can be read as the attribute `task`, and through further wrappers with
             `get_wrapper_attr("task")`.
+
+    Attributes:
+        gust: the lateral force of the last step as a share of the task's `gust_power`, from -1 to 1; 0 without a gust.
+            Pictures show it as an arrow.
     """
 
     def __init__(self, env: TaskEnv, task: LunarLanderTask) -> None:
         super().__init__(env)
         self.task = task
         self.game = cast(LunarLander, env.unwrapped)
+        self.gust = 0.0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -50,6 +55,7 @@ class TaskPhysics(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         # this attribute and takes the first step of the episode in it, so the attribute is set before the reset.
         self.game.gravity = self.task.gravity
         observation, info = self.env.reset(seed=seed, options=options)
+        self.gust = 0.0
         if self.task.mass_scale != 1.0:
             for body in (self.game.lander, *self.game.legs):
                 for fixture in body.fixtures:
@@ -58,14 +64,22 @@ class TaskPhysics(gymnasium.Wrapper[Observation, Action, Observation, Action]):
         return observation, info
 
     def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Apply the gust, then take the step."""
+        """Apply the gust, then take the step.
+
+        The information about a last step says in `outcome` how the flight ended: `landed`, `crashed` or `flew away`.
+        """
         task, game = self.task, self.game
         assert game.lander is not None, "call reset() before step()"
+        self.gust = 0.0
         if task.gust_power and not (task.gust_gated and any(leg.ground_contact for leg in game.legs)):
             # The gust is drawn from the environment's own generator, so that the seed given to reset() reproduces it.
             gust = game.np_random.uniform(-task.gust_power, task.gust_power)
             game.lander.ApplyForceToCenter((gust, 0.0), True)
-        return self.env.step(action)
+            self.gust = float(gust / task.gust_power)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated:  # LunarLander asks in this order, too, and a craft that has come to rest is asleep
+            info["outcome"] = "landed" if not game.lander.awake else "crashed" if game.game_over else "flew away"
+        return observation, reward, terminated, truncated, info
 
 
 def assemble(

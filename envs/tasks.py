@@ -98,6 +98,13 @@ class LunarLanderTask:
             kwargs={"task": self},
         )
 
+    @property
+    def in_words(self) -> str:
+        """What a picture of the task says of its physics, such as `gravity 12.5` or `gravity 10, gusts`."""
+        blows = "gusts" if self.gust_power else "wind" if self.enable_wind else ""
+        mass = "" if self.mass_scale == 1.0 else f"mass x {self.mass_scale:g}"
+        return ", ".join(filter(None, (f"gravity {-self.gravity:g}", blows, mass)))
+
     def make(self, *, render_mode: str | None = None, **options: Any) -> gymnasium.Env[Any, Any]:
         """Make an environment of this task, with its time limit. For `options` see `envs.make_task_env`."""
         return gymnasium.make(self.spec, disable_env_checker=True, render_mode=render_mode, **options)

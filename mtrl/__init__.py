@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mtrl.models import task_losses as task_losses
     from mtrl.recorder import Recorder as Recorder
 
-__version__ = "0.1.0"  # of the distribution mtrl-balance, too: pyproject.toml reads it here
+__version__ = "1.0.0"  # of the distribution mtrl-balance, too: pyproject.toml reads it here
 
 _HOMES = {
     "mtrl.balancers": (

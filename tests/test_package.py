@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -155,6 +156,25 @@ def test_the_wheel_contains_mtrl_alone(wheel: Path) -> None:
     assert {name for name in names if not name.startswith(("mtrl/", information))} == set()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mtrl").rglob("*.py")}
     assert {name for name in names if name.startswith("mtrl/")} == modules | {"mtrl/py.typed"}
+
+
+def test_the_source_distribution_is_the_checkout_without_results_and_without_litter(wheel: Path) -> None:
+    checkout = wheel.parent / "checkout"
+    code = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", code, cwd=checkout)
+    with tarfile.open(checkout / "dist" / f"mtrl_balance-{mtrl.__version__}.tar.gz") as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"Makefile", "constraints.txt", "README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE"}
+    for folder in ("mtrl", *OURS, "examples", "tests"):
+        files = [path for path in (checkout / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        wanted |= {path.relative_to(checkout).as_posix() for path in files}
+    assert wanted <= names
+    assert not [name for name in names if name.endswith((".pyc", ".egg-link", "~")) or "__pycache__" in name]
+    assert not [name for name in names if name.startswith(("results/", ".venv", "build/", "dist/"))]
+
+
+def test_the_citation_names_the_version() -> None:
+    assert f"\nversion: {mtrl.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_its_base_needs_three_packages(wheel: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from experiments.program.flags import UsageError, main_guard, parse
 from experiments.program.stopping import StoppedError, memory_problem
-from experiments.program.terminal import forgiving_output
+from experiments.program.terminal import console, forgiving_output
 
 Config = TypeVar("Config")
 
@@ -52,6 +52,8 @@ def run(
         with main_guard(prog):
             check_own_packages()
         config = parse(config_type, argv, prog=prog, description=description, presets=presets, default=default)
+        if isinstance(target, str) and console(sys.stderr).is_terminal:
+            print(f"{prog}: loading ...", file=sys.stderr, flush=True)  # PyTorch takes some seconds
         with main_guard(prog):
             main = resolve(target) if isinstance(target, str) else target
             try:

@@ -1,4 +1,4 @@
-"""`python -m experiments.supervised.compare`."""
+"""`python -m experiments.supervised.compare`: balancers side by side over seeds, on several labels of one input."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`python -m experiments.supervised.train`."""
+"""`python -m experiments.supervised.train`: a model of several labels of one input, described in YAML."""
 
 import sys
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -82,6 +83,7 @@ def _run(config: SweepConfig, runs: Sequence[PlannedRun]) -> int:
     jobs = [Job.of(run) for run in runs]
     if all(job.state is State.SKIPPED for job in jobs):
         print(f"all {len(jobs)} runs are finished")
+        print(_next_command(config))
         return 0
     view = SweepView(jobs, console(sys.stdout))  # Ray has standard output redirected for a while
     try:
@@ -97,4 +99,15 @@ def _run(config: SweepConfig, runs: Sequence[PlannedRun]) -> int:
     failed = [job for job in jobs if job.state is State.FAILED]
     for job in failed:
         print(f"{PROG}: {job.run.name} failed: {job.problem} (see '{job.run.log}')", file=sys.stderr)
+    print(_next_command(config))
     return 1 if failed else 0
+
+
+def _next_command(config: SweepConfig) -> str:
+    """What to do with the finished runs."""
+    where = (
+        ""
+        if config.results_dir == SweepConfig.results_dir
+        else f" --results-dir {shlex.quote(str(config.results_dir))}"
+    )
+    return f"compare them: python -m experiments.analyze_results{where}"

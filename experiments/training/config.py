@@ -249,11 +249,11 @@ class EvaluateConfig:
     """Play the agent that comes with the project, in `results/models/`, in place of one of your runs."""
 
     render: bool = False
-    """Show the episodes in a window."""
+    """Show the episodes in a window, with the same words on every frame as in a film."""
 
     video_dir: Path | None = None
-    """Write one mp4 per task into this folder, with task, step and return so far on every frame. Characters of a task's
-    name that do not suit a file's become `_`."""
+    """Write one mp4 per task into this folder, with task, step, return so far and how it ended beneath every frame.
+    Characters of a task's name that do not suit a file's become `_`."""
 
     grid: bool = False
     """Also write `grid.mp4` to --video-dir: all tasks side by side, episode by episode."""
@@ -262,7 +262,8 @@ class EvaluateConfig:
     """Number of episodes in each video."""
 
     picture: Path | None = None
-    """Write a PNG that shows the first successful episode of each task, with what moves at several moments."""
+    """Picture the first successful episode of each task: as a PNG with what moves at several moments, or, if the file
+    ends in .gif or .webp, as a moving picture of all tasks side by side."""
 
     def __post_init__(self) -> None:
         check_fields(self)

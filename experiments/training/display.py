@@ -7,7 +7,7 @@ import time
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -19,7 +19,7 @@ PLAIN_SECONDS = 30.0
 
 
 class TrainingDisplay(BaseCallback):
-    """Shows the progress, the steps per second, the time left, and the return and the weight of each task.
+    """Shows progress, steps per second, the time gone and left, the returns and weights of the tasks, mean and worst.
 
     On a terminal of at least 60 columns the view is live; elsewhere a plain line is printed every 30 seconds, so that
     logs stay readable.
@@ -39,7 +39,10 @@ class TrainingDisplay(BaseCallback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=self._console,
         )
         self._bar = self._progress.add_task(title, total=total_steps, speed="")
@@ -52,6 +55,7 @@ class TrainingDisplay(BaseCallback):
         self._first_step = self.num_timesteps  # above 0 if a run is continued
         if self._console.is_terminal:
             self._live.start()
+            self._show(self._started)
 
     def _on_step(self) -> bool:
         now = time.monotonic()
@@ -81,10 +85,19 @@ class TrainingDisplay(BaseCallback):
             self._console.print(line, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table("task", "return", "weight")
-        for task, value, weight in self._rows():
-            shown = "-" if math.isnan(value) else f"{value:.1f}"
-            table.add_row(task, shown, "-" if weight is None else f"{weight:.2f}")
+        table = Table("task")
+        table.add_column("return", justify="right")
+        table.add_column("weight", justify="right")
+        rows = self._rows()
+        for task, value, weight in rows:
+            table.add_row(task, _shown(value), "-" if weight is None else f"{weight:.2f}")
+        if len(rows) > 1:
+            table.add_section()
+            table.add_row("mean", _shown(sum(value for _, value, _ in rows) / len(rows)))
+            known = [row for row in rows if not math.isnan(row[1])]
+            if len(known) == len(rows):
+                task, value, _ = min(known, key=lambda row: row[1])
+                table.add_row(f"worst: {task}", _shown(value))
         return table
 
     def _rows(self) -> list[tuple[str, float, float | None]]:
@@ -96,3 +109,7 @@ class TrainingDisplay(BaseCallback):
             (task, value, weights.get(f"balancer/{task}/weight"))
             for task, value in zip(agent.task_names, agent.recent_returns, strict=True)
         ]
+
+
+def _shown(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"

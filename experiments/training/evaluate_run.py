@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast, get_args
 
 import torch
@@ -17,14 +18,18 @@ from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
 from experiments.program.tasks import file_stems, get_tasks, tasks_called
 from experiments.program.terminal import console, progress, show_table
-from experiments.training import window
+from experiments.training.animation import FRAME_SECONDS, animate, width_of_frames
 from experiments.training.config import Algorithm, EvaluateConfig
 from experiments.training.descents import draw_descents
 from experiments.training.evaluation import FINAL_SEED, Evaluation, Moment, TaskResult, moments, result_of, task_env
-from experiments.training.filming import Frame, as_frame, captioned, film, side_by_side
+from experiments.training.filming import Frame, as_frame, captioned, film, shrunk, side_by_side, with_gust
+from experiments.training.window import window
 from mtrl.rl.tasks import AnyTask
 
 GRID_FILE = "grid.mp4"
+STILL_STEPS = 4
+"""Steps between the frames from which a still picture takes its moments."""
+ANIMATED = (".gif", ".webp")
 USUAL_FPS = 30
 """Frames per second of an environment that does not say how many it is made for."""
 
@@ -46,10 +51,9 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     _check_outputs(config, [task.name for task in tasks])
     frame_rates = _check_tasks(agent, tasks, config)
     with ExitStack() as stack:
-        if config.render:
-            window.check_display()
-            stack.enter_context(window.drawing())
-        results = {name: result_of(ends) for name, ends in _play_and_show(agent, tasks, config, frame_rates).items()}
+        show = stack.enter_context(window()) if config.render else None
+        ends = _play_and_show(agent, tasks, config, frame_rates, show)
+        results = {name: result_of(of_task) for name, of_task in ends.items()}
     evaluation = Evaluation(results)
     name = config.run_name(method)
     which = "pretrained" if config.pretrained else f"seed {config.seed}"
@@ -58,10 +62,8 @@ def evaluate_run(config: EvaluateConfig, method: str) -> Evaluation:
     if config.video_dir is not None:
         print(f"videos of the first {min(config.video_episodes, config.episodes)} in {config.video_dir}")
     if config.picture is not None:
-        descents = {task.name: frames for task in tasks if (frames := _descent(agent, task, results[task.name]))}
-        if descents:
-            draw_descents(descents, config.picture)
-        print(f"picture in {config.picture}" if descents else "no successful episode to picture")
+        drawn = _draw_picture(agent, tasks, results, frame_rates, config.picture)
+        print(f"picture in {config.picture}" if drawn else "no successful episode to picture")
     return evaluation
 
 
@@ -89,7 +91,7 @@ def _check_tasks(agent: MultiTaskAlgorithm, tasks: Sequence[AnyTask], config: Ev
         UsageError: a task cannot be played or filmed.
         ValueError: its environment can't be made, or can't be shown.
     """
-    pictures = config.video_dir is not None or config.picture is not None
+    pictures = config.render or config.video_dir is not None or config.picture is not None
     rates = {}
     for task in tasks:
         env = task_env(agent, task, "rgb_array" if pictures else None)
@@ -118,8 +120,8 @@ def _check_outputs(config: EvaluateConfig, tasks: Sequence[str]) -> None:
         existing = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=existing):  # whether files can be made there
             pass
-    if config.picture is not None and config.picture.suffix != ".png":  # by which Matplotlib chooses the format
-        raise UsageError(f"'{config.picture}' does not end in .png; a picture is a PNG")
+    if config.picture is not None and config.picture.suffix not in (".png", *ANIMATED):
+        raise UsageError(f"'{config.picture}' does not end in .png, or in {' or '.join(ANIMATED)} for a moving picture")
 
 
 def _film_names(tasks: Sequence[str]) -> dict[str, str]:
@@ -146,12 +148,16 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskAlgorithm:
 
 
 def _play_and_show(
-    agent: MultiTaskAlgorithm, tasks: Sequence[AnyTask], config: EvaluateConfig, frame_rates: Mapping[str, int]
+    agent: MultiTaskAlgorithm,
+    tasks: Sequence[AnyTask],
+    config: EvaluateConfig,
+    frame_rates: Mapping[str, int],
+    show_frame: Callable[[Frame, int], None] | None,
 ) -> dict[str, list[Moment]]:
     """The last moment of each episode, by task. Where asked, the first episodes are filmed, or all are shown."""
     ends: dict[str, list[Moment]] = {task.name: [] for task in tasks}
     filmed = 0 if config.video_dir is None else min(config.video_episodes, config.episodes)
-    mode = "human" if config.render else None
+    mode = None if show_frame is None else "rgb_array"
     with _progress(len(tasks) * config.episodes) as show:
 
         def note(moment: Moment) -> None:
@@ -163,9 +169,10 @@ def _play_and_show(
             _film(agent, tasks, filmed, config, frame_rates, note)
         for task in tasks:
             for moment in moments(agent, task, config.episodes - filmed, FINAL_SEED + filmed, mode):
-                if config.render:
-                    window.caption("   ".join(_texts(moment, config.episodes)))
                 note(moment)
+                if show_frame is not None:
+                    for _ in range(_frames_of(moment, frame_rates[task.name])):
+                        show_frame(_scene(moment, config.episodes), frame_rates[task.name])
     return ends
 
 
@@ -196,9 +203,8 @@ def _film(
             for now in itertools.zip_longest(*map(_one_episode, playing)):
                 for moment, add, rate in zip(now, films, rates, strict=True):
                     if moment is not None:
-                        frame = captioned(cast(Frame, moment.frame), _texts(moment, episodes), moment.over)
-                        latest[moment.task] = frame
-                        for _ in range(1 + rate * moment.over):
+                        frame = latest[moment.task] = _scene(moment, episodes)
+                        for _ in range(_frames_of(moment, rate)):
                             add(frame)
                         note(moment)
                 if together is not None:
@@ -216,14 +222,27 @@ def _one_episode(playing: Iterator[Moment]) -> Iterator[Moment]:
             return
 
 
-def _texts(moment: Moment, episodes: int) -> tuple[str, ...]:
-    """The texts of a frame: its task, its episode, its step, and the return so far."""
-    return (
-        moment.task,
-        f"episode {moment.episode + 1} of {episodes}",
-        f"step {moment.step}",
-        f"return {moment.total:.1f}",
-    )
+def _frames_of(moment: Moment, rate: int) -> int:
+    """How many frames a film has of a moment: the last one of an episode stays for one second."""
+    return 1 + rate * moment.over
+
+
+def _scene(moment: Moment, episodes: int = 1, width: int | None = None) -> Frame:
+    """The frame of a moment, at most `width` pixels wide, with what there is to say of it on a strip beneath.
+
+    It says the task, its physics, the episode if there are several, the step, the return so far, and how the episode
+    ended. The push of a gust is an arrow.
+    """
+    frame = cast(Frame, moment.frame)
+    if moment.gust:
+        frame = with_gust(frame, moment.gust)
+    episode = [f"episode {moment.episode + 1} of {episodes}"] if episodes > 1 else []
+    texts = [*episode, f"step {moment.step}", f"return {moment.total:.1f}"]
+    return captioned(frame if width is None else shrunk(frame, width), texts, _title(moment), moment.verdict)
+
+
+def _title(moment: Moment) -> str:
+    return f"{moment.task}: {moment.about}" if moment.about else moment.task
 
 
 @contextmanager
@@ -243,13 +262,36 @@ def _progress(episodes: int) -> Iterator[Callable[[Moment], None]]:
         yield show
 
 
-def _descent(agent: MultiTaskAlgorithm, task: AnyTask, result: TaskResult) -> list[Frame]:
-    """Every fourth frame of the first successful episode of a task; empty if no episode was successful.
+def _draw_picture(
+    agent: MultiTaskAlgorithm,
+    tasks: Sequence[AnyTask],
+    results: Mapping[str, TaskResult],
+    frame_rates: Mapping[str, int],
+    path: Path,
+) -> bool:
+    """Picture the first successful episode of each task; of a task that does not say what success is, the first one.
 
-    Of a task that does not say what success is, it is the first episode.
+    Returns:
+        Whether there is a picture, which needs a successful episode of at least one task.
     """
-    good = [episode for episode, success in enumerate(result.successes) if success is not False]
-    if not good:
-        return []
-    playing = moments(agent, task, 1, FINAL_SEED + good[0], "rgb_array")
-    return [cast(Frame, moment.frame) for moment in itertools.islice(playing, 0, None, 4)]
+    good = {
+        name: [episode for episode, success in enumerate(result.successes) if success is not False]
+        for name, result in results.items()
+    }
+    pictured = [task for task in tasks if good[task.name]]
+    episodes = [moments(agent, task, 1, FINAL_SEED + good[task.name][0], "rgb_array") for task in pictured]
+    if pictured and path.suffix in ANIMATED:
+        width, rates = width_of_frames(len(pictured)), [frame_rates[task.name] for task in pictured]
+        shown = [
+            _every(max(1, round(rate * FRAME_SECONDS)), episode) for rate, episode in zip(rates, episodes, strict=True)
+        ]
+        animate([(_scene(moment, width=width) for moment in of_task) for of_task in shown], path)
+    elif pictured:
+        stills = [list(_every(STILL_STEPS, episode)) for episode in episodes]
+        draw_descents({_title(few[0]): [cast(Frame, moment.frame) for moment in few] for few in stills}, path)
+    return bool(pictured)
+
+
+def _every(step: int, episode: Iterator[Moment]) -> Iterator[Moment]:
+    """Every `step`-th moment of an episode, and the last one."""
+    return (moment for moment in episode if moment.step % step == 0 or moment.over)

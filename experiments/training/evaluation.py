@@ -12,9 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from agents import MultiTaskAlgorithm
+from envs import LunarLanderTask
 from experiments.program.flags import UsageError
 from experiments.program.tasks import get_task
 from experiments.training.filming import Frame, as_frame
+from mtrl.files import one_line
 from mtrl.rl.episodes import long_episode, succeeded
 from mtrl.rl.tasks import AnyTask, TaskLike, make_env, solved_at
 from mtrl.rl.wrappers import TaskOneHot, as_column, learned_shape
@@ -24,6 +26,8 @@ from mtrl.rl.wrappers import TaskOneHot, as_column, learned_shape
 # curve does not show the final figure in advance.
 FINAL_SEED = 10_000
 CURVE_SEED = 20_000
+
+LONGEST_OUTCOME = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,15 @@ class Evaluation:
 
     def table(self, title: str) -> Table:
         """The results as a table for the terminal."""
-        table = Table("task", "return", "sd", "success", title=title)
+        table = Table("task", title=title)
+        for column in ("return", "sd", "success"):
+            table.add_column(column, justify="right")
         for name, result in self.tasks.items():
             success = "-" if result.success_rate is None else f"{result.success_rate:.0%}"
             table.add_row(name, f"{result.mean:.1f}", f"{result.standard_deviation:.1f}", success)
         table.add_section()
         table.add_row("mean", f"{self.mean:.1f}")
-        table.add_row("worst", f"{self.tasks[self.worst_task].mean:.1f}", "", self.worst_task)
+        table.add_row(f"worst: {self.worst_task}", f"{self.tasks[self.worst_task].mean:.1f}")
         return table
 
 
@@ -112,6 +118,9 @@ class Moment:
         frame: the picture (H, W, 3); None without `render_mode="rgb_array"`.
         success: whether the episode was a success; None before its end, and if nothing says what success is.
         solved_at: the return from which an episode is a success; None if there is no such return.
+        about: a few words on the task, such as `gravity 12.5`; empty if it has none.
+        gust: the push from the side as a share of the strongest one, from -1 to 1; 0 if there is none.
+        verdict: how the episode ended, such as `landed`, `time up` or `solved`; empty before its end.
     """
 
     task: str
@@ -122,6 +131,9 @@ class Moment:
     frame: Frame | None
     success: bool | None = None
     solved_at: float | None = None
+    about: str = ""
+    gust: float = 0.0
+    verdict: str = ""
 
 
 def moments(
@@ -146,6 +158,8 @@ def moments(
     task = get_task(task)
     env = task_env(agent, task, render_mode)
     threshold = solved_at(task, env)
+    is_lander = isinstance(task, LunarLanderTask)
+    about = task.in_words if isinstance(task, LunarLanderTask) else ""
     is_box = isinstance(env.action_space, gymnasium.spaces.Box)
     try:
         for episode in range(episodes):
@@ -163,9 +177,22 @@ def moments(
                 over = terminated or truncated
                 frame = as_frame(env.render(), task.name) if render_mode == "rgb_array" else None
                 success = succeeded(infos, total, threshold) if over else None
-                yield Moment(task.name, episode, step, total, over, frame, success, threshold)
+                gust = env.get_wrapper_attr("gust") if is_lander else 0.0
+                verdict = _verdict(info, success, terminated) if over else ""
+                yield Moment(task.name, episode, step, total, over, frame, success, threshold, about, gust, verdict)
     finally:
         env.close()
+
+
+def _verdict(info: Mapping[str, Any], success: bool | None, terminated: bool) -> str:
+    """How an episode ended, in the words of its last step if there are any."""
+    if isinstance(outcome := info.get("outcome"), str) and 0 < len(outcome) <= LONGEST_OUTCOME:
+        return one_line(outcome)
+    if success:
+        return "solved"
+    if not terminated:
+        return "time up"
+    return "over" if success is None else "failed"
 
 
 def task_env(agent: MultiTaskAlgorithm, task: AnyTask, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:

@@ -22,10 +22,12 @@ SMALLEST = 240  # pixels of the longer side of a frame; smaller pictures, as of 
 
 COLUMNS = 4  # frames side by side; further frames go into further rows
 GAP = 4  # pixels between frames; an even number, because the encoder needs even sizes
-BAR = 28  # height of the caption, pixels
+ROW = 24  # height of a row of the caption, pixels
 FONT_SIZE = 16
 MARGIN = 10
-WHITE, YELLOW = (255, 255, 255), (255, 225, 90)
+GROUND, WHITE, GREY, YELLOW = (32, 34, 40), (255, 255, 255), (190, 195, 205), (255, 225, 90)
+GREEN, RED = (120, 230, 140), (255, 130, 115)
+VERDICT_COLOURS = {"landed": GREEN, "solved": GREEN, "crashed": RED, "flew away": RED, "failed": RED}
 
 
 def as_frame(picture: Any, task: str) -> Frame:
@@ -51,23 +53,55 @@ def as_frame(picture: Any, task: str) -> Frame:
     return np.pad(pixels, ((0, height), (0, width), (0, 0))) if height or width else pixels
 
 
-def captioned(frame: Frame, texts: Sequence[str], emphasis: bool = False) -> Frame:
-    """A copy of the frame (H, W, 3) with a translucent bar at the top, and texts on the bar.
+def captioned(frame: Frame, texts: Sequence[str], title: str = "", verdict: str = "") -> Frame:
+    """The frame (H, W, 3) with a dark strip beneath it, on which texts stand, so that they hide nothing.
 
     Args:
         frame: the frame, which is not changed.
-        texts: the texts. Each begins at a fixed place, so that it stands still while the text before it changes. A text
-            that is too long for its place is shortened.
-        emphasis: whether the last text has a colour of its own. Default False.
+        texts: the texts of the last row. Each begins at a fixed place, so that it stands still while the text before it
+            changes. A text that is too long for its place is shortened.
+        title: the text of a row above these. Default: there is no such row.
+        verdict: a word in capitals at the right of that row, in a colour that fits it. Default: nothing.
     """
-    # The bar is mixed with grey, because a darker bar would not be visible on a black picture.
-    bar = Image.fromarray((frame[:BAR] // 2 + 32).astype(np.uint8))
-    draw, font = ImageDraw.Draw(bar), _font()
-    room = frame.shape[1] / len(texts)
+    width = frame.shape[1]
+    rows = 2 if title else 1
+    strip = Image.new("RGB", (width, rows * ROW + 4), GROUND)
+    draw, font = ImageDraw.Draw(strip), _font()
+    if title:
+        taken = font.getlength(verdict.upper()) + 2 * MARGIN if verdict else MARGIN
+        draw.text((MARGIN, 2 + ROW / 2), _shortened(title, width - MARGIN - taken), WHITE, font, anchor="lm")
+        colour = VERDICT_COLOURS.get(verdict, YELLOW)
+        draw.text((width - MARGIN, 2 + ROW / 2), verdict.upper(), colour, font, anchor="rm")
+    room = width / len(texts)
     for index, text in enumerate(texts):
-        colour = YELLOW if emphasis and index == len(texts) - 1 else WHITE
-        draw.text((MARGIN + index * room, BAR / 2), _shortened(text, room - MARGIN), colour, font, anchor="lm")
-    return np.concatenate([np.asarray(bar), frame[BAR:]])
+        place = (MARGIN + index * room, 2 + (rows - 0.5) * ROW)
+        draw.text(place, _shortened(text, room - MARGIN), GREY if title else WHITE, font, anchor="lm")
+    return np.concatenate([frame, np.asarray(strip)])
+
+
+def with_gust(frame: Frame, gust: float) -> Frame:
+    """A copy of the frame (H, W, 3) with an arrow at its top, on the left, for a push from the side.
+
+    Args:
+        frame: the frame.
+        gust: the push as a share of the strongest one, from -1 (to the left) to 1 (to the right).
+    """
+    picture = Image.fromarray(frame)
+    draw, middle, top = ImageDraw.Draw(picture), frame.shape[1] / 5, 0.06 * frame.shape[0]
+    tip = middle + gust * frame.shape[1] / 6
+    barb = np.copysign(min(0.02 * frame.shape[1], abs(tip - middle)), gust)
+    draw.line((middle, top - 5, middle, top + 5), YELLOW, 2)
+    draw.line((middle, top, tip, top), YELLOW, 3)
+    draw.polygon([(tip + barb / 2, top), (tip - barb / 2, top - 7), (tip - barb / 2, top + 7)], YELLOW)
+    return np.asarray(picture)
+
+
+def shrunk(frame: Frame, width: int) -> Frame:
+    """The frame (H, W, 3) at a width of at most `width` pixels, which is even, with an even height."""
+    if frame.shape[1] <= width:
+        return frame
+    height = 2 * round(frame.shape[0] * width / frame.shape[1] / 2)
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def side_by_side(frames: Sequence[Frame]) -> Frame:

@@ -63,6 +63,8 @@ def train(config: TrainConfig) -> Evaluation:
         _learn(config, agent, [metrics, views], checkpoints, parts)
         run.signals.answer_at_once()
         agent.save(run.file(MODEL_FILE))
+        if not config.quiet:
+            print(f"playing {config.final_episodes} greedy episodes of each task ...", flush=True)
         evaluation = evaluate(agent, tasks, config.final_episodes, FINAL_SEED)
         results = {**evaluation.as_json(), "parameters": trainable_parameters(agent)}
         run.finish(results)

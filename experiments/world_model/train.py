@@ -1,4 +1,4 @@
-"""`python -m experiments.world_model.train`."""
+"""`python -m experiments.world_model.train`: a video model of the lander, on four objectives."""
 
 import sys
 from collections.abc import Sequence

@@ -204,6 +204,7 @@ def test_gusts_push_sideways_within_their_power() -> None:
         env.step(0)
         push = sum(body.mass * body.linearVelocity.x for body in bodies(env)) * FPS  # N
         assert push == pytest.approx(forecast, rel=1e-3, abs=1e-3)
+        assert env.get_wrapper_attr("gust") == pytest.approx(forecast / 20.0)
         pushes.append(push)
     assert -20 <= min(pushes) < -18
     assert 18 < max(pushes) <= 20
@@ -230,6 +231,19 @@ def test_render_mode_passes_through(by_id: bool) -> None:
     frame: Any = env.render()
     assert (frame.shape, frame.dtype) == ((400, 600, 3), np.uint8)
     env.close()
+
+
+def test_a_crash_and_a_flight_out_of_the_picture_are_told_apart() -> None:
+    env = make_task_env("Standard")
+    for push, outcome in ((0.0, "crashed"), (200.0, "flew away")):
+        env.reset(seed=0)
+        infos = []
+        while not infos or "outcome" not in infos[-1]:
+            env.unwrapped.lander.ApplyForceToCenter((push, push), True)  # type: ignore[attr-defined]
+            *_, terminated, _, info = env.step(0)
+            infos.append(info)
+            assert terminated == ("outcome" in info)
+        assert infos[-1]["outcome"] == outcome
 
 
 def landed(env: gymnasium.Env[Any, Any], seed: int) -> bool:

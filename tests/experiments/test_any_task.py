@@ -237,8 +237,20 @@ def test_what_moves_is_seen_on_any_ground() -> None:
         frames = np.full((5, 4, 4, 3), ground, np.uint8)
         for number in range(4):
             frames[number, 0, number] = craft
-        assert (_overlaid(frames)[0] == craft).all()
-        assert (_overlaid(frames)[1:] == ground).all()
+        resting = np.concatenate([frames, *[frames[3:4]] * 9])  # most of the time the craft stands at its last place
+        for shown in (frames, resting):
+            assert (_overlaid(shown, 5)[0] == craft).all()
+            assert (_overlaid(shown, 5)[1:] == ground).all()
+        assert (_overlaid(frames, 3)[0] == craft).all(-1).sum() == 2  # of no craft, two, and the first
+
+
+def test_what_moves_is_never_drawn_on_itself() -> None:
+    frames = np.zeros((20, 8, 40, 3), np.uint8)
+    for number in range(20):
+        frames[number, 2:5, number : number + 6] = 200 + number  # each frame overlaps the next five
+    picture = _overlaid(frames, 12)
+    for colour in np.unique(picture[picture > 0]):
+        assert (picture == colour).all(-1).sum() == 3 * 6  # each craft is whole
 
 
 @pytest.mark.parametrize("variant", ["aware", "blind"])

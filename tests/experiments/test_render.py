@@ -15,7 +15,7 @@ from PIL import Image, ImageGrab, features
 from agents import MultiTaskDQN
 from envs import make_task_vec_env
 from experiments.program.flags import UsageError
-from experiments.training import window
+from experiments.training.window import window
 
 LANDER = (128, 102, 230)
 
@@ -86,23 +86,23 @@ def test_the_window_shows_the_lander_on_its_way_down(command: list[str], display
 
 
 def test_a_display_that_is_lost_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "no_such_driver")
-    with pytest.raises(UsageError, match=r"lost the window .*--video-dir"), window.drawing():
-        pygame.display.init()
-
-
-def test_the_title_says_how_far_it_is_and_closing_the_window_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    pygame.display.init()
-    try:
-        pygame.display.set_mode((60, 40))
-        window.caption("Windy   step 3")
-        assert pygame.display.get_caption()[0] == "Windy   step 3"
+    with pytest.raises(UsageError, match=r"lost the window .*--video-dir"), window():
+        raise pygame.error("the server is gone")
+
+
+def test_the_window_shows_frames_and_closing_it_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with window() as show:
+        for size in ((40, 60), (40, 60), (20, 30)):
+            frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+            show(frame, 1000)
+            shown = pygame.surfarray.array3d(pygame.display.get_surface())
+            assert (shown == frame.swapaxes(0, 1)).all()
         pygame.event.post(pygame.event.Event(pygame.QUIT))
         with pytest.raises(KeyboardInterrupt):
-            window.caption("Windy   step 4")
-    finally:
-        pygame.display.quit()
+            show(frame, 1000)
+    assert not pygame.display.get_init()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a display has no name")

@@ -499,7 +499,9 @@ def test_a_dry_run_goes_by_the_speed_of_finished_runs(undisturbed, capsys):
         f"about {duration(4000 / median(speeds))} with 1 at once",
     ]
     assert program.main([*words, "0-1", "--", *SMALL]) == 0
-    assert capsys.readouterr().out == "all 2 runs are finished\n"
+    finished, after = capsys.readouterr().out.splitlines()
+    assert finished == "all 2 runs are finished"
+    assert after.endswith(f"python -m experiments.analyze_results --results-dir {undisturbed}")
 
     with pytest.raises(SystemExit):  # not this sweep's runs, though in its place
         program.main([*words, "0-9", "--", *SMALL, "--gamma", "0.9"])
