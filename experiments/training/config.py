@@ -20,7 +20,8 @@ from experiments.training.search import SHARED, Space
 from mtrl.limits import Limits, check_fields, check_number
 from mtrl.rl.settings import RESUMABLE
 
-PRETRAINED_DIR = Path("results/models")  # a file for each run, which `experiments.archive --models-dir` writes
+# A file for each run, which `experiments.archive --models-dir` writes; those of this checkout, wherever one works.
+PRETRAINED_DIR = Path(__file__).parents[2] / "results" / "models"
 
 Algorithm = Literal["dqn", "sac"]
 Variant = Literal["aware", "blind"]

@@ -134,7 +134,7 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskAlgorithm:
     path = config.model(method)
     if config.pretrained and not path.exists():
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
-        raise UsageError(f"no pretrained agent '{path}'; there are {there}")
+        raise UsageError(f"no agent '{path.stem}' comes with the project; there are {there}")
     if not path.exists():
         others = [other for other in get_args(Algorithm) if replace(config, algorithm=other).model(method).exists()]
         hint = f"there is one of --algorithm {others[0]}; " if others else ""

@@ -12,6 +12,7 @@ import torch
 
 from agents import BRC, IndependentDQN, MultiTaskDQN, load_agent
 from experiments.methods import METHODS
+from experiments.training.config import PRETRAINED_DIR
 from mtrl.checkpoint import CheckpointError
 from tests.support import make_agent
 
@@ -120,12 +121,21 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 
 def test_a_pretrained_agent_is_played(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.training.config.PRETRAINED_DIR", tmp_path)
     with pytest.raises(SystemExit) as stop:
         METHODS["rgb"].evaluate(["--pretrained"])
     assert stop.value.code == 2
-    assert "no pretrained agent 'results/models/rgb.safetensors'; there are none" in capsys.readouterr().err
-    (tmp_path / "results/models").mkdir(parents=True)
-    make_agent(MultiTaskDQN, balancer="rgb").save_weights("results/models/rgb.safetensors")
+    assert "no agent 'rgb' comes with the project; there are none" in capsys.readouterr().err
+    make_agent(MultiTaskDQN, balancer="rgb").save_weights(tmp_path / "rgb.safetensors")
     assert METHODS["rgb"].evaluate(["--pretrained", "--episodes", "1", "--task", "Windy"]) == 0
     assert "rgb, pretrained: 1 greedy" in capsys.readouterr().out
+
+
+def test_the_agents_of_the_checkout_land(tmp_path, monkeypatch, capsys):
+    """What the first page shows: in any folder, without a training."""
+    monkeypatch.chdir(tmp_path)
+    for file in sorted(PRETRAINED_DIR.glob("*.safetensors")):
+        method = file.stem.removesuffix("_blind")
+        flags = ["--pretrained", "--episodes", "2", "--variant", "blind" if file.stem.endswith("_blind") else "aware"]
+        assert METHODS[method].evaluate(flags) == 0
+        assert capsys.readouterr().out.count("100%") == 3
