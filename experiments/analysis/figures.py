@@ -281,7 +281,7 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
     return RowFigure(
         name="sample_efficiency",
         title="Sample efficiency",
-        note=f"{note} {how}",
+        note=f"{note} {how} Measured at the evaluations that all methods have in common.",
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
         rows=row_names(analysis),
