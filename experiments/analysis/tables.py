@@ -224,7 +224,7 @@ def _comparison_table(analysis: Analysis) -> str:
             rows.append([*names, "none", improvement, "-", "-", "-", "-", _told(result)])
             continue
         numbers = [
-            number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
+            number(p, "{:.3f}" if p is None or p >= 0.001 else "< 0.001") for p in (comparison.p, comparison.p_holm)
         ]
         rows.append(
             [
