@@ -269,7 +269,7 @@ def draw(trace: Trace, full_at: int, path: Path) -> None:
         axes.set_xlabel("environment steps (all tasks)")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", loc="lower right")
+    change.legend(fontsize="small", loc="lower right")
     _leave_room(change)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -34,10 +34,10 @@ def weight_profile(analysis: Analysis) -> RowFigure | None:
         return None
     keys = task_keys(analysis)
     panels = []
-    for title, values in (
-        ("relative weight", {m: p.relative for m, p in profiles.items()}),
-        ("its deviation during training", {m: p.deviation for m, p in profiles.items()}),
-        ("mean weight", {m: p.size for m, p in profiles.items()}),
+    for title, equal, values in (  # the second is the number of equal weights
+        ("relative weight", 1, {m: p.relative for m, p in profiles.items()}),
+        ("its deviation during training", 0, {m: p.deviation for m, p in profiles.items()}),
+        ("mean weight", 1, {m: p.size for m, p in profiles.items()}),
     ):
         points = []
         for row, (method, of_seeds) in enumerate(values.items()):
@@ -46,16 +46,17 @@ def weight_profile(analysis: Analysis) -> RowFigure | None:
                 key = keys[analysis.tasks.index(task)] if task in analysis.tasks else ALL_TASKS
                 shift = BESIDE * (place - (len(tasks) - 1) / 2)
                 points.append(Point(key, key.name, estimate, row + shift, f"{method.name}: {in_words(estimate, 2)}"))
-        panels.append(Panel(title, points=points))
+        panels.append(Panel(title, points=points, mark=equal))
     ends = [end for p in panels for q in p.points for end in (q.estimate.value, *(q.estimate.interval or ()))]
     return RowFigure(
         name="weight_profile",
         title="What methods do with the weights of tasks",
         note="Relative weight: the coefficient of a task's gradient, averaged over training, relative to the mean of "
-        f"all tasks; 1 for equal weights. Its deviation: how much it changes, in averages over 1/{BINS} of training. "
-        f"Mean weight: of all tasks. {mean_note(methods)[0].upper()}{mean_note(methods)[1:]}.",
+        f"all tasks. Its deviation: how much it changes, in averages over 1/{BINS} of training. "
+        "Mean weight: of all tasks. Dotted line: equal weights. "
+        f"{mean_note(methods)[0].upper()}{mean_note(methods)[1:]}.",
         panels=panels,
-        x=Axis("coefficient", "coefficient", with_margin([0, *ends], [1, *ends], 0), mark=1),
+        x=Axis("coefficient", "coefficient", with_margin([0, *ends], [1, *ends], 0)),
         rows=[label(method, list(profiles)) for method in profiles],
         both_variants=False,
         keys=[*keys, ALL_TASKS],

@@ -129,7 +129,8 @@ def analyse(
     others = {method.name: method for method in methods} if others is None else others
     solved = solved_returns(methods)
     scale = _scale(others.get(REFERENCE), random, solved)
-    results = [_result(method, others, baseline, scale, solved) for method in methods]
+    common = _common_steps(methods)
+    results = [_result(method, others, baseline, scale, solved, common) for method in methods]
     results = _correct(results)
     tests = sum(result.comparison is not None and result.comparison.p is not None for result in results)
     tasks = tuple(dict.fromkeys(task for method in methods for task in method.tasks))
@@ -152,14 +153,34 @@ def _scale(
     return Scale({task: random[task] for task in means}, means, seeds) if means else None
 
 
-def _steps_to(method: Method, solved: Mapping[str, float | None]) -> dict[Goal, SampleEfficiency]:
-    """How many environment steps each goal of the analysis took."""
+def _common_steps(methods: Sequence[Method]) -> Array:
+    """The steps at which every run that is long enough was evaluated.
+
+    With more steps, a method that was evaluated more often would seem to learn faster. If a run has no step in common
+    with the others, all steps count.
+    """
+    grids = [x for method in methods for x, _ in method.mean_return_curves()]
+    if not grids:
+        return np.empty(0)
+    steps, counts = np.unique(np.concatenate([np.unique(x) for x in grids]), return_counts=True)
+    lengths = np.array([x[-1] for x in grids])
+    common: Array = steps[counts == (lengths[:, None] >= steps).sum(0)]
+    return common if all(np.isin(x, common).any() for x in grids) else steps
+
+
+def _steps_to(method: Method, solved: Mapping[str, float | None], common: Array) -> dict[Goal, SampleEfficiency]:
+    """How many environment steps each goal of the analysis took, at the steps that all methods have in common."""
     found: dict[Goal, SampleEfficiency] = {}
     for goal in goals_of(solved):
         curves = method.margin_curves(solved) if goal == "solved" else method.mean_return_curves()
         threshold = 0.0 if goal == "solved" else goal
         if curves:
-            found[goal] = sample_efficiency([steps_to_reach(x, y, threshold) for x, y in curves])
+            steps = []
+            for x, y in curves:
+                known = np.isin(x, common)
+                known = known if known.any() else np.full(len(x), True)
+                steps.append(steps_to_reach(x[known], y[known], threshold))
+            found[goal] = sample_efficiency(steps)
     return found
 
 
@@ -169,6 +190,7 @@ def _result(
     baseline: str,
     scale: Scale | None,
     solved: Mapping[str, float | None],
+    common: Array,
 ) -> Result:
     """The result of a method. Its test is not yet corrected for the number of methods."""
     normalised = None
@@ -186,7 +208,7 @@ def _result(
         success=success_rates(method.success) if method.rated else None,
         normalised_mean=None if normalised is None else summarise(normalised),
         normalised_iqm=None if normalised is None else summarise(normalised, "iqm"),
-        steps_to=_steps_to(method, solved),
+        steps_to=_steps_to(method, solved, common),
         parameters=method.runs[0].evaluation.get("parameters") or count_parameters(method.runs[0].config),
         baseline=None if rival is None else rival.name,
         improvement=None if rival is None else probability_of_improvement(method.scores, rival.scores),

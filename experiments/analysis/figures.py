@@ -55,7 +55,7 @@ little. A random lander reaches about -200, and lands at 200."""
 
 PROFILE_POINTS = 301
 NEVER = 1.12  # where "never" is drawn on an axis of steps, relative to the last step
-SPREAD = 0.09  # distance of two networks of equal size, which would otherwise hide one another
+SPREAD, WIDEST = 0.09, 0.8  # distance of two networks of equal size, and of the first and the last of them, at most
 MOST_COLOURED = 6  # curves of a panel that have a colour: the baseline and the best others; the rest are grey
 
 
@@ -88,12 +88,11 @@ def learning_curves(analysis: Analysis) -> CurveFigure | None:
     cut_note = "" if lowest is None else f" Curves are cut off at {lowest:g}."
     if lowest is not None and limits is None:
         cut_note = " Curves are cut off where they are far below what counts as solved."
-    grey = " The other methods are grey." if any(line.key.look.colour == GREY for line in lines) else ""
     return CurveFigure(
         name="learning_curves",
         title="Learning curves",
         note=f"Greedy return per episode, {curves_note(drawn)}. Markers at the end: the final evaluation, as in the "
-        f"tables. {mark_note(analysis.solved)}{cut_note}{grey}".strip(),
+        f"tables. {mark_note(analysis.solved)}{cut_note}{_grey_note(panels)}".strip(),
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
         y=Axis("greedy return per episode", "return", limits),
@@ -131,21 +130,40 @@ def _with_margin(ends: Sequence[float]) -> tuple[float, float]:
 
 
 def _returns_on(analysis: Analysis, task: str, methods: Sequence[Method], drawn: Sequence[Method]) -> list[Line]:
-    """The curves of methods of one variant on one task, those for comparison only first."""
-    ranked = sorted((r for r in analysis.results if r.method in methods), key=lambda r: -r.mean.overall.value)
-    first = [result for result in ranked if result.baseline is None] + [r for r in ranked if r.baseline is not None]
-    coloured = {result.method for result in first[:MOST_COLOURED]}
+    """The curves of methods of one variant on one task, the best method last."""
     lines = []
-    for result in reversed(ranked):
+    for result in _worst_first(analysis, methods):
         method = result.method
         curve = method.learning_curve(task)
-        if curve is None:
-            continue
-        key, name, found = key_of(analysis, method), label(method, drawn, method.family), result.returns(task)
-        if method not in coloured:
-            key, name, curve = replace(key, look=Look(GREY)), "others", replace(curve, low=None, high=None, seeds=None)
-        lines.append(Line(key, name, curve, None if found is None else found[0].value))
-    return sorted(lines, key=lambda line: line.key.look.colour != GREY)
+        if curve is not None:
+            name, found = label(method, drawn, method.family), result.returns(task)
+            end = None if found is None else found[0].value
+            lines.append(Line(key_of(analysis, method), name, curve, end))
+    return _few_in_colour(analysis, methods, lines)
+
+
+def _worst_first(analysis: Analysis, methods: Collection[Method]) -> list[Result]:
+    """The results of these methods, so that the lines of good methods are drawn above those of bad ones."""
+    return sorted((r for r in analysis.results if r.method in methods), key=lambda r: r.mean.overall.value)
+
+
+def _few_in_colour(analysis: Analysis, methods: Collection[Method], lines: Sequence[Line]) -> list[Line]:
+    """The lines of the baseline and of the best methods as they are, above those of all others in grey."""
+    best_last = sorted(_worst_first(analysis, methods), key=lambda result: result.baseline is None)
+    coloured = {result.method.name for result in best_last[-MOST_COLOURED:]}
+    above = [line for line in lines if line.key.name in coloured]
+    return [*(_in_grey(line) for line in lines if line not in above), *above]
+
+
+def _in_grey(line: Line) -> Line:
+    """The line of a method that is drawn for comparison only, without its interval."""
+    curve = replace(line.curve, low=None, high=None, seeds=None)
+    return Line(replace(line.key, look=Look(GREY)), "others", curve, line.end)
+
+
+def _grey_note(panels: Iterable[Panel]) -> str:
+    grey = any(line.key.look.colour == GREY for panel in panels for line in panel.lines)
+    return " Grey: the other methods." if grey else ""
 
 
 def final_returns(analysis: Analysis) -> RowFigure:
@@ -210,17 +228,18 @@ def performance_profiles(analysis: Analysis) -> CurveFigure:
     panels = []
     for variant, methods in variants(analysis).items():
         lines = []
-        for method in methods:
+        for method in (result.method for result in _worst_first(analysis, methods)):
             profile = performance_profile(method.scores, thresholds)
             curve = Curve(thresholds, profile.share, profile.low, profile.high)
             lines.append(Line(key_of(analysis, method), label(method, analysis.methods, method.family), curve))
+        lines = _few_in_colour(analysis, methods, lines)
         panels.append(Panel(variant, lines, variant=variant, mark=common(analysis.solved)))
     mark = mark_note(analysis.solved) if common(analysis.solved) is not None else ""
     note = "Share of seeds and tasks whose return is above the value on the horizontal axis; higher is better."
     return CurveFigure(
         name="performance_profiles",
         title="Performance profiles",
-        note=f"{note} {seeds_sentence(analysis.methods)}. {mark}".strip(),
+        note=f"{note} {seeds_sentence(analysis.methods)}. {mark}".strip() + _grey_note(panels),
         panels=panels,
         x=Axis("return per episode", "return"),
         y=Axis("share of seeds and tasks above", "share"),
@@ -262,7 +281,7 @@ def sample_efficiency(analysis: Analysis) -> RowFigure | None:
     return RowFigure(
         name="sample_efficiency",
         title="Sample efficiency",
-        note=f"{note} {how}",
+        note=f"{note} {how} Measured at the evaluations that all methods have in common.",
         panels=panels,
         x=Axis(STEPS_LABEL, "steps"),
         rows=row_names(analysis),
@@ -284,7 +303,8 @@ def parameter_efficiency(analysis: Analysis) -> SizeFigure | None:
         for method in there:
             size = known[method.name].parameters or 0
             alike = [other for other in there if known[other.name].parameters == size]
-            place = sizes.index(size) + SPREAD * (alike.index(method) - (len(alike) - 1) / 2)
+            spread = min(SPREAD, WIDEST / len(alike))
+            place = sizes.index(size) + spread * (alike.index(method) - (len(alike) - 1) / 2)
             estimate = known[method.name].mean.overall
             says = f"return {in_words(estimate)}\n{size:,} parameters"
             name = label(method, analysis.methods, method.family)

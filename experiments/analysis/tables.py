@@ -16,6 +16,8 @@ CSV_COLUMNS = (
     *("seeds", "value", "low", "high", "interval", "baseline"),
 )
 
+MOST_NAMED = 6  # methods that a verdict names as not told apart; of more, it gives the number
+
 
 def returns_table(analysis: Analysis) -> str:
     """A row per method: mean return on each task, over tasks and on the worst task, and the share of successes."""
@@ -61,7 +63,10 @@ def _verdict(analysis: Analysis, baseline: str) -> list[str]:
         better = result.comparison.difference.value > 0
         kind = "not told apart" if not told_apart(result) else "better" if better else "worse"
         found[kind].append(plain(result.method.name))
-    text = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
+    named = {kind: ", ".join(names) or "none" for kind, names in found.items()}
+    if (rest := len(found["not told apart"])) > MOST_NAMED:
+        named["not told apart"] = f"the other {rest}" if rest < len(tested) else f"all {rest} others"
+    text = "; ".join(f"{kind}: {names}" for kind, names in named.items())
     smallest = [result.detectable for result in tested if result.detectable is not None]
     low, high = round(min(smallest)), round(max(smallest))
     points = f"{low} points" if low == high else f"{low} to {high} points, depending on the method,"
@@ -147,13 +152,14 @@ REFERENCE = "are the independent agents, which have a network for each task ({se
 
 EFFICIENCY = """\
 Environment steps over all tasks after which the greedy return, averaged over tasks, first reached the number: the
-median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at the
-evaluations for the learning curves, so it is no finer than their spacing."""
+median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is measured at
+those evaluations for the learning curves that all methods have in common, so it is no finer than their spacing."""
 
 SOLUTION = """\
 Environment steps over all tasks after which the greedy returns of all tasks at once first reached what counts as solved
 in them: the median over seeds with its 95 % interval (from 6 seeds on), and how many of the seeds reached it. It is
-measured at the evaluations for the learning curves, so it is no finer than their spacing."""
+measured at those evaluations for the learning curves that all methods have in common, so it is no finer than their
+spacing."""
 
 SIZE = """\
 *parameters* are those of the network that was trained. Times are means over seeds and depend
@@ -218,7 +224,7 @@ def _comparison_table(analysis: Analysis) -> str:
             rows.append([*names, "none", improvement, "-", "-", "-", "-", _told(result)])
             continue
         numbers = [
-            number(p, "{:.3f}" if p is None or p >= 0.0005 else "<0.001") for p in (comparison.p, comparison.p_holm)
+            number(p, "{:.3f}" if p is None or p >= 0.001 else "< 0.001") for p in (comparison.p, comparison.p_holm)
         ]
         rows.append(
             [

@@ -14,13 +14,14 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, OTHER_COLOURS
-from experiments.analysis.plots.style import RC, task_style
+from experiments.analysis.plots.style import RC, grid_of_panels, task_style, title
 from experiments.program.figures import save
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch
 
 METRICS = {"accuracy": "accuracy", "r2": "$R^2$"}
+COLUMNS = 3  # of panels in a comparison, whose letters would be too small at the width of a page with more
 SMALLEST_COSINE = 0.2  # the axis of cosines reaches at least this far, so that small cosines look small
 
 
@@ -73,9 +74,9 @@ def comparison(results: Results, path: Path) -> None:
     """
     names, columns = results.balancers, results.columns
     with mpl.rc_context(RC):
-        width = 2.3
-        figure = Figure(figsize=(5.4 + width * len(columns), max(3.0, 1.5 + 0.38 * len(names))), layout="constrained")
-        curve, *panels = figure.subplots(1, 1 + len(columns), width_ratios=[1.5, *[1.0] * len(columns)])
+        rows = -(-(1 + len(columns)) // COLUMNS)
+        figure = Figure(figsize=(9.5, rows * max(2.4, 1.0 + 0.3 * len(names))), layout="constrained")
+        curve, *panels = grid_of_panels(figure, 1 + len(columns), COLUMNS)
         for index, name in enumerate(names):
             mean, half = means(results.curves[name])
             numbers = np.arange(1, len(mean) + 1)
@@ -83,7 +84,7 @@ def comparison(results: Results, path: Path) -> None:
             curve.plot(numbers, mean, color=colour, label=name, linewidth=1.5, marker="." if len(mean) == 1 else "")
             if half is not None:
                 curve.fill_between(numbers, mean - half, mean + half, color=colour, alpha=0.13, linewidth=0)
-        curve.set_title("mean over tasks")
+        curve.set_title("mean over tasks, during training")
         curve.set_xlabel("epoch")
         curve.set_ylabel("validation score")
         curve.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -91,10 +92,14 @@ def comparison(results: Results, path: Path) -> None:
         for place, (axes, column) in enumerate(zip(panels, columns, strict=True)):
             _estimates(axes, results, place)
             axes.set_title(f"{column} over tasks" if column == MEAN else column)
-            axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+            first = place == 0 or (1 + place) % COLUMNS == 0  # in its row, or beside the curves
+            axes.set_yticks(range(len(names)), names if first else [""] * len(names))
         seeds = len(results.seeds)
-        note = f"mean over {seeds} seeds, 95 % intervals; small dots: seeds" if seeds > 1 else "one seed: no intervals"
-        figure.suptitle(f"Validation score, on the right after the last epoch: {note}; dotted: {results.baseline}")
+        note = "one seed: no intervals."
+        if seeds > 1:
+            note = f"mean over {seeds} seeds with 95 % intervals. Small dots: single seeds."
+        note = f"First panel: during training. Others: after the last epoch; {note} Dotted line: {results.baseline}."
+        title(figure, "Validation scores", note)
         save(figure, path)
 
 

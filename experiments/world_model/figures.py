@@ -25,13 +25,23 @@ SHOWN = 3  # windows in a picture
 FILMED = 8  # windows in a film
 FILM_SCALE = 8  # height and width of a video's pixel in a film
 MAP_COLOURS = "magma"
-LINES = {
-    "reconstruction": (TASK_COLOURS[2], "-"),
-    "next_frame": (TASK_COLOURS[0], "-"),
-    "tokenised": (TASK_COLOURS[1], "-"),
-    "copy_last": (COLOURS["shared_dqn"], "--"),
-    "mean_frame": (COLOURS["independent_dqn"], ":"),
-    "model": (TASK_COLOURS[3], "-"),
+# The names of errors by their keys, and how their lines are drawn. That of reconstructions is wide and pale, because
+# that of predictions lies on it.
+NAMES = {
+    "reconstruction": "reconstruction",
+    "next_frame": "next frame",
+    "tokenised": "from tokens",
+    "copy_last": "copy of the last frame",
+    "mean_frame": "mean frame",
+    "model": "roll-out",
+}
+LINES: dict[str, dict[str, Any]] = {
+    "reconstruction": {"color": TASK_COLOURS[2], "linewidth": 5, "alpha": 0.45},
+    "next_frame": {"color": TASK_COLOURS[0]},
+    "tokenised": {"color": TASK_COLOURS[1]},
+    "copy_last": {"color": COLOURS["shared_dqn"], "linestyle": "--"},
+    "mean_frame": {"color": COLOURS["independent_dqn"], "linestyle": ":"},
+    "model": {"color": TASK_COLOURS[3]},
 }
 
 
@@ -89,25 +99,22 @@ def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str
         path: the picture to write.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(13.5, 3.6), layout="constrained")
-        course, end, ahead = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-        for name, (colour, dashes) in LINES.items():
+        figure = Figure(figsize=(11, 3.3), layout="constrained")
+        course, end, ahead = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+        for name, style in LINES.items():
             if (key := f"eval/{name}") in curves:
                 steps, values = curves[key]
-                mark = "." if len(steps) == 1 else ""
-                course.plot(steps, values, color=colour, linestyle=dashes, marker=mark, label=name.replace("_", " "))
+                course.plot(steps, values, marker="." if len(steps) == 1 else "", label=NAMES[name], **style)
         changed = evaluation["changed_pixels"]
         names = list(changed)
-        end.barh(names, [changed[name] for name in names], color=[LINES[name][0] for name in names])
-        end.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        end.barh(range(len(names)), list(changed.values()), color=[LINES[name]["color"] for name in names])
+        end.set_yticks(range(len(names)), [NAMES[name] for name in names])
         end.invert_yaxis()
         for name, values in evaluation["roll_out"].items():
-            colour, dashes = LINES[name]
-            label = "roll-out" if name == "model" else name.replace("_", " ")
-            ahead.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, label=label)
+            ahead.plot(range(1, len(values) + 1), values, label=NAMES[name], **LINES[name])
         for axes, heading, abscissa in (
-            (course, "all pixels, in training", "updates"),
-            (end, "pixels that change, at the end", "squared error"),
+            (course, "all pixels, during training", "updates"),
+            (end, "pixels that change, at the end", "mean squared error"),
             (ahead, "roll-outs, all pixels", "frames ahead"),
         ):
             axes.set_title(heading)
@@ -116,9 +123,10 @@ def errors_figure(curves: Mapping[str, tuple[Any, Any]], evaluation: Mapping[str
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_ylabel("mean squared error (pixels from 0 to 1)")
+        course.set_ylabel("mean squared error")
         legend_beside(ahead, handles_of([course, ahead]))
-        figure.suptitle(f"Errors on {evaluation['windows']} held-out sequences")
+        note = f"Mean squared errors on {evaluation['windows']} held-out sequences; pixels are from 0 to 1."
+        title(figure, "Errors on held-out video", note)
         save(figure, path)
 
 
@@ -167,7 +175,7 @@ def _strips(strips: Sequence[tuple[str, Tensor]], text: str, path: Path, mark: i
     count = len(strips[0][1])
     with mpl.rc_context(RC):
         figure = Figure(
-            figsize=(1.2 + 1.05 * count, 0.5 + 0.72 * len(strips)),
+            figsize=(1.2 + 0.8 * count, 0.5 + 0.55 * len(strips)),
             layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
         )
         panels = figure.subplots(len(strips), count, squeeze=False)

@@ -321,6 +321,40 @@ def test_steps_to_a_return(analysis):
     assert shared.steps_to[200].reached == 0
 
 
+def test_a_method_that_is_evaluated_more_often_does_not_seem_faster(tmp_path):
+    for name, every in (("aim", 2), ("rgb", 1)):
+        folder = make_run(tmp_path, name, 0, lines=12)
+        returns = range(0, 240, 20)  # to 50 at the fourth of twelve lines, which is the second of six
+        lines = [
+            {"env_step": 5000 * place}
+            | ({f"eval/{task}/return": value for task in NAMES} if place % every == 0 else {})
+            for place, value in enumerate(returns, 1)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    methods = as_methods(load_runs(tmp_path)[0])
+    for goal, steps in ((50, 20_000), (100, 30_000), (150, 50_000)):  # 150 is reached at 45,000 steps
+        for name in ("aim", "rgb"):
+            assert of(analyse(list(methods.values())), name).steps_to[goal].median.value == steps
+    assert of(analyse([methods["rgb"]]), "rgb").steps_to[150].median.value == 45_000
+
+
+def test_many_methods_are_few_words_and_few_colours_and_stay_at_their_size(tmp_path):
+    names = ["shared_dqn", *(f"rgb-variant{place}" for place in range(14))]
+    for name in names:
+        for seed in range(2):
+            make_run(tmp_path, name, seed, lines=3)
+    analysis = analyse(list(as_methods(load_runs(tmp_path)[0]).values()))
+    assert "better: none; worse: none; not told apart: all 14 others." in markdown(analysis)
+    (panel,) = FIGURES["parameter_efficiency"](analysis).panels
+    places = sorted(point.place for point in panel.points)
+    assert len(set(places)) == len(names)
+    assert places[-1] - places[0] < 1
+    (profiles,) = FIGURES["performance_profiles"](analysis).panels
+    coloured = [line.key.name for line in profiles.lines if line.key.look.colour != GREY]
+    assert len(coloured) == 6
+    assert "shared_dqn" in coloured
+
+
 def test_settings_that_differ_are_named(tmp_path):
     make_run(tmp_path, "gradnorm", 0, gamma=0.9, results_dir="a")
     make_run(tmp_path, "gradnorm", 1, gamma=0.8, results_dir="b")

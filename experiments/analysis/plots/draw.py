@@ -36,6 +36,7 @@ from experiments.analysis.plots.style import (
 )
 
 NARROWEST = 5.0  # inches, so that the title has room
+MOST_BESIDE = 4  # panels in a row; with more, letters would be too small at the width of a page
 SPAN = 1.3  # length of an axis of steps, relative to the last step
 
 
@@ -82,13 +83,13 @@ def _curves_per_task(data: CurveFigure) -> Figure:
 
 
 def _curves_per_variant(data: CurveFigure) -> Figure:
-    """Panels side by side, each with its legend inside."""
-    figure, panels = _side_by_side(data, 1 + 5.2 * len(data.panels), 4.2)
+    """Panels side by side, each with its legend beside it."""
+    figure, panels = _side_by_side(data, 0.8 + 5.2 * len(data.panels), 3.8)
     bands = all(len(panel.lines) <= MOST_BANDS for panel in data.panels)
     for axes, panel in zip(panels, data.panels, strict=True):
         _draw_lines(axes, data, panel, bands)
         _label_x(axes, data)
-        axes.legend(loc="lower left")
+        legend_beside(axes, handles_of([axes])[::-1])
     panels[0].set_ylabel(data.y.label)
     title(figure, data.title, " ".join(filter(None, (data.note, data.band_note if bands else ""))))
     return figure
@@ -108,8 +109,12 @@ def _curves_per_method(data: CurveFigure) -> Figure:
 
 @draw.register
 def _rows(data: RowFigure) -> Figure:
-    """Panels side by side with a row per method."""
-    figure, panels = _side_by_side(data, 2.6 + 2.3 * len(data.panels), 1.5 + 0.38 * len(data.rows))
+    """Panels with a row per method, in rows of at most four panels."""
+    columns = -(-len(data.panels) // -(-len(data.panels) // MOST_BESIDE))
+    figure = Figure(layout="constrained")
+    figure.set_size_inches(2.6 + 2.3 * columns, (1.2 + 0.34 * len(data.rows)) * -(-len(data.panels) // columns))
+    shared = not any(panel.limits for panel in data.panels)
+    panels = grid_of_panels(figure, len(data.panels), columns, sharex=shared, sharey=True)
     panels[0].set_yticks(range(len(data.rows)), map(short, data.rows))
     panels[0].set_ylim(len(data.rows) - 0.4, -0.6)
     for axes, panel in zip(panels, data.panels, strict=True):
@@ -126,11 +131,11 @@ def _rows(data: RowFigure) -> Figure:
         if data.last is not None:
             _end_in_never(axes, data.last)
         axes.set_title(short(panel.title))
-        axes.set_xlabel(data.x.label)
+    only_outer(panels, columns, x=data.x.label)
     if data.both_variants:
-        legend_beside(panels[-1], variant_markers())
+        legend_beside(panels[columns - 1], variant_markers())
     elif data.keys:
-        legend_beside(panels[-1], handles_of(panels))
+        legend_beside(panels[columns - 1], handles_of(panels))
     fractions = any(point.reached for panel in data.panels for point in panel.points)
     note = f"{data.note} Fractions such as 9/10: how many of the seeds reached it." if fractions else data.note
     title(figure, data.title, note)

@@ -31,7 +31,7 @@ RC: Any = {  # newer releases of Matplotlib type every key
     "figure.dpi": 130,  # the resolution of the saved files is also that of the layout
     "svg.hashsalt": "mtrl",  # the same figure gives the same file
 }
-CHARACTERS_PER_INCH = 13  # of a caption
+CHARACTERS_PER_INCH = 17  # of a caption
 LINE_HEIGHT = 0.14  # of a caption, in inches
 NOTE = "note"  # the name of the caption among the parts of a figure
 

@@ -2,7 +2,7 @@
 
 // Plots are drawn when they come into view, and again when what they show has changed: which methods, which theme.
 (() => {
-  const { figures, themes } = JSON.parse(document.getElementById("data").textContent);
+  let figures, themes; // what the plots show and in which colours; until they are unpacked, nothing is drawn
   const darkScheme = matchMedia("(prefers-color-scheme: dark)");
   const wide = matchMedia("(min-width: 60.01rem)"); // page.css: then the legend has a column of its own
   const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page, not the plot
@@ -45,6 +45,7 @@
   }
 
   function draw(plot) {
+    if (!figures) return;
     stale.delete(plot);
     const theme = isDark ? themes.dark : themes.light;
     const inTheme = (key, value) => (typeof value === "string" && theme[value]) || value;
@@ -126,7 +127,7 @@
     for (const key of keys) key.setAttribute("aria-pressed", String(!hidden.has(key.dataset.key)));
     for (const plot of plots) {
       const figure = plot.closest("figure"); // a panel without anything to see would be an empty pair of axes
-      figure.hidden = hidden.has(figure.dataset.of) || figures[plot.id].data.every(isHidden);
+      figure.hidden = hidden.has(figure.dataset.of) || (figures && figures[plot.id].data.every(isHidden));
     }
     for (const section of document.querySelectorAll(".chart")) {
       section.querySelector(".nothing").hidden = section.querySelector("figure:not([hidden])") !== null;
@@ -169,6 +170,24 @@
     for (const fold of (target && target.querySelectorAll(":scope > .fold")) || []) fold.open = true;
   }
 
+  // Packed, the page is a third as large, and its text is shown before the library is read.
+  async function unpack(id) {
+    const packed = atob(document.getElementById(id).textContent);
+    const bytes = new Uint8Array(packed.length);
+    for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  async function start() {
+    const [data, library] = await Promise.all(["data", "library"].map(unpack));
+    const script = document.createElement("script");
+    script.textContent = library; // the page's policy knows its hash
+    document.head.append(script);
+    ({ figures, themes } = JSON.parse(data));
+    refresh();
+  }
+
   darkScheme.addEventListener("change", () => {
     isDark = darkScheme.matches;
     refresh();
@@ -199,4 +218,7 @@
     { rootMargin: "300px 0px" },
   );
   for (const plot of plots) observer.observe(plot);
+  start().catch(() => {
+    document.getElementById("undrawn").hidden = false;
+  });
 })();
