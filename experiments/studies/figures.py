@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,9 +15,19 @@ from numpy.typing import NDArray
 
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, TASK_COLOURS
-from experiments.analysis.plots.style import RC, draw_curve, draw_matrix, grid_of_panels
+from experiments.analysis.plots.style import RC, draw_curve, grid_of_panels
 from experiments.analysis.replicates import over_seeds
-from experiments.studies.fitting import ALONE, CLEAN, SAME_ROWS, Fit
+from experiments.studies.fitting import (
+    ALONE,
+    CLEAN,
+    CLEAN_SAME_ROWS,
+    GATED,
+    PUBLISHED,
+    SAME_ROWS,
+    STATIC_SAME_ROWS,
+    UNIT_NORM,
+    Fit,
+)
 from experiments.studies.problems import valley
 
 Array = NDArray[np.float64]
@@ -27,12 +37,17 @@ BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # the colours of two tasks; no metho
 STYLES: dict[str, dict[str, Any]] = {
     "naive": {"color": COLOURS["shared_dqn"], "linestyle": "-"},
     "static": {"color": COLOURS["pcgrad"], "linestyle": "-"},
+    PUBLISHED: {"color": COLOURS["aim"], "linestyle": ":"},
     "AIM": {"color": COLOURS["aim"], "linestyle": "-"},
+    UNIT_NORM: {"color": COLOURS["aim"], "linestyle": "--"},
+    GATED: {"color": "black", "linestyle": "-"},
     "GradNorm": {"color": COLOURS["gradnorm"], "linestyle": "-"},
     "RGB": {"color": COLOURS["rgb"], "linestyle": "-"},
     ALONE: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
     SAME_ROWS: {"color": COLOURS["shared_dqn"], "linestyle": ":"},
+    STATIC_SAME_ROWS: {"color": COLOURS["pcgrad"], "linestyle": ":"},
     CLEAN: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
+    CLEAN_SAME_ROWS: {"color": COLOURS["independent_dqn"], "linestyle": ":"},
 }
 
 
@@ -70,66 +85,50 @@ def learning_curves(
     return figure
 
 
-def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -> Figure:
-    """Matrices (T, T) over ordered pairs of tasks, without their diagonals, on a scale of colours from -1 to 1."""
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(0.6 + (1.6 + 0.55 * len(names)) * len(matrices), 1.5 + 0.5 * len(names)))
-        figure.set_layout_engine("constrained")
-        for axes, (label, matrix) in zip(grid_of_panels(figure, len(matrices), 3), matrices.items(), strict=True):
-            values = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
-            draw_matrix(axes, values, names)
-            axes.set_title(label)
-            axes.set_xlabel("... along this one's")
-        figure.axes[0].set_ylabel("gives up its component ...")
-        figure.suptitle(title)
-    return figure
-
-
-def learned_policy(fits: Iterable[Fit], names: Sequence[str], title: str) -> Figure:
-    """AIM's thresholds and interventions as heat maps, each the mean over `fits`, which are trainings with AIM."""
-    taus, interventions = zip(
-        *[(fit.tau, fit.intervention) for fit in fits if fit.tau is not None and fit.intervention is not None],
-        strict=True,
-    )
-    matrices = {
-        "thresholds tau": np.mean(taus, 0),
-        "interventions w (0 keeps, 1 removes)": np.mean(interventions, 0),
-    }
-    return heat_maps(matrices, names, f"{title}, mean over {len(taus)} seeds")
-
-
 def gradient_arrows(
     cases: Mapping[str, tuple[Array, Array, Mapping[str, Array]]],
 ) -> Figure:
-    """Descent directions at the origin, beside two bowls.
+    """Descent directions at the origin, beside two bowls: a row for each case, and a panel for each method.
+
+    A panel has three arrows: the two tasks' as wide outlines, the method's own inside or beside them. None of them
+    covers another one, even where they are the same.
 
     Args:
-        cases: by the panel's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
+        cases: by the row's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
             each method's update.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(1.9 + 4.0 * len(cases), 3.4), layout="constrained")
-        for axes, (title, (minima, steepness, updates)) in zip(
-            grid_of_panels(figure, len(cases), 3), cases.items(), strict=True
-        ):
+        columns = max(len(updates) for _, _, updates in cases.values())
+        figure = Figure(figsize=(1.4 + 2.1 * columns, 0.9 + 2.0 * len(cases)), layout="constrained")
+        panels = figure.subplots(len(cases), columns, squeeze=False)
+        for row, (title, (minima, steepness, updates)) in zip(panels, cases.items(), strict=True):
             gradients = steepness[:, None] * minima  # downhill, at the origin
-            arrows = {f"task {task + 1} alone": (g, BLUES[task]) for task, g in enumerate(gradients)}
-            arrows |= {method: (update, str(STYLES[method]["color"])) for method, update in updates.items()}
-            reach = 1.25 * max(float(np.abs(arrow).max()) for arrow, _ in arrows.values())
-            grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
-            for task, minimum in enumerate(minima):
-                bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
-                axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.3, linewidths=0.8)
-            for width, (arrow, colour) in zip(np.linspace(0.016, 0.006, len(arrows)), arrows.values(), strict=True):
-                axes.quiver(
-                    *(0, 0), *arrow, color=colour, angles="xy", scale_units="xy", scale=1, width=width, zorder=3
-                )
-            axes.set(xlim=(-reach, reach), ylim=(-0.4 * reach, reach), aspect="equal", title=title, xlabel="θ₁")
-            handles = [Line2D([], [], color=colour, label=name, linewidth=2) for name, (_, colour) in arrows.items()]
-        figure.axes[0].set_ylabel("θ₂")
-        figure.legend(handles=handles, loc="outside right upper")
-        figure.suptitle("Where two tasks want to go, and where each method goes (downhill arrows)")
+            ends = np.stack([*gradients, *updates.values()])
+            reach = 1.2 * float(np.abs(ends).max())
+            for axes, (method, update) in zip(row, updates.items(), strict=False):
+                _draw_bowls(axes, minima, steepness, reach)
+                for task, gradient in enumerate(gradients):
+                    _draw_arrow(axes, gradient, "white", BLUES[task], 0.05)
+                _draw_arrow(axes, update, str(STYLES[method]["color"]), "none", 0.018)
+                axes.set(xlim=(-reach, reach), ylim=(-0.3 * reach, reach), aspect="equal", xticks=[], yticks=[])
+                axes.set_title(method if axes in panels[0] else "", fontsize="small")
+            row[0].set_ylabel(title, fontsize="small")
+        handles = [Line2D([], [], color=colour, label=f"task {i + 1} alone", lw=2) for i, colour in enumerate(BLUES)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        figure.suptitle("Where two tasks want to go (outlines), and where each method goes (downhill arrows)")
     return figure
+
+
+def _draw_bowls(axes: Axes, minima: Array, steepness: Array, reach: float) -> None:
+    grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
+    for task, minimum in enumerate(minima):
+        bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
+        axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.3, linewidths=0.8)
+
+
+def _draw_arrow(axes: Axes, end: Array, face: str, edge: str, width: float) -> None:
+    look: dict[str, Any] = {"color": face, "edgecolor": edge, "linewidth": 0 if edge == "none" else 1.2}
+    axes.quiver(0, 0, *end, angles="xy", scale_units="xy", scale=1, width=width, minlength=0, zorder=3, **look)
 
 
 def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> Figure:
