@@ -195,6 +195,33 @@ def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[st
     return figure
 
 
+def bars(panels: Mapping[str, Mapping[str, Mapping[int, float]]], unit: str, title: str) -> Figure:
+    """A number for each method as a bar with its 95 % interval, and each seed as a dot: one panel per setting.
+
+    Args:
+        panels: the numbers by the panel's title, method and seed.
+        unit: the label of the horizontal axis.
+        title: the title above all panels.
+    """
+    with mpl.rc_context(RC):
+        rows = max(len(of) for of in panels.values())
+        figure = Figure(figsize=(1.2 + 3.2 * len(panels), 1.2 + 0.35 * rows), layout="constrained")
+        axes_of = grid_of_panels(figure, len(panels), len(panels), sharey=True, sharex=True)
+        for axes, (name, by_method) in zip(axes_of, panels.items(), strict=True):
+            for row, (method, by_seed) in enumerate(by_method.items()):
+                values = np.array(list(by_seed.values()), float)
+                mean, half = means(values[:, None])
+                axes.barh(row, mean[0], color=STYLES[method]["color"], alpha=0.5)
+                axes.plot(values, np.full(len(values), row), ".", color="0.3", markersize=3)
+                if half is not None:
+                    axes.errorbar(mean[0], row, xerr=half[0], color="black", capsize=2, linewidth=1)
+            axes.set_yticks(range(len(by_method)), list(by_method))
+            axes.set(xlabel=unit, title=name)
+        axes_of[0].invert_yaxis()
+        figure.suptitle(title)
+    return figure
+
+
 def _plain_number(value: float, position: float) -> str:
     """A tick's label: a plain number such as 0.2, and an empty label where labels would crowd the axis."""
     text = f"{value:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from mtrl.guidance import GuidanceLoss, combined
 from mtrl.models import MultiTaskModel, task_losses
 
 Array = NDArray[np.float64]
+Net = TypeVar("Net", bound=nn.Module)
 
 POINTS = 60  # points of a learning curve
 LATE = 0.25  # weights and interventions are averaged over the last quarter of the last phase
@@ -243,7 +244,7 @@ def split(samples: Samples, train: int, guidance: int, steps: int) -> Phase:
     return Phase(samples[:train], samples[train:end], samples[end:], steps)
 
 
-def seeded(make: Callable[[], MultiTaskModel], seed: int) -> MultiTaskModel:
+def seeded(make: Callable[[], Net], seed: int) -> Net:
     """Make a model in float64 whose first weights depend on `seed` alone.
 
     In float64 a difference of rounding between two machines stays far below what a verdict depends on. PyTorch's global
