@@ -15,6 +15,7 @@ RELATEDNESS = (0.0, 0.5, 1.0)
 PAIRS = 10
 UNTRAINED = "AIM, untrained"
 CALLS = 300
+QUICK_CALLS = 20
 METHODS = tuple(fitting.METHODS)
 
 RULES: dict[str, tuple[str, GuidanceLoss]] = {
@@ -50,14 +51,19 @@ Errors = dict[str, dict[int, float]]  # by method and seed
 
 def study(config: InterferenceConfig) -> report.Report:
     """Measure the directions of updates and the transfer between tasks over all seeds, and report."""
-    harm = many_seeds.collect("gradients", [*RULES, UNTRAINED], config.seed_numbers, harmed_share, config.quiet)
+    calls = QUICK_CALLS if config.quick else CALLS
+
+    def harmed(name: str, seed: int) -> float:
+        return harmed_share(name, seed, calls)
+
+    harm = many_seeds.collect("gradients", [*RULES, UNTRAINED], config.seed_numbers, harmed, config.quiet)
     fits = {relatedness: train_all(config, relatedness) for relatedness in RELATEDNESS}
     errors = {
         relatedness: {m: {seed: float(fit.final.mean()) for seed, fit in of.items()} for m, of in by_method.items()}
         for relatedness, by_method in fits.items()
     }
     arrows = {
-        title: (minima, steepness, {name: direction(steepness[:, None] * minima, name) for name in RULES})
+        title: (minima, steepness, {name: direction(steepness[:, None] * minima, name, calls) for name in RULES})
         for title, (minima, steepness) in problems.bowls().items()
     }
     gains = [
@@ -65,7 +71,7 @@ def study(config: InterferenceConfig) -> report.Report:
     ]
     return report.Report(
         title="Interference: conflicting gradients and negative transfer",
-        setting=SETTING.format(pairs=PAIRS, calls=CALLS, unit_norm=fitting.UNIT_NORM, **config.settings),
+        setting=SETTING.format(pairs=PAIRS, calls=calls, unit_norm=fitting.UNIT_NORM, **config.settings),
         settings=config.settings,
         tables=tables(harm, fits[0.0], errors),
         verdicts=report.judge(claims(harm, errors)),
@@ -79,17 +85,17 @@ def study(config: InterferenceConfig) -> report.Report:
     )
 
 
-def direction(gradients: fitting.Array, name: str) -> fitting.Array:
+def direction(gradients: fitting.Array, name: str, calls: int) -> fitting.Array:
     """The settled update of the method of this name in `RULES`."""
     method, guidance_loss = RULES[name]
-    return fitting.settled(gradients, method, CALLS, guidance_loss)
+    return fitting.settled(gradients, method, calls, guidance_loss)
 
 
-def harmed_share(name: str, seed: int) -> float:
+def harmed_share(name: str, seed: int, calls: int) -> float:
     """The share of a seed's pairs of opposed gradients for which the method's update raises one of the two losses."""
     pairs = problems.opposed_pairs(seed, PAIRS, dimensions=10)
     method, guidance_loss = RULES.get(name, ("AIM", "sum"))
-    calls = 1 if name == UNTRAINED else CALLS
+    calls = 1 if name == UNTRAINED else calls
     return float(np.mean([fitting.harms(pair, method, calls, guidance_loss) for pair in pairs]))
 
 

@@ -96,6 +96,8 @@ def train(config: MixedSignalsConfig, method: str, seed: int) -> tuple[fitting.F
         fits.append(fitting.fit_model(model, [part], balancer, **rates))
         use[tasks] = problems.word_use(model, part.validation.features)
         right[tasks] = problems.accuracies(model, part.validation)
+    if not (use.sum(1) > 0).all():
+        raise FloatingPointError("the answers of a task depend on no word")
     shares = [float(slope @ lane / slope.sum()) for slope, lane in zip(use, data.lanes, strict=True)]
     return fitting.side_by_side(fits), right.tolist(), shares
 
