@@ -58,8 +58,7 @@ class PublishedAIM(Balancer):
         length = (beta @ G @ beta).clamp(min=0).add(1e-30).sqrt()
         alpha = losses.double() / (losses.double().sum() + 1e-8)
         loss = self.magnitude_weight * (length - n.sum()) ** 2 - self.progress_weight * alpha @ (G @ beta)
-        self._adam.zero_grad()
-        loss.backward()
+        (self.tau.grad,) = torch.autograd.grad(loss, [self.tau])
         self._adam.step()
         diagnostics = {"tau": tau, "intervention": w.detach(), "cosine": cosine}
         return Balance(beta.detach().to(gradients.device), diagnostics=diagnostics)
