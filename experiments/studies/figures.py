@@ -40,7 +40,7 @@ STYLES: dict[str, dict[str, Any]] = {
     PUBLISHED: {"color": COLOURS["aim"], "linestyle": ":"},
     "AIM": {"color": COLOURS["aim"], "linestyle": "-"},
     UNIT_NORM: {"color": COLOURS["aim"], "linestyle": "--"},
-    GATED: {"color": "black", "linestyle": "-"},
+    GATED: {"color": "#AA4499", "linestyle": "-"},
     "GradNorm": {"color": COLOURS["gradnorm"], "linestyle": "-"},
     "RGB": {"color": COLOURS["rgb"], "linestyle": "-"},
     ALONE: {"color": COLOURS["independent_dqn"], "linestyle": "--"},

@@ -36,7 +36,7 @@ def thresholds(fits: Mapping[str, Iterable[Fit]], names: Sequence[str], title: s
     """
     with mpl.rc_context(RC):
         width = 1.0 + 0.62 * len(names)
-        figure = Figure(figsize=(1.6 + width * len(fits), 1.9 + 0.55 * len(names)), layout="constrained")
+        figure = Figure(figsize=(1.6 + width * len(fits), 2.2 + 0.62 * len(names)), layout="constrained")
         panels = grid_of_panels(figure, len(fits), len(fits))
         image = None
         for axes, (method, of) in zip(panels, fits.items(), strict=True):

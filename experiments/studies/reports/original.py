@@ -214,7 +214,6 @@ def claims(heads: Heads, sabotage: Mapping[Heads, Outcomes], mixed: Mapping[Head
         )
     ]
     for kind in JUDGED:
-        about = {"method": kind}
         strict = {
             seed: float(o.fit.tau[~np.eye(2, dtype=bool)].mean())
             for seed, o in words[kind].items()
@@ -225,32 +224,32 @@ def claims(heads: Heads, sabotage: Mapping[Heads, Outcomes], mixed: Mapping[Head
                 f"{say} tau of {kind} is stricter with the noise task than among the real ones",
                 _strictness(noisy[kind]),
                 document="strict",
-                **about,
+                method=kind,
             ),
             report.lower(
                 f"{say} {kind} memorises less of the noise than naive",
                 memorised(noisy[kind]),
                 memorised(naive),
                 document="quarantines",
-                **about,
+                method=kind,
             ),
             report.lower(
                 f"{say} {kind} has a lower error on real tasks than naive",
                 real_error(noisy[kind]),
                 real_error(naive),
                 document="protects",
-                **about,
+                method=kind,
             ),
-            report.Claim(f"{say} tau of {kind} is above 0 between sentiment and spam", strict, **about),
+            report.Claim(f"{say} tau of {kind} is above 0 between sentiment and spam", strict, method=kind),
             report.lower(
-                f"{say} {kind} keeps lanes more than naive", own["naive"], own[kind], document="lanes", **about
+                f"{say} {kind} keeps lanes more than naive", own["naive"], own[kind], document="lanes", method=kind
             ),
             report.lower(
                 f"{say} {kind} has a lower error on mixed signals than naive",
                 errors[kind],
                 errors["naive"],
                 document="confusion",
-                **about,
+                method=kind,
             ),
         ]
     return found
