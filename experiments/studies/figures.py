@@ -32,6 +32,7 @@ from experiments.studies.problems import valley
 
 Array = NDArray[np.float64]
 
+ARROW_COLUMNS = 4
 BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # the colours of two tasks; no method has a blue arrow
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -88,34 +89,34 @@ def learning_curves(
 def gradient_arrows(
     cases: Mapping[str, tuple[Array, Array, Mapping[str, Array]]],
 ) -> Figure:
-    """Descent directions at the origin, beside two bowls: a row for each case, and a panel for each method.
+    """Descent directions at the origin, beside two bowls: a block of panels for each case, a panel for each method.
 
-    A panel has three arrows: the two tasks' as wide outlines, the method's own inside or beside them. None of them
+    In each panel the two tasks' arrows are thin and lie on the method's own, which is broad, so that none of them
     covers another one, even where they are the same.
 
     Args:
-        cases: by the row's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
+        cases: by the block's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
             each method's update.
     """
     with mpl.rc_context(RC):
-        columns = max(len(updates) for _, _, updates in cases.values())
-        figure = Figure(figsize=(1.4 + 2.1 * columns, 0.9 + 2.0 * len(cases)), layout="constrained")
-        panels = figure.subplots(len(cases), columns, squeeze=False)
-        for row, (title, (minima, steepness, updates)) in zip(panels, cases.items(), strict=True):
+        rows = [-(-len(updates) // ARROW_COLUMNS) for _, _, updates in cases.values()]
+        figure = Figure(figsize=(2.1 * ARROW_COLUMNS, 0.8 + 1.75 * sum(rows)), layout="constrained")
+        blocks = figure.subfigures(len(cases), 1, height_ratios=rows, squeeze=False)[:, 0]
+        for block, (title, (minima, steepness, updates)) in zip(blocks, cases.items(), strict=True):
             gradients = steepness[:, None] * minima  # downhill, at the origin
-            ends = np.stack([*gradients, *updates.values()])
-            reach = 1.2 * float(np.abs(ends).max())
-            for axes, (method, update) in zip(row, updates.items(), strict=False):
+            reach = 1.15 * float(np.abs(np.stack([*gradients, *updates.values()])).max())
+            block.suptitle(title)
+            panels = grid_of_panels(block, len(updates), ARROW_COLUMNS)
+            for axes, (method, update) in zip(panels, updates.items(), strict=True):
                 _draw_bowls(axes, minima, steepness, reach)
-                for task, gradient in enumerate(gradients):
-                    _draw_arrow(axes, gradient, "white", BLUES[task], 0.05)
-                _draw_arrow(axes, update, str(STYLES[method]["color"]), "none", 0.018)
+                _draw_arrow(axes, update, str(STYLES[method]["color"]), 0.05, alpha=0.5)
+                for gradient, colour in zip(gradients, BLUES, strict=True):
+                    _draw_arrow(axes, gradient, colour, 0.012)
                 axes.set(xlim=(-reach, reach), ylim=(-0.3 * reach, reach), aspect="equal", xticks=[], yticks=[])
-                axes.set_title(method if axes in panels[0] else "", fontsize="small")
-            row[0].set_ylabel(title, fontsize="small")
-        handles = [Line2D([], [], color=colour, label=f"task {i + 1} alone", lw=2) for i, colour in enumerate(BLUES)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        figure.suptitle("Where two tasks want to go (outlines), and where each method goes (downhill arrows)")
+                axes.set_title(method, fontsize="small")
+        handles = [Line2D([], [], color=colour, label=f"task {i + 1} alone", lw=1) for i, colour in enumerate(BLUES)]
+        handles.append(Line2D([], [], color="0.5", label="the method's update", lw=5, alpha=0.5))
+        blocks[-1].legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -123,12 +124,13 @@ def _draw_bowls(axes: Axes, minima: Array, steepness: Array, reach: float) -> No
     grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
     for task, minimum in enumerate(minima):
         bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
-        axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.3, linewidths=0.8)
+        axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.25, linewidths=0.6)
 
 
-def _draw_arrow(axes: Axes, end: Array, face: str, edge: str, width: float) -> None:
-    look: dict[str, Any] = {"color": face, "edgecolor": edge, "linewidth": 0 if edge == "none" else 1.2}
-    axes.quiver(0, 0, *end, angles="xy", scale_units="xy", scale=1, width=width, minlength=0, zorder=3, **look)
+def _draw_arrow(axes: Axes, end: Array, colour: str, width: float, alpha: float = 1.0) -> None:
+    head = {"headwidth": 3, "headlength": 3, "headaxislength": 3} if alpha < 1 else {}
+    look: dict[str, Any] = {"color": colour, "width": width, "alpha": alpha, "linewidth": 0, **head}
+    axes.quiver(0, 0, *end, angles="xy", scale_units="xy", scale=1, zorder=3, **look)
 
 
 def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> Figure:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.quiver import Quiver
 
-from experiments.studies import document_claims, fitting, original_problems, policy_figures, problems
+from experiments.studies import document_claims, figures, fitting, original_problems, policy_figures, problems
 from experiments.studies.command import StudyConfig
 from experiments.studies.published_aim import PublishedAIM
 from experiments.studies.report import Claim, Report, Table, judge, lower, p_in_words
@@ -292,6 +293,16 @@ def test_thresholds_are_drawn_on_one_scale_with_their_deviation_and_gates():
     assert "tau" in bar.get_ylabel()
     (curves,) = policy_figures.threshold_curves({"gate": fits}, ("a", "noise"), "title").axes
     assert sorted(line.get_linewidth() for line in curves.lines) == [0.8, 0.8, 0.8, 2.4, 2.4]
+
+
+def test_no_arrow_of_a_panel_hides_another():
+    same = np.array([[1.0, 0.0], [0.0, 1.0]])
+    figure = figures.gradient_arrows({"case": (same, np.ones(2), {"naive": same[0], "static": same[1]})})
+    for axes in figure.subfigs[0].axes:
+        broad, *thin = [part for part in axes.collections if isinstance(part, Quiver)]
+        assert len(thin) == 2
+        assert all(arrow.width < broad.width / 3 for arrow in thin)  # and they lie above it
+        assert broad.get_alpha() < 1
 
 
 # ------------------------------------------------------------------------------------------------------- original
