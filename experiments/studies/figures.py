@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, TASK_COLOURS
-from experiments.analysis.plots.style import RC, draw_curve, grid_of_panels
+from experiments.analysis.plots.style import RC, draw_curve, grid_of_panels, handles_of
 from experiments.analysis.replicates import over_seeds
 from experiments.studies.fitting import (
     ALONE,
@@ -81,8 +81,7 @@ def learning_curves(
             if change is not None and title == list(panels)[-1]:
                 axes.axvline(change, color="0.6", linewidth=0.8, linestyle=":")
         figure.axes[0].set_ylabel(unit)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        figure.legend(handles=handles_of(figure.axes), loc="outside right upper")
     return figure
 
 

@@ -90,9 +90,9 @@ class AIM(Balancer):
         num_tasks: T.
         tau: `"matrix"` for one threshold per ordered pair, `"scalar"` for one threshold for all pairs. Thresholds start
             at 0. Default `"matrix"`.
-        gate: whether the diagonal of tau is in use, as a gate for each task. It needs `tau="matrix"`. In
-            `experiments.studies` gates were of use with `guidance_loss="log_sum"` and 0.01 as `magnitude_weight` and
-            `progress_weight`. Default False.
+        gate: whether the diagonal of tau is in use, as a gate for each task. It needs `tau="matrix"`. The
+            gates of `experiments.studies` learn with `guidance_loss="log_sum"` and 0.01 as `magnitude_weight` and
+            `progress_weight`; a large magnitude weight holds them open. Default False.
         k: how steeply the intervention w rises around its threshold. Default 10.
         lr: learning rate of the thresholds. Default 1e-3.
         guidance: `"lookahead"` or `"none"`. Default `"lookahead"`.
