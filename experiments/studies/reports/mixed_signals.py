@@ -40,7 +40,7 @@ def study(config: MixedSignalsConfig) -> report.Report:
         width: {method: {seed: fit for seed, (fit, _, _) in of.items()} for method, of in found.items()}
         for width, found in results.items()
     }
-    accuracy = {width: averages(found, 1) for width, found in results.items()}
+    accuracy = {width: averages(found, 0) for width, found in results.items()}
     learned = policy_figures.learned(fits[NARROW])
     example = problems.messages(config.seed_numbers[0], train=1, guidance=1, steps=1)
     words, others = (int(lane.sum()) for lane in example.lanes)
@@ -55,7 +55,7 @@ def study(config: MixedSignalsConfig) -> report.Report:
         ),
         settings=config.settings,
         tables=[table(f"Accuracy and word use on validation messages, {IN_WORDS[w]}", results[w]) for w in results],
-        verdicts=report.judge(claims(averages(results[WIDE], 2), accuracy[NARROW], accuracy[WIDE])),
+        verdicts=report.judge(claims(averages(results[WIDE], 1), accuracy[NARROW], accuracy[WIDE])),
         figures={
             "learning_curves": figures.learning_curves(
                 {IN_WORDS[width]: of for width, of in fits.items()}, len(TASKS), "validation error (nats)"
@@ -82,8 +82,8 @@ def collect(config: MixedSignalsConfig, width: int) -> Results:
 
 
 def averages(results: Results, part: int) -> Scores:
-    """The mean over tasks of what `train` returns at this place, by method and seed."""
-    return {m: {seed: float(np.mean(found[part])) for seed, found in of.items()} for m, of in results.items()}
+    """The mean over tasks of accuracy (part 0) or word use (part 1), by method and seed."""
+    return {m: {seed: float(np.mean(found[1:][part])) for seed, found in of.items()} for m, of in results.items()}
 
 
 def table(title: str, results: Results) -> report.Table:

@@ -26,8 +26,9 @@ on the same rows**, so the claims compare AIM with these. {steps} full-batch upd
 every method; AIM's thresholds learn at {policy_lr}, the better of 0.01 and 0.05 on seeds 100-105, and those of
 `AIM as published` at 0.01. `AIM with gate` has a gate for each task that begins at 0.5, guidance by the sum of the
 logarithms of held-out losses, and magnitude and progress weights of 0.01: settings of earlier trials on seeds 100-119,
-which were not searched again for this form of the gate. Errors are mean squared errors on 512 validation rows after the last update, 1 being a model that knows nothing. *noise* is the
-coefficient of the noise task's gradient relative to the real tasks', late in training: 1 is equal, 0 is quarantined."""
+which were not searched again for this form of the gate. Errors are mean squared errors on 512 validation rows after the
+last update, 1 being a model that knows nothing. *noise* is the coefficient of the noise task's gradient relative to the
+real tasks', late in training: 1 is equal, 0 is quarantined."""
 
 Fits = Mapping[str, Mapping[int, fitting.Fit]]  # by method and seed
 Scores = Mapping[str, Mapping[int, float]]  # by method and seed
