@@ -25,6 +25,10 @@ class AIMSettings(MethodSettings):
     thresholds: Literal["matrix", "scalar"] = "matrix"
     """`matrix`: one learned threshold tau per ordered pair of tasks; `scalar`: one threshold for all pairs."""
 
+    gate: bool = False
+    """Learn a gate for each task besides, which can shut out its whole gradient. Its effect on returns in
+    reinforcement learning is unmeasured."""
+
     k: float = 10.0
     """Steepness of the intervention around its threshold."""
 
@@ -33,6 +37,11 @@ class AIMSettings(MethodSettings):
 
     guidance: Literal["lookahead", "none"] = "lookahead"
     """`lookahead`: the thresholds learn from the loss on held-out transitions one step ahead; `none`: they do not."""
+
+    guidance_loss: Literal["sum", "log_sum", "unit_norm"] = "sum"
+    """How one loss is made of the tasks' held-out losses: `sum`; `log_sum`, the sum of their logarithms, which needs
+    positive losses; or `unit_norm`, the sum of their gradients at length 1. The last two do not depend on the scale of
+    a task's rewards. Their effect on returns is unmeasured."""
 
     policy_interval: int = 10
     """Updates between steps of the thresholds. At 1, every update costs one more backward pass."""
@@ -49,13 +58,16 @@ class AIMSettings(MethodSettings):
     @property
     def for_negative_losses(self) -> str | None:
         """See `MethodSettings.for_negative_losses`."""
-        return "--progress-weight 0" if self.progress_weight > 0 else None
+        takes_logarithms = self.guidance == "lookahead" and self.guidance_loss == "log_sum"
+        flags = ["--progress-weight 0"] * (self.progress_weight > 0)
+        flags += ["--guidance-loss unit_norm"] * takes_logarithms
+        return " ".join(flags) or None
 
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.AIM`."""
-        names = ("k", "guidance", "policy_interval", "guidance_weight", "magnitude_weight", "progress_weight")
-        own = {name: getattr(self, name) for name in names}
+        names = ("gate", "k", "guidance", "guidance_loss", "policy_interval", "guidance_weight")
+        own = {name: getattr(self, name) for name in (*names, "magnitude_weight", "progress_weight")}
         return own | {"tau": self.thresholds, "lr": self.policy_lr}
 
 

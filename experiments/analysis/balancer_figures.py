@@ -128,7 +128,7 @@ def aim_thresholds(analysis: Analysis) -> MatrixFigure | None:
         name="aim_thresholds",
         title="AIM thresholds",
         note="Thresholds after training: where the cosine of two gradients is below tau, the gradient of the task in "
-        f"the row gives way to that of the task in the column.{_interventions(matrices)} "
+        f"the row gives way to that of the task in the column.{_interventions(matrices)}{_gates(matrices)} "
         f"{seeds_sentence(list(matrices))}.",
         panels=_matrix_panels(analysis, matrices),
         unit="tau (a cosine)",
@@ -144,11 +144,17 @@ def _interventions(thresholds: Mapping[Method, Array]) -> str:
     for method, tau in thresholds.items():
         cosines = method.mean_cosines()
         if cosines is not None:
-            known = np.isfinite(tau) & np.isfinite(cosines)
+            known = np.isfinite(tau) & np.isfinite(cosines) & ~np.eye(len(tau), dtype=bool)
             pairs, below = pairs + int(known.sum()), below + int((cosines < tau)[known].sum())
     return f" The mean cosine is below the threshold in {below} of {pairs} cases: there AIM mostly intervenes." * (
         pairs > 0
     )
+
+
+def _gates(thresholds: Mapping[Method, Array]) -> str:
+    """A sentence about the diagonal, if a method has gates."""
+    gated = any(np.isfinite(tau.diagonal()).any() for tau in thresholds.values())
+    return " On the diagonal are the gates: at 1 half of a task's gradient passes, far below it all." * gated
 
 
 def _matrix_panels(analysis: Analysis, matrices: Mapping[Method, Array]) -> list[Panel]:

@@ -183,11 +183,17 @@ class Method:
         return cosines
 
     def thresholds(self) -> Array | None:
-        """(tasks, tasks): AIM's tau at the end of training, averaged over seeds; NaN on the diagonal.
+        """(tasks, tasks): AIM's tau at the end of training, averaged over seeds.
 
-        Where the cosine of two gradients is below tau[i, j], the gradient of task i gives way to that of task j.
+        Where the cosine of two gradients is below tau[i, j], the gradient of task i gives way to that of task j. The
+        diagonal holds the thresholds of the gates, and NaN without gates.
         """
-        return self._pairs("tau", lambda values: float(values[-1]))
+        tau = self._pairs("tau", lambda values: float(values[-1]))
+        if tau is not None:
+            for i, task in enumerate(self.tasks):
+                gates = [y[-1] for run in self.runs if len(y := run.curve(f"balancer/{task}/gate_tau")[1])]
+                tau[i, i] = np.mean(gates) if gates else np.nan
+        return tau
 
     def _pairs(self, name: str, reduce: Callable[[Array], float]) -> Array | None:
         """(tasks, tasks) means over seeds of a diagnostic of pairs of tasks; NaN for a pair without values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -15,24 +15,40 @@ from numpy.typing import NDArray
 
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, TASK_COLOURS
-from experiments.analysis.plots.style import RC, draw_curve, draw_matrix, grid_of_panels
+from experiments.analysis.plots.style import RC, draw_curve, grid_of_panels, handles_of
 from experiments.analysis.replicates import over_seeds
-from experiments.studies.fitting import ALONE, CLEAN, SAME_ROWS, Fit
+from experiments.studies.fitting import (
+    ALONE,
+    CLEAN,
+    CLEAN_SAME_ROWS,
+    GATED,
+    PUBLISHED,
+    SAME_ROWS,
+    STATIC_SAME_ROWS,
+    UNIT_NORM,
+    Fit,
+)
 from experiments.studies.problems import valley
 
 Array = NDArray[np.float64]
 
+ARROW_COLUMNS = 4
 BLUES = (TASK_COLOURS[0], TASK_COLOURS[4])  # the colours of two tasks; no method has a blue arrow
 
 STYLES: dict[str, dict[str, Any]] = {
     "naive": {"color": COLOURS["shared_dqn"], "linestyle": "-"},
     "static": {"color": COLOURS["pcgrad"], "linestyle": "-"},
+    PUBLISHED: {"color": COLOURS["aim"], "linestyle": ":"},
     "AIM": {"color": COLOURS["aim"], "linestyle": "-"},
+    UNIT_NORM: {"color": COLOURS["aim"], "linestyle": "--"},
+    GATED: {"color": "#AA4499", "linestyle": "-"},
     "GradNorm": {"color": COLOURS["gradnorm"], "linestyle": "-"},
     "RGB": {"color": COLOURS["rgb"], "linestyle": "-"},
     ALONE: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
     SAME_ROWS: {"color": COLOURS["shared_dqn"], "linestyle": ":"},
+    STATIC_SAME_ROWS: {"color": COLOURS["pcgrad"], "linestyle": ":"},
     CLEAN: {"color": COLOURS["independent_dqn"], "linestyle": "--"},
+    CLEAN_SAME_ROWS: {"color": COLOURS["independent_dqn"], "linestyle": ":"},
 }
 
 
@@ -65,71 +81,55 @@ def learning_curves(
             if change is not None and title == list(panels)[-1]:
                 axes.axvline(change, color="0.6", linewidth=0.8, linestyle=":")
         figure.axes[0].set_ylabel(unit)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        figure.legend(handles=handles_of(figure.axes), loc="outside right upper")
     return figure
-
-
-def heat_maps(matrices: Mapping[str, Array], names: Sequence[str], title: str) -> Figure:
-    """Matrices (T, T) over ordered pairs of tasks, without their diagonals, on a scale of colours from -1 to 1."""
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(0.6 + (1.6 + 0.55 * len(names)) * len(matrices), 1.5 + 0.5 * len(names)))
-        figure.set_layout_engine("constrained")
-        for axes, (label, matrix) in zip(grid_of_panels(figure, len(matrices), 3), matrices.items(), strict=True):
-            values = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
-            draw_matrix(axes, values, names)
-            axes.set_title(label)
-            axes.set_xlabel("... along this one's")
-        figure.axes[0].set_ylabel("gives up its component ...")
-        figure.suptitle(title)
-    return figure
-
-
-def learned_policy(fits: Iterable[Fit], names: Sequence[str], title: str) -> Figure:
-    """AIM's thresholds and interventions as heat maps, each the mean over `fits`, which are trainings with AIM."""
-    taus, interventions = zip(
-        *[(fit.tau, fit.intervention) for fit in fits if fit.tau is not None and fit.intervention is not None],
-        strict=True,
-    )
-    matrices = {
-        "thresholds tau": np.mean(taus, 0),
-        "interventions w (0 keeps, 1 removes)": np.mean(interventions, 0),
-    }
-    return heat_maps(matrices, names, f"{title}, mean over {len(taus)} seeds")
 
 
 def gradient_arrows(
     cases: Mapping[str, tuple[Array, Array, Mapping[str, Array]]],
 ) -> Figure:
-    """Descent directions at the origin, beside two bowls.
+    """Descent directions at the origin, beside two bowls: a block of panels for each case, a panel for each method.
+
+    In each panel the two tasks' arrows are thin and lie on the method's own, which is broad, so that none of them
+    covers another one, even where they are the same.
 
     Args:
-        cases: by the panel's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
+        cases: by the block's title, the minima of the two bowls (2, 2), their steepness (2,), and the direction (2,) of
             each method's update.
     """
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(1.9 + 4.0 * len(cases), 3.4), layout="constrained")
-        for axes, (title, (minima, steepness, updates)) in zip(
-            grid_of_panels(figure, len(cases), 3), cases.items(), strict=True
-        ):
+        rows = [-(-len(updates) // ARROW_COLUMNS) for _, _, updates in cases.values()]
+        figure = Figure(figsize=(2.1 * ARROW_COLUMNS, 0.8 + 1.75 * sum(rows)), layout="constrained")
+        blocks = figure.subfigures(len(cases), 1, height_ratios=rows, squeeze=False)[:, 0]
+        for block, (title, (minima, steepness, updates)) in zip(blocks, cases.items(), strict=True):
             gradients = steepness[:, None] * minima  # downhill, at the origin
-            arrows = {f"task {task + 1} alone": (g, BLUES[task]) for task, g in enumerate(gradients)}
-            arrows |= {method: (update, str(STYLES[method]["color"])) for method, update in updates.items()}
-            reach = 1.25 * max(float(np.abs(arrow).max()) for arrow, _ in arrows.values())
-            grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
-            for task, minimum in enumerate(minima):
-                bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
-                axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.3, linewidths=0.8)
-            for width, (arrow, colour) in zip(np.linspace(0.016, 0.006, len(arrows)), arrows.values(), strict=True):
-                axes.quiver(
-                    *(0, 0), *arrow, color=colour, angles="xy", scale_units="xy", scale=1, width=width, zorder=3
-                )
-            axes.set(xlim=(-reach, reach), ylim=(-0.4 * reach, reach), aspect="equal", title=title, xlabel="θ₁")
-            handles = [Line2D([], [], color=colour, label=name, linewidth=2) for name, (_, colour) in arrows.items()]
-        figure.axes[0].set_ylabel("θ₂")
-        figure.legend(handles=handles, loc="outside right upper")
-        figure.suptitle("Where two tasks want to go, and where each method goes (downhill arrows)")
+            reach = 1.15 * float(np.abs(np.stack([*gradients, *updates.values()])).max())
+            block.suptitle(title)
+            panels = grid_of_panels(block, len(updates), ARROW_COLUMNS)
+            for axes, (method, update) in zip(panels, updates.items(), strict=True):
+                _draw_bowls(axes, minima, steepness, reach)
+                _draw_arrow(axes, update, str(STYLES[method]["color"]), 0.05, alpha=0.5)
+                for gradient, colour in zip(gradients, BLUES, strict=True):
+                    _draw_arrow(axes, gradient, colour, 0.012)
+                axes.set(xlim=(-reach, reach), ylim=(-0.3 * reach, reach), aspect="equal", xticks=[], yticks=[])
+                axes.set_title(method, fontsize="small")
+        handles = [Line2D([], [], color=colour, label=f"task {i + 1} alone", lw=1) for i, colour in enumerate(BLUES)]
+        handles.append(Line2D([], [], color="0.5", label="the method's update", lw=5, alpha=0.5))
+        blocks[-1].legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def _draw_bowls(axes: Axes, minima: Array, steepness: Array, reach: float) -> None:
+    grid = np.stack(np.meshgrid(*[np.linspace(-reach, reach, 80)] * 2))  # (2, 80, 80)
+    for task, minimum in enumerate(minima):
+        bowl = steepness[task] * ((grid - minimum[:, None, None]) ** 2).sum(0)
+        axes.contour(*grid, np.sqrt(bowl), levels=7, colors=BLUES[task], alpha=0.25, linewidths=0.6)
+
+
+def _draw_arrow(axes: Axes, end: Array, colour: str, width: float, alpha: float = 1.0) -> None:
+    head = {"headwidth": 3, "headlength": 3, "headaxislength": 3} if alpha < 1 else {}
+    look: dict[str, Any] = {"color": colour, "width": width, "alpha": alpha, "linewidth": 0, **head}
+    axes.quiver(0, 0, *end, angles="xy", scale_units="xy", scale=1, zorder=3, **look)
 
 
 def transfer(relatedness: Sequence[float], gains: Sequence[Sequence[float]]) -> Figure:
@@ -193,6 +193,33 @@ def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[st
             axes.set_yticks(range(len(own)), list(own))
             axes.set(xlim=(0, 1), xlabel=f"share of {tasks[task]}'s word use on its own words")
         panels[0].invert_yaxis()
+    return figure
+
+
+def bars(panels: Mapping[str, Mapping[str, Mapping[int, float]]], unit: str, title: str) -> Figure:
+    """A number for each method as a bar with its 95 % interval, and each seed as a dot: one panel per setting.
+
+    Args:
+        panels: the numbers by the panel's title, method and seed.
+        unit: the label of the horizontal axis.
+        title: the title above all panels.
+    """
+    with mpl.rc_context(RC):
+        rows = max(len(of) for of in panels.values())
+        figure = Figure(figsize=(1.2 + 3.2 * len(panels), 1.2 + 0.35 * rows), layout="constrained")
+        axes_of = grid_of_panels(figure, len(panels), len(panels), sharey=True, sharex=True)
+        for axes, (name, by_method) in zip(axes_of, panels.items(), strict=True):
+            for row, (method, by_seed) in enumerate(by_method.items()):
+                values = np.array(list(by_seed.values()), float)
+                mean, half = means(values[:, None])
+                axes.barh(row, mean[0], color=STYLES[method]["color"], alpha=0.5)
+                axes.plot(values, np.full(len(values), row), ".", color="0.3", markersize=3)
+                if half is not None:
+                    axes.errorbar(mean[0], row, xerr=half[0], color="black", capsize=2, linewidth=1)
+            axes.set_yticks(range(len(by_method)), list(by_method))
+            axes.set(xlabel=unit, title=name)
+        axes_of[0].invert_yaxis()
+        figure.suptitle(title)
     return figure
 
 

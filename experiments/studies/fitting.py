@@ -4,31 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from experiments.program.terminal import progress
+from experiments.studies.published_aim import PublishedAIM
 from experiments.supervised.data import Samples
 from mtrl import Balance, Balancer, LookaheadGuidance, make_balancer
 from mtrl.gradients import TaskGradients
+from mtrl.guidance import GuidanceLoss, combined
 from mtrl.models import MultiTaskModel, task_losses
 
 Array = NDArray[np.float64]
-Result = TypeVar("Result")
+Net = TypeVar("Net", bound=nn.Module)
 
 POINTS = 60  # points of a learning curve
 LATE = 0.25  # weights and interventions are averaged over the last quarter of the last phase
 
-METHODS = {"naive": "equal", "static": "pcgrad", "AIM": "aim", "GradNorm": "gradnorm", "RGB": "rgb"}
+PUBLISHED = "AIM as published"
+GATED = "AIM with gate"
+
+METHODS = {
+    "naive": "equal",
+    "static": "pcgrad",
+    PUBLISHED: "published",
+    "AIM": "aim",
+    GATED: "aim",
+    "GradNorm": "gradnorm",
+    "RGB": "rgb",
+}
 """The balancer behind each method's name in the reports; `static` is PCGrad, a fixed rule."""
+
+JUDGED = (PUBLISHED, GATED)  # the document's claims about AIM are tested for these two
+WITH_GATE: dict[str, Any] = {
+    "gate": True,
+    "guidance_loss": "log_sum",
+    "magnitude_weight": 0.01,
+    "progress_weight": 0.01,
+}
 
 ALONE = "alone"  # one model per task
 SAME_ROWS = "naive, AIM's rows"  # trained without the rows that AIM holds out; shows what holding them out costs
+STATIC_SAME_ROWS = "static, AIM's rows"
 CLEAN = "naive, no noise task"  # shows what the noise task costs
+CLEAN_SAME_ROWS = "naive, no noise task, AIM's rows"
+UNIT_NORM = "AIM, unit-norm guidance"
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,8 @@ class Fit:
     intervention: Array | None = (
         None  # (T, T), AIM's w: how far task i gives way to task j, mean over the end of the last phase
     )
+    taus: Array | None = None  # (P, T, T), AIM's thresholds at each point; NaN before the first update
+    reach: Array | None = None  # (T, 2), see `reach_of`, mean over the end of the last phase
 
     @property
     def final(self) -> Array:
@@ -76,8 +101,8 @@ def fit(
 ) -> Fit:
     """Train with Adam through the phases, one after the other. Every update uses all rows of its phase.
 
-    The balancer keeps its state from phase to phase. AIM's guidance loss is the plain sum of all losses on the phase's
-    guidance rows, after one step of plain gradient descent.
+    The balancer keeps its state from phase to phase. AIM's guidance loss is the sum of all losses on the phase's
+    guidance rows, or with a gate the sum of their logarithms, after one step of plain gradient descent.
 
     Args:
         losses: the T losses of the model with its present parameters, each a scalar.
@@ -108,7 +133,8 @@ def fit(
     for phase in phases:
         rows = phase.train
         if balancer.wants_guidance:
-            balancer.set_guidance(LookaheadGuidance(_total(losses, phase.guidance), shared), eta=learning_rate)
+            guidance = LookaheadGuidance(_on(losses, phase.guidance), shared, balancer.guidance_loss)
+            balancer.set_guidance(guidance, eta=learning_rate)
         else:
             rows = joined(phase.train, phase.guidance)
         for _ in range(phase.steps):
@@ -118,27 +144,36 @@ def fit(
             optimizer.step()
             done += 1
     observe(phases[-1].validation)
-    late = answers[-max(1, int(LATE * phases[-1].steps)) :]
-    tau, intervention = (_mean(late, name) for name in ("tau", "intervention"))
-    if (learned := balancer.state_dict().get("tau")) is not None:
-        tau = learned.numpy().copy()
-    return _results(points, late, tau, intervention)
+    return _results(points, answers, max(1, int(LATE * phases[-1].steps)))
 
 
-def _results(
-    points: Sequence[tuple[int, Array]], late: Sequence[Balance], tau: Array | None, intervention: Array | None
-) -> Fit:
-    """The results of a training, from its learning curve and the balancer's last answers."""
+def _results(points: Sequence[tuple[int, Array]], answers: Sequence[Balance], late: int) -> Fit:
+    """The results of a training, from its learning curve and the balancer's answers, of which the last are `late`."""
     errors = np.stack([errors for _, errors in points])
     if not np.isfinite(errors).all():
         raise FloatingPointError("a validation loss is not finite")
+    of_end, steps = answers[-late:], [step for step, _ in points]
+    learns = "tau" in answers[-1].diagnostics
+    taus = [answers[min(step, len(answers) - 1)].diagnostics["tau"].numpy() for step in steps] if learns else None
     return Fit(
-        steps=np.array([step for step, _ in points], float),
+        steps=np.array(steps, float),
         errors=errors,
-        weights=torch.stack([answer.coefficients for answer in late]).mean(0).double().numpy(),
-        tau=tau,
-        intervention=intervention,
+        weights=torch.stack([answer.coefficients for answer in of_end]).mean(0).double().numpy(),
+        tau=None if taus is None else taus[-1],
+        intervention=_mean(of_end, "intervention"),
+        taus=None if taus is None else np.stack(taus),
+        reach=np.mean([reach_of(answer) for answer in of_end], 0) if learns else None,
     )
+
+
+def reach_of(answer: Balance) -> Array:
+    """The least and the most (T, 2) that AIM's coefficient of each task can be without a gate, whatever its thresholds.
+
+    beta_j = 1 - sum_{i != j} w_ij G_ij / G_jj with every w_ij between 0 and 1.
+    """
+    w, removed = answer.diagnostics["intervention"], answer.diagnostics["ratio"]
+    others = removed.numpy() * ~np.eye(len(w), dtype=bool)
+    return 1 - np.stack([np.maximum(others, 0).sum(0), np.minimum(others, 0).sum(0)], 1)
 
 
 def fit_model(
@@ -209,28 +244,43 @@ def split(samples: Samples, train: int, guidance: int, steps: int) -> Phase:
     return Phase(samples[:train], samples[train:end], samples[end:], steps)
 
 
-def seeded(make: Callable[[], MultiTaskModel], seed: int) -> MultiTaskModel:
-    """Make a model whose first weights depend on `seed` alone. PyTorch's global generator is not changed."""
+def seeded(make: Callable[[], Net], seed: int) -> Net:
+    """Make a model in float64 whose first weights depend on `seed` alone.
+
+    In float64 a difference of rounding between two machines stays far below what a verdict depends on. PyTorch's global
+    generator is not changed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make()
+        return make().double()
 
 
 def _balancer(method: str, num_tasks: int, policy_lr: float) -> tuple[Balancer, list[Balance]]:
     """The method's balancer, and a list to which the balancer appends each of its answers."""
-    options = {"lr": policy_lr} if method == "AIM" else {}
-    balancer = make_balancer(METHODS[method], num_tasks, **options)
+    balancer = _make(method, num_tasks, lr=policy_lr)
     answers: list[Balance] = []
 
     def keep(module: nn.Module, arguments: tuple[TaskGradients, ...], answer: Balance) -> None:
+        if "tau" in answer.diagnostics:
+            gramian = arguments[0].gramian.double()
+            ratio = gramian / gramian.diagonal().clamp(min=torch.finfo(torch.float64).tiny)
+            answer = replace(answer, diagnostics={**answer.diagnostics, "ratio": ratio})
         answers.append(answer)
 
     balancer.register_forward_hook(keep)
     return balancer, answers
 
 
-def _total(losses: Callable[[Samples], Sequence[Tensor]], samples: Samples) -> Callable[[], Tensor]:
-    return lambda: torch.stack(list(losses(samples))).sum()
+def _make(method: str, num_tasks: int, **aim: Any) -> Balancer:
+    """The method's balancer; `aim` are options of AIM, with or without a gate."""
+    if method == PUBLISHED:
+        return PublishedAIM(num_tasks)
+    options = {**(WITH_GATE if method == GATED else {}), **aim} if METHODS[method] == "aim" else {}
+    return make_balancer(METHODS[method], num_tasks, **options)
+
+
+def _on(losses: Callable[[Samples], Sequence[Tensor]], samples: Samples) -> Callable[[], Sequence[Tensor]]:
+    return lambda: losses(samples)
 
 
 def _mean(answers: Sequence[Balance], name: str) -> Array | None:
@@ -238,40 +288,23 @@ def _mean(answers: Sequence[Balance], name: str) -> Array | None:
     return torch.stack(found).mean(0).double().numpy() if found else None
 
 
-def settled(gradients: Array, method: str, calls: int) -> Array:
+def settled(gradients: Array, method: str, calls: int, guidance_loss: GuidanceLoss = "sum") -> Array:
     """The method's update (D,) after `calls` calls with the same gradients (T, D) and losses of 1.
 
-    The guidance gradient of AIM is the sum of the gradients.
+    The guidance gradient of AIM is what `guidance_loss` makes of the same gradients.
     """
-    balancer = make_balancer(METHODS[method], len(gradients))
+    balancer = _make(method, len(gradients))
     jacobian, losses = torch.from_numpy(gradients), torch.ones(len(gradients), dtype=torch.float64)
     if balancer.wants_guidance:
-        balancer.set_guidance(lambda step: jacobian.sum(0))
+        direction = combined(jacobian, losses, guidance_loss)
+        balancer.set_guidance(lambda step: direction)
     for _ in range(calls):
         update = balancer.combine(jacobian, losses)
     return np.asarray(update.numpy())
 
 
-def harms(gradients: Array, method: str, calls: int) -> bool:
+def harms(gradients: Array, method: str, calls: int, guidance_loss: GuidanceLoss = "sum") -> bool:
     """Whether the update that `settled` returns raises one of the losses to first order, by more than rounding."""
-    update = settled(gradients, method, calls)
+    update = settled(gradients, method, calls, guidance_loss)
     along = gradients @ update / np.linalg.norm(gradients, axis=1)
     return bool((along < -1e-9 * np.linalg.norm(gradients, axis=1).sum()).any())
-
-
-def collect(
-    title: str, methods: Sequence[str], seeds: Sequence[int], train: Callable[[str, int], Result], quiet: bool
-) -> dict[str, dict[int, Result]]:
-    """Call `train` for every method and seed and return the results by method and seed.
-
-    A progress bar with this title is shown unless `quiet`.
-    """
-    torch.set_num_threads(1)  # two threads are slower at these sizes
-    results: dict[str, dict[int, Result]] = {method: {} for method in methods}
-    with progress(quiet) as bar:
-        row = bar.add_task(title, total=len(methods) * len(seeds))
-        for seed in seeds:
-            for method in methods:
-                results[method][seed] = train(method, seed)
-                bar.advance(row)
-    return results

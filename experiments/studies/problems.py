@@ -39,7 +39,13 @@ def related_tasks(
     features, targets = generate_synthetic_multi_task_data(
         train + guidance + VALIDATION, input_dim, [None] * tasks, seed=seed, relatedness=relatedness
     )
-    return split(Samples(features, targets), train, guidance, steps)
+    return split(in_float64(Samples(features, targets)), train, guidance, steps)
+
+
+def in_float64(samples: Samples) -> Samples:
+    """The same rows, with every number that is not a class in float64."""
+    targets = [target.double() if target.is_floating_point() else target for target in samples.targets]
+    return Samples(samples.features.double(), targets)
 
 
 def with_noise_task(phase: Phase, seed: int) -> Phase:
@@ -47,7 +53,7 @@ def with_noise_task(phase: Phase, seed: int) -> Phase:
     generator = torch.Generator().manual_seed(seed)
 
     def more(samples: Samples) -> Samples:
-        return Samples(samples.features, [*samples.targets, torch.randn(len(samples), generator=generator)])
+        return Samples(samples.features, [*samples.targets, torch.randn(len(samples), generator=generator).double()])
 
     return Phase(more(phase.train), more(phase.guidance), more(phase.validation), phase.steps)
 
@@ -68,7 +74,7 @@ def drifting_tasks(seed: int, *, input_dim: int, degrees: float, train: int, gui
         features = torch.randn(train + guidance + VALIDATION, input_dim, generator=generator)
         noise = 0.1 * torch.randn(2, len(features), generator=generator)
         targets = [(features @ t + e) / math.hypot(1.0, 0.1) for t, e in zip((one, other), noise, strict=True)]
-        phases.append(split(Samples(features, targets), train, guidance, steps))
+        phases.append(split(in_float64(Samples(features, targets)), train, guidance, steps))
     return phases
 
 
@@ -98,7 +104,7 @@ def valley(theta: Tensor, noise: Tensor) -> Tensor:
     bend = torch.tanh(theta[1])
     residuals = torch.stack([0.5 * theta[0] + bend, 0.5 * theta[0] - bend + 2.0])  # (2, ...)
     noisy = residuals[..., None] + noise.T.reshape(2, *(1,) * (residuals.ndim - 1), -1)
-    scale = torch.tensor([20.0, 25.0]).reshape(2, *(1,) * (residuals.ndim - 1))
+    scale = torch.tensor([20.0, 25.0], dtype=theta.dtype).reshape(2, *(1,) * (residuals.ndim - 1))
     return scale * torch.log1p(1000.0 * noisy.square()).mean(-1)
 
 
@@ -107,7 +113,7 @@ def valley_problem(seed: int, *, train: int, guidance: int, steps: int) -> tuple
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(2, generator=generator) * torch.tensor([2.0, 1.0]) - torch.tensor([8.0, 2.5])
     noise = 0.01 * torch.randn(train + guidance + VALIDATION, 2, generator=generator)
-    return Valley(start), split(Samples(noise, []), train, guidance, steps)
+    return Valley(start.double()), split(in_float64(Samples(noise, [])), train, guidance, steps)
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def messages(seed: int, *, train: int, guidance: int, steps: int) -> Messages:
                 choice = sentences[names[label]]
                 sentence = choice[int(generator.integers(len(choice)))]
                 row[[words.index(word) for word in sentence - both]] += 1.0
-        return Samples(torch.from_numpy(rows), [torch.from_numpy(tone), torch.from_numpy(kind)])
+        return Samples(torch.from_numpy(rows).double(), [torch.from_numpy(tone), torch.from_numpy(kind)])
 
     parts = [write(train, OWN_TONE), write(guidance, OWN_TONE), write(VALIDATION, 0.5)]
     spread = joined(parts[0], parts[1]).features.std(0)

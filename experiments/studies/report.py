@@ -25,11 +25,14 @@ Array = NDArray[np.float64]
 Scores = Mapping[str, Mapping[int, ArrayLike]]  # by method and seed, the numbers of a row of the table (K,)
 
 SIGNIFICANT = 0.05
+SMALLEST_P = 0.001  # that is printed
 
 CRITERION = """\
 A claim is a number per seed that is above 0 where the claim is right, usually the difference of two methods on the same
 data. It **held** if the mean over seeds is above 0 with p < 0.05 in a two-sided paired t-test after Holm's correction
-for all claims of this study, and **the opposite held** if it is as surely below 0. Else it was **not shown**."""
+for all claims of this study, and **the opposite held** if it is as surely below 0. Else it was **not shown**. Margins
+have 95 % intervals, which are of each claim alone. The trainings are in float64 with one thread, so that the same seeds
+give the same verdicts again."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Claim:
     text: str
     margins: Mapping[int, float]  # for each seed, a number that is above 0 if the claim is right
     robustness: bool = False  # whether the claim is part of "naive low, static medium, AIM high"
+    method: str = ""  # the kind of AIM that the claim is about; empty if it is about none
+    document: str = ""  # a key of `document_claims.CLAIMS` if the claim tests what the document says
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,21 @@ class Verdict:
         """Whether the claim held."""
         return self.outcome == "held"
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """As it stands in results.json."""
+        difference, claim = self.comparison.difference, self.claim
+        return {
+            "claim": claim.text,
+            "about": claim.method,
+            "document": claim.document,
+            "outcome": self.outcome,
+            "margin": difference.value,
+            "interval": None if difference.interval is None else list(difference.interval),
+            "p_holm": self.comparison.p_holm,
+            "seeds": len(claim.margins),
+        }
+
 
 def judge(claims: Sequence[Claim]) -> list[Verdict]:
     """The verdict on each claim; see `CRITERION`."""
@@ -72,9 +92,17 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
     return [Verdict(claim, comparisons[claim.text]) for claim in claims]
 
 
-def lower(text: str, better: Mapping[int, float], worse: Mapping[int, float], *, robustness: bool = False) -> Claim:
-    """The claim that the scores `better` are below the scores `worse`. Both are given by seed; lower is better."""
-    return Claim(text, {seed: worse[seed] - better[seed] for seed in better}, robustness)
+def lower(text: str, better: Mapping[int, float], worse: Mapping[int, float], **of_claim: Any) -> Claim:
+    """The claim that the scores `better` are below the scores `worse`. Both are given by seed; lower is better.
+
+    `of_claim` are further arguments of `Claim`.
+    """
+    return Claim(text, {seed: worse[seed] - better[seed] for seed in better}, **of_claim)
+
+
+def p_in_words(p: float | None) -> str:
+    """A p-value with three decimals, `< 0.001` below that, and `-` if there is none."""
+    return "< 0.001" if p is not None and p < SMALLEST_P else number(p, "{:.3f}")
 
 
 @dataclass(frozen=True)
@@ -110,19 +138,30 @@ class Report:
     tables: Sequence[Table]
     verdicts: Sequence[Verdict]
     figures: Mapping[str, Figure] = field(repr=False)
+    findings: Sequence[str] = ()  # sentences that follow the tables
 
     @property
     def robustness(self) -> str:
-        """The verdict on "robustness: naive low, static medium, AIM high", from the claims that are part of it."""
+        """The verdict on "robustness: naive low, static medium, AIM high", from the claims that are part of it.
+
+        It is given for each kind of AIM that a claim is about.
+        """
         parts = [verdict for verdict in self.verdicts if verdict.claim.robustness]
+        kinds = list(dict.fromkeys(verdict.claim.method for verdict in parts if verdict.claim.method))
+        answers = [
+            f"{kind}: {self._robust([verdict for verdict in parts if verdict.claim.method in ('', kind)])}"
+            for kind in kinds
+        ] or [self._robust(parts)]
+        return f"Robustness naive low, static medium, AIM high (claims marked *): {'; '.join(answers)}."
+
+    @staticmethod
+    def _robust(parts: Sequence[Verdict]) -> str:
         held = sum(verdict.held for verdict in parts)
         if any(verdict.comparison.p is None for verdict in parts):
-            answer = "one seed: cannot tell"
-        elif held == len(parts):
-            answer = "held"
-        else:
-            answer = f"held in part ({held} of {len(parts)} claims)" if held else "did not hold"
-        return f"Robustness naive low, static medium, AIM high (claims marked *): {answer}."
+            return "one seed: cannot tell"
+        if held == len(parts):
+            return "held"
+        return f"held in part ({held} of {len(parts)} claims)" if held else "did not hold"
 
     @property
     def markdown(self) -> str:
@@ -130,7 +169,9 @@ class Report:
         parts = [f"# {self.title}", self.setting]
         for numbers in self.tables:
             parts += [f"## {numbers.title}", numbers.markdown]
-        parts += ["## Claims", CRITERION, self.verdict_table, f"**{self.robustness}**"]
+        parts += [*self.findings, "## Claims", CRITERION, self.verdict_table]
+        if any(verdict.claim.robustness for verdict in self.verdicts):
+            parts.append(f"**{self.robustness}**")
         return "\n\n".join(parts) + "\n"
 
     @property
@@ -140,7 +181,7 @@ class Report:
         for verdict in self.verdicts:
             claim = f"{verdict.claim.text} *" if verdict.claim.robustness else verdict.claim.text
             margin = cell(verdict.comparison.difference, "{:+.3f}")
-            rows.append([claim, margin, number(verdict.comparison.p_holm, "{:.3f}"), verdict.outcome])
+            rows.append([claim, margin, p_in_words(verdict.comparison.p_holm), verdict.outcome])
         return table(["claim", "mean margin", "p (Holm)", "verdict"], rows)
 
     def write(self, folder: Path) -> None:
@@ -160,7 +201,8 @@ class Report:
             "versions": versions("mtrl", "torch", "numpy"),
             "columns": {each.title: list(each.columns) for each in self.tables},
             "numbers": numbers,
-            "verdicts": {verdict.claim.text: verdict.outcome for verdict in self.verdicts},
+            "findings": list(self.findings),
+            "verdicts": [verdict.record for verdict in self.verdicts],
             "robustness": self.robustness,
         }
         with replacing(folder / "results.json") as file:

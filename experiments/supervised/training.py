@@ -19,7 +19,7 @@ from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
 from mtrl.conflict import cosines
 from mtrl.files import one_line
 from mtrl.gradients import TaskGradients
-from mtrl.models import MultiTaskModel, multi_task_loss, task_losses
+from mtrl.models import MultiTaskModel, task_losses
 
 KIND = "supervised"
 LARGEST_CHUNK = 4_096  # samples per batch of the validation
@@ -73,7 +73,8 @@ class Learner:
     own weighted loss.
 
     AIM's guidance set is a share of the training samples, on which AIM does not train. The guidance loss is evaluated
-    after one step of plain gradient descent at the learning rate.
+    after one step of plain gradient descent at the learning rate; the balancer's option `guidance_loss` says how it is
+    made of the tasks' losses.
 
     Args:
         settings: the settings, which must have been checked.
@@ -123,10 +124,10 @@ class Learner:
             order = torch.randperm(len(self.train), generator=self._order).to(self.device)
             held_out, self.train = self.train[order[:count]], self.train[order[count:]]
 
-            def guidance_loss() -> Tensor:
-                return multi_task_loss(self.model(held_out.features), held_out.targets, self._weights)
+            def held_out_losses() -> list[Tensor]:
+                return self._weighted(task_losses(self.model(held_out.features), held_out.targets))
 
-            guidance = LookaheadGuidance(guidance_loss, self._shared)
+            guidance = LookaheadGuidance(held_out_losses, self._shared, self.balancer.guidance_loss)
             self.balancer.set_guidance(guidance, eta=training.learning_rate)
 
     def epoch(self) -> Epoch:

@@ -21,7 +21,7 @@ from mtrl.gradients import (
     as_parameters,
     norms_of_rows,
 )
-from mtrl.guidance import LookaheadGuidance
+from mtrl.guidance import GuidanceLoss, LookaheadGuidance
 from mtrl.limits import check_choice, check_number
 from mtrl.states import Like, check_form
 
@@ -30,6 +30,7 @@ Thresholds = Literal["matrix", "scalar"]
 Guidance = Literal["lookahead", "none"]
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's own defaults
+OPEN = 0.5  # the first threshold of a gate; 1 halves the task's gradient
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,20 @@ class AIM(Balancer):
 
         dL_guide/dtau_ij = eta k w_ij (1 - w_ij) (G_ij / G_jj) (g_j.h).
 
+    **Gates.** The pairwise thresholds remove only what two gradients have in common. Gradients of many parameters are
+    nearly orthogonal, so beta_j stays near 1, and no tau_ij shuts out a task of pure noise. With `gate=True` the sums
+    run over j = i as well. The cosine of g_i with itself is 1, so that
+
+        w_ii = sigmoid(k (tau_ii - 1)),   beta_j = 1 - w_jj - sum_{i != j} w_ij G_ij / G_jj:
+
+    the threshold tau_ii scales the whole gradient of task i by 1 - w_ii. It begins at 0.5, where 0.7 % is removed with
+    k = 10; 1 removes half. It learns by the same formulas, with G_jj / G_jj = 1.
+
     Where this departs from the paper and its public codes, and why:
 
     * The public codes evaluate the guidance loss at the present parameters, where its gradient with respect to tau is
       zero. Here it is evaluated one step of size eta ahead, where the update would lead.
+    * The paper has no gates. They are this project's, and off unless they are asked for.
     * Each term is divided by its natural scale, which does not change the direction of its gradient. Otherwise the
       magnitude and progress terms would grow with the square of the gradients' scale, and the guidance term would
       vanish with eta.
@@ -79,23 +90,32 @@ class AIM(Balancer):
         num_tasks: T.
         tau: `"matrix"` for one threshold per ordered pair, `"scalar"` for one threshold for all pairs. Thresholds start
             at 0. Default `"matrix"`.
+        gate: whether the diagonal of tau is in use, as a gate for each task. It needs `tau="matrix"`. The
+            gates of `experiments.studies` learn with `guidance_loss="log_sum"` and 0.01 as `magnitude_weight` and
+            `progress_weight`; a large magnitude weight holds them open. Default False.
         k: how steeply the intervention w rises around its threshold. Default 10.
         lr: learning rate of the thresholds. Default 1e-3.
         guidance: `"lookahead"` or `"none"`. Default `"lookahead"`.
+        guidance_loss: how the agents and programs of this project make one guidance loss of the held-out losses of the
+            tasks: `"sum"`, `"log_sum"` or `"unit_norm"`; see `LookaheadGuidance`. A guidance of your own is used as
+            it is. With `"log_sum"` losses must be positive. Default `"sum"`.
         policy_interval: the number of updates from one step of the policy to the next; the first update has one. A step
             with guidance takes one more forward and backward pass, so that with 10 a run is almost as fast as without
             guidance. Default 1, as in the paper.
         guidance_weight: weight of the guidance term. Default 1.
         magnitude_weight: weight of the magnitude term. Default 0.1.
-        progress_weight: weight of the progress term. With 0, losses may have any sign. Default 0.1.
+        progress_weight: weight of the progress term. With 0, and without `"log_sum"`, losses may have any sign.
+            Default 0.1.
         scale: see `Balancer`.
 
     Diagnostics: `weight` (T,), the coefficients beta; `alignment` (T,), the cosine of each g_j with h at the last
     guided step of the policy, and 0 before the first; `tau`, `intervention` (w) and `cosine`, each (T, T), where row i
-    belongs to the task whose gradient is changed; and the terms `magnitude` and `progress`, without their weights.
+    belongs to the task whose gradient is changed; and the terms `magnitude` and `progress`, without their weights. With
+    gates also `gate` (T,), the share 1 - w_ii of each gradient that passes, and `gate_tau` (T,), the diagonal of `tau`;
+    without them the diagonals of `tau` and of w are 0.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or `gate` is asked for with `tau="scalar"`.
     """
 
     looks_at = "gramian"
@@ -107,16 +127,16 @@ class AIM(Balancer):
     updates: Tensor
     policy_steps: Tensor
 
-    for_any_losses = "progress_weight=0"
-
     def __init__(
         self,
         num_tasks: int,
         *,
         tau: Thresholds = "matrix",
+        gate: bool = False,
         k: float = 10.0,
         lr: float = 1e-3,
         guidance: Guidance = "lookahead",
+        guidance_loss: GuidanceLoss = "sum",
         policy_interval: int = 1,
         guidance_weight: float = 1.0,
         magnitude_weight: float = 0.1,
@@ -126,15 +146,22 @@ class AIM(Balancer):
         super().__init__(num_tasks, scale=scale)
         check_choice("tau", tau, get_args(Thresholds))
         check_choice("guidance", guidance, get_args(Guidance))
+        check_choice("guidance_loss", guidance_loss, get_args(GuidanceLoss))
+        if gate and tau == "scalar":
+            raise ValueError("gate is True, which needs tau='matrix': its diagonal holds the thresholds of the gates")
+        self.gate = bool(gate)
         self.k: float = check_number("k", k, above=0)
         self.lr: float = check_number("lr", lr, above=0)
         self.guidance: Guidance = guidance
         self.wants_guidance = guidance == "lookahead"
+        self.guidance_loss: GuidanceLoss = guidance_loss
         self.policy_interval: int = check_number("policy_interval", policy_interval, least=1, whole=True)
         self.guidance_weight: float = check_number("guidance_weight", guidance_weight, least=0)
         self.magnitude_weight: float = check_number("magnitude_weight", magnitude_weight, least=0)
         self.progress_weight: float = check_number("progress_weight", progress_weight, least=0)
-        self.needs_positive_losses = progress_weight > 0
+        takes_logarithms = self.wants_guidance and guidance_loss == "log_sum"
+        self.needs_positive_losses = progress_weight > 0 or takes_logarithms
+        self.for_any_losses = "progress_weight=0" + " and guidance_loss='unit_norm'" * takes_logarithms
         self._guide: _Guide | None = None
         shape = () if tau == "scalar" else (num_tasks, num_tasks)
         for name in ("tau", "exp_avg", "exp_avg_sq"):
@@ -142,15 +169,18 @@ class AIM(Balancer):
         self.register_buffer("alignment", torch.zeros(num_tasks, dtype=torch.float64, device="cpu"))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.register_buffer("policy_steps", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.reset()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `to`, `cuda` and `half` come here: the state stays in float64 on the CPU, where it is computed.
         return self
 
     def reset(self) -> None:
-        """Return to thresholds of 0 and a policy without history. The guidance stays set."""
+        """Return to thresholds of 0, gates of 0.5 and a policy without history. The guidance stays set."""
         for buffer in self.buffers():
             buffer.zero_()
+        if self.gate:
+            self.tau.fill_diagonal_(OPEN)
 
     def check_state(self, size: int) -> None:
         """See `Balancer.check_state`."""
@@ -181,7 +211,8 @@ class AIM(Balancer):
         C = clip(G * inverse[:, None] * inverse)
         m = n / N if N > 0 else n
         w = 0.5 + 0.5 * np.tanh(0.5 * self.k * (tau - C))  # the sigmoid, without its overflow
-        w.flat[:: len(n) + 1] = 0.0  # the diagonal
+        if not self.gate:
+            w.flat[:: len(n) + 1] = 0.0  # the diagonal
         removed = w * C * m[:, None]  # (T, T): the part along u_j that is removed from g_i, divided by N
         b = m - removed.sum(0)
         beta = torch.from_numpy(np.where(n > 0, b * (N * inverse), 1.0))
@@ -200,6 +231,7 @@ class AIM(Balancer):
             self._step(-self.k * (1.0 - w) * removed * by_b)
         updates += 1
         aligned = alignment.copy()
+        gates = {"gate": 1.0 - w.diagonal(), "gate_tau": used.diagonal()} if self.gate else {}
         diagnostics = Deferred(
             lambda: {
                 "weight": beta,
@@ -209,6 +241,7 @@ class AIM(Balancer):
                 "magnitude": torch.tensor((norm - 1.0) ** 2 if N > 0 else 0.0, dtype=torch.float64, device="cpu"),
                 "progress": torch.tensor(alpha @ (m * along), dtype=torch.float64, device="cpu"),
                 "alignment": torch.from_numpy(aligned),
+                **{name: torch.from_numpy(values.copy()) for name, values in gates.items()},
             }
         )
         return Balance(beta.to(gramian.device), diagnostics=diagnostics)

@@ -24,6 +24,7 @@ from mtrl.gradients import (
     accumulate,
     by_task,
 )
+from mtrl.guidance import GuidanceLoss
 from mtrl.limits import check_choice, check_number
 from mtrl.memory import DirectionMemory
 from mtrl.states import check_form
@@ -114,6 +115,8 @@ class Balancer(nn.Module):
             are positive; the losses of actors are not. Default False.
         for_any_losses: the argument with which the method takes losses of any sign, for messages.
         wants_guidance: whether the method makes use of `set_guidance`. Default False.
+        guidance_loss: how one guidance loss is made of the tasks' held-out losses, for whoever makes the guidance; see
+            `LookaheadGuidance`. Default `"sum"`.
         has_memory: whether the method itself turns updates towards past ones. An agent then has no memory of its own
             unless it is asked for one. Default False.
         task_state: the names of attributes, tensors or NumPy arrays, that hold a number for each task (T,) or for each
@@ -127,6 +130,7 @@ class Balancer(nn.Module):
     needs_positive_losses = False
     for_any_losses = "another method"
     wants_guidance = False
+    guidance_loss: GuidanceLoss = "sum"
     has_memory = False
     task_state: ClassVar[tuple[str, ...]] = ()
 

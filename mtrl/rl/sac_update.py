@@ -223,27 +223,28 @@ class ActorCriticUpdate(Update):
 
     def guide(self) -> None:
         """Give the balancers that want it their guidance; see `SharedUpdate.guide`."""
-        for network, loss in ((self.critic, self.held_out_critic_loss), (self.actor, self.held_out_actor_loss)):
+        for network, losses in ((self.critic, self.held_out_critic_losses), (self.actor, self.held_out_actor_losses)):
             rate = network.optimizer.param_groups[0]["lr"]
             if network.balancer.wants_guidance and rate > 0:
                 balancer: Any = network.balancer
-                balancer.set_guidance(LookaheadGuidance(loss, network.shared.parameters()), eta=rate)
+                guidance = LookaheadGuidance(losses, network.shared.parameters(), balancer.guidance_loss)
+                balancer.set_guidance(guidance, eta=rate)
 
-    def held_out_critic_loss(self) -> Tensor:
-        """The loss of the critics, summed over the tasks, on transitions that are held out from training."""
+    def held_out_critic_losses(self) -> Tensor:
+        """The loss of the critics for each task, (T,), on transitions that are held out from training."""
         assert self.held_out is not None
         batch = self.held_out()
         with torch.no_grad():
             targets = self.targets(batch, self.temperatures)
-        return self.critic_losses(batch, targets).sum()
+        return self.critic_losses(batch, targets)
 
-    def held_out_actor_loss(self) -> Tensor:
-        """The loss of the actor, summed over the tasks, on transitions that are held out from training."""
+    def held_out_actor_losses(self) -> Tensor:
+        """The loss of the actor for each task, (T,), on transitions that are held out from training."""
         assert self.held_out is not None
         batch = self.held_out()
         kept = self._log_densities
         try:
-            return self.losses_of_actor(batch, self.temperatures, self.noise(batch)).sum()
+            return self.losses_of_actor(batch, self.temperatures, self.noise(batch))
         finally:
             self._log_densities = kept
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtrl.balancers import Balancer
 from mtrl.gradients import Chain, ChainEngine, ParameterLayout, TaskGradients, inference
-from mtrl.guidance import LookaheadGuidance
+from mtrl.guidance import LookaheadGuidance, combined
 from mtrl.rl.balanced import BalancedNetwork
 from mtrl.rl.engines import chain_of
 from mtrl.rl.networks import in_order
@@ -363,27 +363,33 @@ class SharedUpdate(Update):
         """Takes a step (D,) and returns the gradient (D,) of the held-out loss at the weights minus that step."""
         if self.chain is not None:
             return self.chain_guidance
-        return LookaheadGuidance(self.held_out_loss, self.shared.parameters())
+        return LookaheadGuidance(self.held_out_losses, self.shared.parameters(), self.balancer.guidance_loss)
 
-    def held_out_loss(self) -> Tensor:
-        """Temporal-difference loss, summed over the tasks, on transitions that are held out from training."""
+    def held_out_losses(self) -> Tensor:
+        """Temporal-difference loss of each task, (T,), on transitions that are held out from training."""
         assert self.held_out is not None
         batch = self.held_out()
         with torch.no_grad():
             targets = self.targets(batch)
-        return self.losses(batch, targets).sum()
+        return self.losses(batch, targets)
 
     def chain_guidance(self, step: Tensor) -> Tensor:
-        """The same as `LookaheadGuidance` of `held_out_loss`, without autograd."""
+        """The same as `LookaheadGuidance` of `held_out_losses`, without autograd."""
         assert self.held_out is not None
         batch = self.held_out()
         here = self.weights.clone()
         self.weights.sub_(step)
         try:
-            return self.chain_gradients(self._guidance_chain, batch).jacobian[0]
+            gradients = self.chain_gradients(self._guidance_chain, batch)
+            if self.balancer.guidance_loss == "sum":
+                return gradients.jacobian[0]
+            assert gradients.losses is not None
+            return combined(gradients.jacobian, gradients.losses, self.balancer.guidance_loss)
         finally:
             self.weights.copy_(here)
 
     @cached_property
     def _guidance_chain(self) -> ChainEngine:
-        return ChainEngine(self.network.layers, 1, group=None)
+        # The gradient of a sum is one row. The other guidance losses need a row for each task.
+        rows = 1 if self.balancer.guidance_loss == "sum" else self.num_tasks
+        return ChainEngine(self.network.layers, rows, group=None)

@@ -224,6 +224,14 @@ def test_pairs_of_tasks(methods, tmp_path):
     assert tau[~np.eye(3, dtype=bool)] == pytest.approx(29 / 30)
     assert methods["rgb"].thresholds() is None
 
+    gates = {f"balancer/{task}/gate_tau": 0.5 for task in TASKS}
+    make_run(tmp_path / "gated", "aim", 0, extra=[{"env_step": STEPS, **gates}])
+    gated = as_methods(load_runs(tmp_path / "gated")[0])
+    assert gated["aim"].thresholds().diagonal().tolist() == [0.5, 0.5, 0.5]
+    note = "On the diagonal are the gates"
+    assert note in FIGURES["aim_thresholds"](analyse(list(gated.values()))).note
+    assert note not in FIGURES["aim_thresholds"](analyse([methods["aim"]])).note
+
     make_run(tmp_path, "shared_dqn", 0, extra=[{"env_step": STEPS, "balancer/tau": 0.25}])  # one for all pairs
     tau = as_methods(load_runs(tmp_path)[0])["shared_dqn"].thresholds()
     assert tau[0].tolist() == pytest.approx([np.nan, 0.25, 0.25], nan_ok=True)

@@ -32,6 +32,7 @@ import experiments.plot_recording
 import experiments.program.random_policy
 import experiments.studies.figures
 import experiments.studies.fitting
+import experiments.studies.policy_figures
 import experiments.studies.report
 import experiments.supervised.figures
 import experiments.sweep.estimate
@@ -62,7 +63,7 @@ METHODS = tuple(methods.METHODS)
 TRAIN = ("shared_dqn", "aim", "brc", "gradnorm", "independent_dqn", "memory", "rgb", "static", "torchjd")
 EVALUATE = ("shared_dqn", "independent_dqn", "torchjd")
 BENCHMARKS = ("memory", "scaling", "time_to_return", "training", "update")
-STUDIES = ("interference", "sabotage", "static_heuristics", "mixed_signals")
+STUDIES = ("interference", "sabotage", "static_heuristics", "mixed_signals", "original")
 LISTS = {  # argument lists for each command
     **{"train": 120, "evaluate": 120, "analyze": 250, "benchmark": 120},
     **{"sweep": 60, "compare_weights": 80, "plot_recording": 80, "supervised": 50, "study": 40, "world_model": 40},
@@ -498,8 +499,10 @@ def test_studies(name: str, root: Path, template: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(experiments.studies.fitting, "fit", fit)
     monkeypatch.setattr(experiments.studies.fitting, "settled", lambda gradients, *_: gradients.sum(0))
     monkeypatch.setattr(experiments.studies.report, "save", lambda *_: None)
-    for figure in ("learning_curves", "heat_maps", "gradient_arrows", "transfer", "valley_paths", "feature_use"):
+    for figure in ("learning_curves", "gradient_arrows", "transfer", "valley_paths", "feature_use", "bars"):
         monkeypatch.setattr(experiments.studies.figures, figure, lambda *_, **__: Figure())
+    for figure in ("thresholds", "threshold_curves"):
+        monkeypatch.setattr(experiments.studies.policy_figures, figure, lambda *_, **__: Figure())
     module = importlib.import_module(f"experiments.studies.{name}")
     (config_type,) = (c for n, c in vars(module).items() if n.endswith("Config") and c.__module__ == module.__name__)
     fuzz(module.main, config_type, root, template, LISTS["study"], 420 + STUDIES.index(name), ["--quick", "--quiet"])

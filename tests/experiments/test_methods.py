@@ -344,6 +344,8 @@ def test_settings_of_a_method_reach_what_it_runs(tmp_path):
         ("brc", "--weight-decay -1", "weight_decay is -1.0"),
         ("aim", "--thresholds vector", "invalid choice 'vector'; choose from matrix, scalar"),
         ("aim", "--k 0", "k is 0.0; it must be above 0"),
+        ("aim", "--gate --thresholds scalar", "gate is True, which needs tau='matrix'"),
+        ("aim", "--guidance-loss mean", "invalid choice 'mean'; choose from sum, log_sum, unit_norm"),
         ("aim", "--policy-interval 0", "policy_interval is 0"),
         ("aim", "--guidance-share 1", "guidance_share is 1.0; it must be above 0 and below 1"),
         ("aim", "--progress-weight nan", "progress_weight is nan"),

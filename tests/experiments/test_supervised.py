@@ -462,6 +462,12 @@ def test_all_balancers_begin_alike_and_only_aim_holds_out_training_samples():
     aim.epoch()
     assert aim.balancer.alignment.abs().sum() > 0  # it is guided
     assert len(Learner(small(training={"balancer": "aim", "balancer_options": {"guidance": "none"}}), 5).train) == 40
+    gated = Learner(
+        small(training={"balancer": "aim", "balancer_options": {"gate": True, "guidance_loss": "log_sum"}}), 5
+    )
+    gated.epoch()
+    assert gated.balancer.alignment.abs().sum() > 0
+    assert (gated.balancer.tau.diagonal() != 0.5).all()
 
 
 def test_scores_are_accuracy_and_r_squared(tmp_path):

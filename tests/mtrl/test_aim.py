@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from mtrl.balancers import AIM, make_balancer
 from mtrl.gradients import NonFiniteGradientError, TaskGradients
-from mtrl.guidance import LookaheadGuidance
+from mtrl.guidance import LookaheadGuidance, combined
 
 T, D = 4, 15
+KINDS = [("matrix", False), ("scalar", False), ("matrix", True)]
 only_guidance = {"magnitude_weight": 0.0, "progress_weight": 0.0}
 
 
@@ -39,13 +40,13 @@ def problem(seed: int, tasks: int = T) -> tuple[Tensor, Tensor]:
     return scales * (jacobian + 0.5 * jacobian[0]), torch.rand(tasks, generator=generator, dtype=torch.float64)
 
 
-def intervened(jacobian: Tensor, tau: Tensor, k: float = 10.0) -> Tensor:
-    """`sum_i g_i'`, pair by pair as the paper writes it."""
+def intervened(jacobian: Tensor, tau: Tensor, k: float = 10.0, gate: bool = False) -> Tensor:
+    """`sum_i g_i'`, pair by pair as the paper writes it, and with gates each row with itself."""
     rows = []
     for i, g_i in enumerate(jacobian):
         row = g_i
         for j, g_j in enumerate(jacobian):
-            if j != i:
+            if j != i or gate:
                 threshold = tau if tau.ndim == 0 else tau[i, j]
                 w = torch.sigmoid(k * (threshold - torch.cosine_similarity(g_i, g_j, 0)))
                 row = row - w * (g_i @ g_j) / (g_j @ g_j) * g_j
@@ -53,23 +54,23 @@ def intervened(jacobian: Tensor, tau: Tensor, k: float = 10.0) -> Tensor:
     return torch.stack(rows).sum(0)
 
 
-@pytest.mark.parametrize("kind", ["matrix", "scalar"])
+@pytest.mark.parametrize(("kind", "gate"), KINDS)
 @pytest.mark.parametrize("scale", ["sum", "mean"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_fifty_steps_of_the_policy_are_those_of_autograd_in_full_dimension(
-    kind: Literal["matrix", "scalar"], scale: Literal["sum", "mean"], guided: bool
+    kind: Literal["matrix", "scalar"], gate: bool, scale: Literal["sum", "mean"], guided: bool
 ) -> None:
     weights = {"guidance_weight": 0.7, "magnitude_weight": 0.3, "progress_weight": 0.2}
-    aim = AIM(T, tau=kind, lr=0.05, scale=scale, **weights)
+    aim = AIM(T, tau=kind, gate=gate, lr=0.05, scale=scale, **weights)
     guide, eta = Quadratic(), 0.1
     if guided:
         aim.set_guidance(guide, eta)
-    tau = torch.zeros((T, T) if kind == "matrix" else (), dtype=torch.float64, requires_grad=True)
+    tau = aim.tau.clone().requires_grad_()
     adam = torch.optim.Adam([tau], lr=0.05)
     for step in range(50):
         jacobian, losses = problem(step)
         answer = aim(TaskGradients(jacobian), losses)
-        g = intervened(jacobian, tau)
+        g = intervened(jacobian, tau, gate=gate)
         share = 1.0 if scale == "sum" else 1.0 / T
         torch.testing.assert_close(answer.update(TaskGradients(jacobian)), share * g.detach(), rtol=1e-9, atol=1e-12)
         N = jacobian.norm(dim=1).sum()
@@ -107,14 +108,14 @@ def finite_differences(aim: AIM, jacobian: Tensor, loss_after: Any, eta: float) 
     return gradient
 
 
-@pytest.mark.parametrize("kind", ["matrix", "scalar"])
+@pytest.mark.parametrize(("kind", "gate"), KINDS)
 @pytest.mark.parametrize("eta", [1e-3, 0.1, 1.0])
 def test_guidance_reaches_the_thresholds_as_finite_differences_say(
-    kind: Literal["matrix", "scalar"], eta: float
+    kind: Literal["matrix", "scalar"], gate: bool, eta: float
 ) -> None:
     jacobian, losses = problem(0)
     guide = Quadratic()
-    aim = AIM(T, tau=kind, **only_guidance)
+    aim = AIM(T, tau=kind, gate=gate, **only_guidance)
     aim.tau.add_(0.1 * torch.randn(aim.tau.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     unguided = copy.deepcopy(aim)
     expected = finite_differences(unguided, jacobian, lambda step: guide.loss(guide.theta - step), eta)
@@ -220,6 +221,71 @@ def test_interventions_grow_with_the_conflict() -> None:
     assert w[0, 2] < 0.01
 
 
+def test_a_gate_scales_the_whole_gradient_of_its_task() -> None:
+    """Between orthogonal gradients thresholds of pairs can do nothing, and a gate everything."""
+    jacobian = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    aim, pairs = AIM(3, gate=True), AIM(3)
+    assert aim.tau.diagonal().tolist() == [0.5, 0.5, 0.5]
+    aim.tau[0, 0], aim.tau[1, 1], aim.tau[2, 2] = -10.0, 1.0, 10.0
+    pairs.tau.fill_(10.0)
+    pairs.tau.fill_diagonal_(0.0)
+    answer = aim(TaskGradients(jacobian), torch.ones(3))
+    wanted = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(answer.coefficients, wanted)
+    torch.testing.assert_close(answer.diagnostics["gate"], wanted)
+    torch.testing.assert_close(answer.diagnostics["intervention"].diagonal(), 1 - wanted)
+    assert answer.diagnostics["gate_tau"].tolist() == [-10.0, 1.0, 10.0]
+    plain = pairs(TaskGradients(jacobian), torch.ones(3))
+    assert plain.coefficients.tolist() == [1.0, 1.0, 1.0]
+    assert not {"gate", "gate_tau"} & set(plain.diagnostics)
+
+
+def noisy(aim: AIM, steps: int = 150) -> Tensor:
+    """The last coefficients, with guidance by the logarithms of losses of which the second is one of pure noise."""
+    torch.manual_seed(0)
+    truth, x, held_out = torch.randn(8), torch.randn(24, 8), torch.randn(24, 8)
+    noise, fresh = torch.randn(24), torch.randn(24)
+    theta = nn.Parameter(torch.zeros(8))
+
+    def losses(inputs: Tensor, chance: Tensor) -> list[Tensor]:
+        return [(inputs @ theta - inputs @ truth).pow(2).mean(), (inputs @ theta - chance).pow(2).mean()]
+
+    aim.set_guidance(LookaheadGuidance(lambda: losses(held_out, fresh), [theta], aim.guidance_loss), eta=0.05)
+    optimizer = torch.optim.SGD([theta], lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        answers: list[Tensor] = []
+        hook = aim.register_forward_hook(lambda _m, _a, answer, answers=answers: answers.append(answer.coefficients))
+        aim.backward(losses(x, noise), [theta])
+        hook.remove()
+        optimizer.step()
+    return answers[-1]
+
+
+def test_a_gate_shuts_out_a_task_of_noise_and_keeps_the_other_one() -> None:
+    settings: dict[str, Any] = {"lr": 0.05, "guidance_loss": "log_sum", "magnitude_weight": 0.01}
+    with_gate = noisy(AIM(2, gate=True, progress_weight=0.01, **settings))
+    without = noisy(AIM(2, progress_weight=0.01, **settings))
+    assert with_gate[1] < 0.1
+    assert with_gate[0] > 0.5
+    assert without[1] > 0.3
+
+
+def test_a_state_from_before_there_were_gates_is_loaded_with_and_without_gates() -> None:
+    old = AIM(T)
+    for step in range(3):
+        old.combine(*problem(step))
+    for aim in (AIM(T), AIM(T, gate=True)):
+        aim.load_state_dict(old.state_dict())
+        aim.check_state(D)
+        assert torch.equal(aim.tau, old.tau)
+        assert bool(aim.combine(*problem(3)).isfinite().all())
+    gated = AIM(T, gate=True)
+    gated.combine(*problem(0))
+    gated.reset()
+    assert torch.equal(gated.tau, 0.5 * torch.eye(T, dtype=torch.float64))
+
+
 def test_every_nth_update_trains_the_policy() -> None:
     calls: list[Tensor] = []
     aim, guide = AIM(T, policy_interval=3), Quadratic()
@@ -318,6 +384,60 @@ def test_a_parameter_without_part_in_the_guidance_loss_has_no_gradient() -> None
         LookaheadGuidance(lambda: torch.ones(()), [used])(torch.ones(2))
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_three_guidance_losses_are_what_they_say(as_tensor: bool) -> None:
+    model = Network()
+    parameters = list(model.encoder.parameters())
+
+    def losses() -> Any:
+        found = model.losses(model.held_out)
+        return torch.stack(found) if as_tensor else found
+
+    zero = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+    parts = model.losses(model.held_out)
+    rows = torch.stack(
+        [LookaheadGuidance(lambda t=t: model.losses(model.held_out)[t], parameters)(zero) for t in range(3)]
+    )
+    values = torch.stack(parts).detach()
+    wanted = {
+        "sum": rows.sum(0),
+        "log_sum": (rows / values[:, None]).sum(0),
+        "unit_norm": (rows / rows.norm(dim=1, keepdim=True)).sum(0),
+    }
+    for name, expected in wanted.items():
+        guidance = LookaheadGuidance(losses, parameters, name)  # type: ignore[arg-type]
+        torch.testing.assert_close(guidance(zero), expected)
+        torch.testing.assert_close(combined(rows, values, name), expected)  # type: ignore[arg-type]
+        assert guidance.value is not None
+        torch.testing.assert_close(guidance.value, values.log().sum() if name == "log_sum" else values.sum())
+    with pytest.raises(ValueError, match="unknown guidance_loss 'mean'; choose from sum, log_sum, unit_norm"):
+        LookaheadGuidance(losses, parameters, "mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["log_sum", "unit_norm"])
+def test_guidance_without_a_scale_does_not_change_with_the_scale_of_a_loss(
+    name: Literal["log_sum", "unit_norm"],
+) -> None:
+    model = Network()
+    parameters = list(model.encoder.parameters())
+    factors = torch.tensor([1e-3, 1.0, 1e4], dtype=torch.float64)
+    step = torch.full((sum(p.numel() for p in parameters),), 1e-3, dtype=torch.float64)
+    plain = LookaheadGuidance(lambda: model.losses(model.held_out), parameters, name)(step)
+    scaled = LookaheadGuidance(lambda: factors * torch.stack(model.losses(model.held_out)), parameters, name)(step)
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_a_loss_without_a_logarithm_is_refused_by_its_task_and_one_of_zero_counts_for_nothing() -> None:
+    used = nn.Parameter(torch.ones(2))
+    for bad in (-1.0, float("nan")):
+        guidance = LookaheadGuidance(lambda bad=bad: [used.sum(), bad * used.sum()], [used], "log_sum")
+        with pytest.raises(ValueError, match="guidance_loss='log_sum' needs finite losses >= 0; task 1 has"):
+            guidance(torch.zeros(2))
+        assert used.tolist() == [1, 1]
+    guidance = LookaheadGuidance(lambda: [used.sum(), (used - used.detach()).pow(2).sum()], [used], "log_sum")
+    assert guidance(torch.zeros(2)).tolist() == [0.5, 0.5]
+
+
 def test_backward_takes_the_parameters_and_the_order_of_the_guidance() -> None:
     model = Network()
     backwards = list(model.encoder.parameters())[::-1]
@@ -348,6 +468,8 @@ def test_a_guidance_gradient_that_cannot_be_used_changes_nothing() -> None:
     [
         ({"tau": "vector"}, "unknown tau 'vector'; choose from matrix, scalar"),
         ({"guidance": "now"}, "unknown guidance 'now'; choose from lookahead, none"),
+        ({"guidance_loss": "mean"}, "unknown guidance_loss 'mean'; choose from sum, log_sum, unit_norm"),
+        ({"gate": True, "tau": "scalar"}, "gate is True, which needs tau='matrix'"),
         ({"k": 0.0}, "k is 0.0; it must be above 0"),
         ({"lr": -1.0}, "lr is -1.0; it must be above 0"),
         ({"policy_interval": 0}, "policy_interval is 0; it must be at least 1"),
@@ -368,3 +490,6 @@ def test_only_progress_needs_positive_losses() -> None:
     aim = AIM(T, progress_weight=0.0)
     assert bool(aim.combine(jacobian, -1 - losses).isfinite().all())
     assert bool(aim.combine(jacobian, losses * torch.nan).isfinite().all())
+    logarithms = AIM(T, progress_weight=0.0, guidance_loss="log_sum")
+    with pytest.raises(ValueError, match="use progress_weight=0 and guidance_loss='unit_norm'"):
+        logarithms.combine(jacobian, -1 - losses)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
@@ -119,7 +119,7 @@ def marker(blind: bool, colour: str) -> dict[str, Any]:
     return {"markerfacecolor": "white" if blind else colour, "markeredgecolor": colour, "markersize": 5.5}
 
 
-def grid_of_panels(figure: Figure, count: int, columns: int, **options: Any) -> list[Axes]:
+def grid_of_panels(figure: Figure | SubFigure, count: int, columns: int, **options: Any) -> list[Axes]:
     """Make `count` panels row by row; the rest of the last row stays empty."""
     columns = min(columns, count)
     panels = list(figure.subplots(-(-count // columns), columns, squeeze=False, **options).flat)

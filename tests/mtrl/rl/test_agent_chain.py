@@ -48,9 +48,13 @@ def test_task_gradients_are_those_of_the_graph(variant, loss, double_q):
     assert (ours.layer_norms > 0).all()
 
 
-@pytest.mark.parametrize("variant", ["aware", "blind"])
-def test_the_lookahead_gradient_is_autograds_and_moves_nothing(variant):
-    agent = make(variant, balancer="aim", guidance_share=0.3).learn(120)
+@pytest.mark.parametrize(
+    ("variant", "guidance_loss"), [("aware", "sum"), ("blind", "sum"), ("blind", "log_sum"), ("aware", "unit_norm")]
+)
+def test_the_lookahead_gradient_is_autograds_and_moves_nothing(variant, guidance_loss):
+    options = {"gate": True, "guidance_loss": guidance_loss}
+    agent = make(variant, balancer="aim", balancer_kwargs=options, guidance_share=0.3).learn(120)
+    assert set(agent.update.diagnostics) >= {"gate", "gate_tau"}
     generator = agent.guidance_buffer.generator
     step = 0.01 * torch.randn(agent.update.weights.numel(), generator=torch.Generator().manual_seed(0))
     before, place = agent.update.weights.clone(), generator.get_state()
@@ -59,7 +63,7 @@ def test_the_lookahead_gradient_is_autograds_and_moves_nothing(variant):
     # The targets of the chain would not follow parameters that autograd's way moves elsewhere.
     agent.update.values, agent.update.target_values = agent.policy.q_net, agent.policy.q_net_target
     generator.set_state(place)
-    theirs = LookaheadGuidance(agent.update.held_out_loss, agent.policy.q_net.parameters())(step)
+    theirs = LookaheadGuidance(agent.update.held_out_losses, agent.policy.q_net.parameters(), guidance_loss)(step)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 

@@ -149,7 +149,8 @@ EVERY = {
     "guided": {
         "critic_balancer": "aim",
         "actor_balancer": "aim",
-        "actor_balancer_kwargs": {"progress_weight": 0.0},
+        "critic_balancer_kwargs": {"gate": True, "guidance_loss": "log_sum"},
+        "actor_balancer_kwargs": {"progress_weight": 0.0, "gate": True, "guidance_loss": "unit_norm"},
         "max_grad_norm": 1.0,
     },
     "own heads": {"policy_kwargs": {**NET, "heads": "per_task"}, "n_step": 1, "memory_angle": 0.5},
