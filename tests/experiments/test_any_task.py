@@ -21,7 +21,7 @@ from experiments.program.random_policy import return_ranges
 from experiments.program.tasks import describe_tasks, file_stems, get_tasks, tasks_called
 from experiments.shared_dqn import evaluate, train
 from experiments.training.descents import _overlaid
-from experiments.training.filming import as_frame, side_by_side
+from experiments.training.filming import ROW, as_frame, side_by_side
 
 MODULE = """
 import gymnasium
@@ -123,7 +123,8 @@ def test_films_of_tasks_with_any_name_and_size(tmp_path: Path) -> None:
     assert evaluate.main(words) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"Pole_ short.mp4", "Walk.mp4", "grid.mp4"}
     with imageio.get_reader(tmp_path / "Walk.mp4") as reader:
-        assert reader.get_data(0).shape == (7 * 27 + 1, 9 * 27 + 1, 3)
+        caption = 2 * ROW + 4  # stands beneath the frame
+        assert reader.get_data(0).shape == (7 * 27 + 1 + caption, 9 * 27 + 1, 3)
         assert reader.get_meta_data()["fps"] == 30
     assert evaluate.main([*words[:4], "--picture", str(tmp_path / "a.png")]) == 0
 
