@@ -191,6 +191,7 @@ def feature_use(own: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[st
                 error = None if half is None else half[task]
                 axes.errorbar(mean[task], row, xerr=error, color="0.3", capsize=2, linewidth=1)
             axes.set_yticks(range(len(own)), list(own))
+            axes.axvline(0.5, color="0.3", linewidth=1, linestyle=":")  # a task that uses both tasks' words alike
             axes.set(xlim=(0, 1), xlabel=f"share of {tasks[task]}'s word use on its own words")
         panels[0].invert_yaxis()
     return figure
