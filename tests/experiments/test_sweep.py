@@ -478,7 +478,8 @@ def test_ctrl_c_is_a_pause_and_a_run_that_fails_is_named(undisturbed, tmp_path):
     assert err == f"experiments.sweep: shared_dqn_blind seed 1 failed: killed by SIGKILL {see}\n"
     assert "shared_dqn_blind seed 1: retrying after 1 attempt: killed by SIGKILL\n" in out
     assert "shared_dqn_blind seed 1: failed after 2 attempts: killed by SIGKILL\n" in out
-    assert out.endswith("1 finished, 2 skipped, 1 failed\n")
+    after = f"compare them: python -m experiments.analyze_results --results-dir {tmp_path}"
+    assert out.endswith(f"1 finished, 2 skipped, 1 failed\n{after}\n")
     assert not (tmp_path / unlucky / "evaluation.json").exists()
     assert "continuing from" in (tmp_path / f"{other}.log").read_text()
     assert_same(tmp_path, undisturbed, [*finished, other])
