@@ -79,7 +79,7 @@ class TrainingDisplay(BaseCallback):
             self._live.update(Group(self._progress, self._table()), refresh=True)
         else:
             rows = "  ".join(f"{task} {value:.0f}" for task, value, _ in self._rows() if not math.isnan(value))
-            left = (self._total_steps - self.num_timesteps) / max(steps_per_s, 1e-9)
+            left = max(0, self._total_steps - self.num_timesteps) / max(steps_per_s, 1e-9)
             steps = f"{self.num_timesteps:,} of {self._total_steps:,} steps"
             line = f"{self._title}: {steps}, {steps_per_s:,.0f}/s, {left:.0f} s left  returns: {rows}"
             self._console.print(line, soft_wrap=True)

@@ -97,7 +97,10 @@ def _check_tasks(agent: MultiTaskAlgorithm, tasks: Sequence[AnyTask], config: Ev
         env = task_env(agent, task, "rgb_array" if pictures else None)
         if pictures:
             env.reset(seed=0)
-            as_frame(env.render(), task.name)
+            try:
+                as_frame(env.render(), task.name)
+            except NotImplementedError:  # Gymnasium's own answer where there is no such method
+                raise UsageError(f"task {task.name!r} can't be shown: its environment has no render()") from None
         rates[task.name] = max(1, round(env.metadata.get("render_fps") or USUAL_FPS))
         env.close()
     return rates

@@ -80,6 +80,12 @@ class Balance:
     direction_scale: float = 1.0
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.coefficients, Tensor):
+            raise TypeError(
+                f"the coefficients of a Balance are a {type(self.coefficients).__name__}, not a tensor (T,)"
+            )
+
     def update(self, gradients: TaskGradients) -> Tensor:
         """The combined gradient (D,), to be used in place of the gradient of the summed losses."""
         there = self.coefficients

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 from experiments import analyze_results
 from experiments.analysis import goals
@@ -116,6 +118,15 @@ def test_an_own_task_is_played_only_where_the_user_says_it_is(capsys: pytest.Cap
     assert "Walk" in printed
     assert "Pole/" not in printed
     assert "unknown task 'silent'" in fails(["--tasks", "users_own_tasks:SILENT"], capsys, evaluate.main)
+
+
+def test_a_task_that_cannot_be_shown_is_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CartPoleEnv, "render", gymnasium.Env.render)  # which says that there is no such method
+    line = fails(["--tasks", "users_own_tasks:OWN", "--video-dir", str(tmp_path / "films")], capsys, evaluate.main)
+    assert "task 'Pole/ short' can't be shown: its environment has no render()" in line
+    assert not (tmp_path / "films").exists()
 
 
 def test_films_of_tasks_with_any_name_and_size(tmp_path: Path) -> None:

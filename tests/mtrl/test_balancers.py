@@ -730,3 +730,8 @@ def test_pcgrad_projects_alike_by_numbers_and_by_arrays(num_tasks):
     np.testing.assert_allclose(few[0], many[0], rtol=1e-12)
     np.testing.assert_array_equal(few[1], many[1])
     assert num_tasks < 3 or sum(few[1]) > 0
+
+
+def test_coefficients_that_are_no_tensor_are_refused_where_they_are_given():
+    with pytest.raises(TypeError, match=r"^the coefficients of a Balance are a list, not a tensor \(T,\)$"):
+        Balance([1.0, 2.0])
