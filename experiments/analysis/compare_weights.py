@@ -107,7 +107,6 @@ def _choose(config: CompareWeightsConfig, runs: Mapping[str, Sequence[Run]]) -> 
         chosen[name] = [by_seed[seed] for seed in (by_seed if wanted is None else wanted)]
         for run in chosen[name]:
             if not weight_lines(run):
-                raise UsageError(
-                    f"'{run.folder}' has no task weights: {name} does not weigh tasks, or the run was too short to log any"
-                )
+                why = f"{name} does not weigh tasks, or the run was too short to log any"
+                raise UsageError(f"'{run.folder}' has no task weights: {why}")
     return chosen
