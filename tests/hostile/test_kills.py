@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -152,6 +153,9 @@ def contents(root: Path) -> dict[str, bytes]:
             content = json.dumps(untimed).encode()
         elif path.suffix in (".mp4", ".log", ".png"):  # an encoder's file, lines with times, pictures of times
             content = b""
+        elif path.suffix == ".svg":
+            # Matplotlib names a clip by the digits of its place, and the layout's solver does not fix the last of them.
+            content = re.sub(rb"\bp[0-9a-f]{10}\b", b"clip", content)
         elif path.name in ("evaluation.json", "results.json"):
             parsed = json.loads(content)
             content = json.dumps({key: parsed[key] for key in parsed if "seconds" not in key}).encode()
