@@ -470,6 +470,8 @@ def test_plain_steps_are_those_of_the_pseudocode(lr: float) -> None:
         stepped = np.maximum(weights - lr * slope.numpy(), 0)
         stepped = stepped if stepped.any() else weights
         weights = 3 * stepped / stepped.sum()
+        balancer.check_state(4)  # a training with a weight that has come to 0 is taken up again
+    assert (lr == 0.5) == (balancer.weights == 0).any()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
