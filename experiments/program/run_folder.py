@@ -12,6 +12,7 @@ This module loads PyTorch only when a checkpoint is read or written, because `--
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -27,7 +28,14 @@ from experiments.program.arithmetic import arithmetic, changes
 from experiments.program.flags import UsageError
 from experiments.program.locking import identity, locked
 from experiments.program.outputs import check_folder, write_json
-from experiments.program.run_files import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, settings_record
+from experiments.program.run_files import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    BrokenRunError,
+    read_json,
+    settings_record,
+)
 from experiments.program.saved_run import SavedRun, binding, differences, read_checkpoint
 from experiments.program.stopping import StoppedError, StopSignal, StopSignals, disk_errors, memory_problem
 from mtrl.files import one_line
@@ -299,8 +307,22 @@ class RunFolder:
             if is_begun(self.path):  # the run was killed after its last file and before these were removed
                 with suppress(UsageError), disk_errors(self.path, UsageError), locked(self.path):
                     self._remove_checkpoints()
-            another = "give --existing replace to replace it, or another --seed"
-            raise UsageError(f"'{self.path}' holds a finished run; {another}")
+            changed, instead = self._changed_since(), "--existing replace to replace it, or another --seed"
+            if changed and "label" in self.description["settings"]:
+                instead = f"--label NAME to keep both, {instead}"
+            other = f" with other settings ({one_line(', '.join(changed), 300)})" if changed else ""
+            raise UsageError(f"'{self.path}' holds a finished run{other}; give {instead}")
+
+    def _changed_since(self) -> list[str]:
+        """What this run's settings have changed against those of the finished run, in words; nothing if unknown."""
+        try:
+            before = read_json(self.path, CONFIG_FILE)["settings"]
+            now = json.loads(json.dumps(self.description["settings"]))
+            return differences(
+                {name: before[name] for name in now if name in before}, now, (*self._free, "results_dir")
+            )
+        except (BrokenRunError, KeyError, TypeError):
+            return []
 
     def _find(self) -> SavedRun | None:
         """The run to continue; None if there is none. A damaged last checkpoint is one line of warning.

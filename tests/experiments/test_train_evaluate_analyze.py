@@ -216,6 +216,9 @@ def test_only_replace_replaces_a_finished_run(tmp_path, capsys):
     for words, gamma in (("--existing replace", 0.5), ("--overwrite", 0.6), ("--overwrite --no-resume", 0.7)):
         shared_train.main([*arguments, *words.split(), "--gamma", str(gamma)])
         assert json.loads((tmp_path / "shared_dqn/seed_0/config.json").read_text())["settings"]["gamma"] == gamma
+    line = fails(shared_train.main, [*arguments, "--gamma", "0.8"], capsys)
+    assert "other settings (gamma was 0.7 and is 0.8); give --label NAME to keep both" in line
+    assert "other settings" not in fails(shared_train.main, [*arguments, "--gamma", "0.7"], capsys)
 
 
 def test_bad_evaluation_input_is_one_line_and_leaves_no_trace(results, tmp_path, capsys):
