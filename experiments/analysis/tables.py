@@ -80,7 +80,7 @@ def markdown(analysis: Analysis) -> str:
     """The contents of table.md."""
     parts = ["# Comparison of methods", extent(analysis), *verdicts(analysis)]
     parts += [f"**Careful:** {plain(warning)}" for warning in analysis.warnings]
-    parts += ["## Ranking", RANKING, table(RANKING_COLUMNS, [row for _, row in ranking(analysis)])]
+    parts += ["## Ranking", RANKING, ranking_table(analysis)]
     note = RETURNS.format(success=success_note(analysis.solved, analysis.methods))
     parts += ["## Returns", note, returns_table(analysis)]
     parts += ["## Interquartile means", IQM, _summary_table(analysis, lambda result: result.iqm, "all tasks")]
@@ -88,7 +88,7 @@ def markdown(analysis: Analysis) -> str:
         tests = count(analysis.comparisons, "comparison")
         if not analysis.comparisons:
             tests = "none here, as a test takes two seeds"
-        parts += ["## Against the baseline", COMPARISON.format(tests=tests), _comparison_table(analysis)]
+        parts += ["## Against the baseline", COMPARISON.format(tests=tests), comparison_table(analysis)]
     if analysis.scale is not None and any(result.normalised_mean for result in analysis.results):
         ends = ", ".join(
             f"{task} {analysis.scale.random[task]:.1f} and {analysis.scale.reference[task]:.1f}"
@@ -199,6 +199,11 @@ def ranking(analysis: Analysis) -> list[tuple[Result, list[str]]]:
     return rows
 
 
+def ranking_table(analysis: Analysis) -> str:
+    """A row per method, the largest difference to the baseline first."""
+    return table(RANKING_COLUMNS, [row for _, row in ranking(analysis)])
+
+
 def _told(result: Result) -> str:
     """What the comparison with the baseline says."""
     comparison = result.comparison
@@ -211,7 +216,8 @@ def _told(result: Result) -> str:
     return "better" if comparison.difference.value > 0 else "worse"
 
 
-def _comparison_table(analysis: Analysis) -> str:
+def comparison_table(analysis: Analysis) -> str:
+    """A row per method that has a baseline: the paired difference, its test, and what the verdict is."""
     header = ["method", "baseline", "common seeds", "P(better)", "difference", "p", "p (Holm)", "detectable", "verdict"]
     rows = []
     for result in analysis.results:
