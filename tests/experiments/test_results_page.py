@@ -1,8 +1,8 @@
 """The tables of results/README.md are those of the runs that lie beside it.
 
 A comment before a table says what it is, of which folder of runs and, after a colon, of which of them:
-`<!-- ranking of grid/: rgb_blind shared_dqn_blind -->`; `*_blind` stands for all names that end so. After runs have been
-added, write the tables anew and commit them with the runs:
+`<!-- ranking of grid/: rgb_blind shared_dqn_blind -->`; `*_blind` stands for all names that end so. After runs have
+been added, write the tables anew and commit them with the runs:
 
     UPDATE_TABLES=1 python -m pytest -n0 tests/experiments/test_results_page.py
 """
