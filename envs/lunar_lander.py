@@ -5,10 +5,9 @@ from typing import Any, SupportsFloat, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.box2d.lunar_lander import LunarLander
 from numpy.typing import NDArray
 
-from envs.box2d import free_shapes
+from envs.box2d import LunarLander, free_shapes
 from envs.tasks import CONTINUOUS_TASKS, DEFAULT_TASKS, LunarLanderTask, TaskLike, get_task, get_tasks
 from mtrl.rl import vec_env
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from agents import MultiTaskAlgorithm, load_agent
 from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, check_folder
+from experiments.program.run_folder import is_begun
 from experiments.program.tasks import file_stems, get_tasks, tasks_called
 from experiments.program.terminal import console, progress, show_table
 from experiments.training.animation import FRAME_SECONDS, animate, width_of_frames
@@ -139,11 +141,14 @@ def _load_agent(method: str, config: EvaluateConfig) -> MultiTaskAlgorithm:
         there = ", ".join(sorted(file.stem for file in path.parent.glob("*.safetensors"))) or "none"
         raise UsageError(f"no agent '{path.stem}' comes with the project; there are {there}")
     if not path.exists():
+        if is_begun(path.parent):
+            raise UsageError(f"'{path.parent}' holds an unfinished run; the command that began it continues it")
         others = [other for other in get_args(Algorithm) if replace(config, algorithm=other).model(method).exists()]
         hint = f"there is one of --algorithm {others[0]}; " if others else ""
-        raise UsageError(
-            f"no model at '{path}'; {hint}train it: python -m experiments.{method}.train {config.train_flags}"
-        )
+        is_usual = config.results_dir == EvaluateConfig.results_dir
+        place = "" if is_usual else f" --results-dir {shlex.quote(str(config.results_dir))}"
+        command = f"python -m experiments.{method}.train {config.train_flags}{place}"
+        raise UsageError(f"no model at '{path}'; {hint}train it: {command}")
     agent = load_agent(path, device="cpu")
     if agent.variant != config.variant:
         raise UsageError(f"'{path}' holds a task-{agent.variant} model, not a task-{config.variant} one")

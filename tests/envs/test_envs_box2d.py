@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def test_resets_hold_memory_flat():
     for _ in range(2000):
         env.reset()
     assert resident_pages() - before < 150  # 600 kB; without the mend 3.2 MB
+
+
+def test_landers_work_where_python_makes_errors_of_warnings():
+    program = "import envs; env = envs.make_task_env('Windy'); env.reset(seed=0); env.step(2)"
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
 def test_a_definition_keeps_its_shape_alive_and_python_owns_it():

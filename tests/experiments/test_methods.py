@@ -204,7 +204,7 @@ def test_labels_tell_apart_runs_of_one_method(tmp_path, capsys):
     assert all(f"| {name} | 0 |" in printed.out for name in names)
     assert "skipped" not in printed.err
     line = fails(parts("rgb").evaluate, ["--label", "fast", "--results-dir", tmp_path], capsys)
-    assert line.endswith("train it: python -m experiments.rgb.train --variant aware --label fast --seed 0\n")
+    assert line.endswith(f"experiments.rgb.train --variant aware --label fast --seed 0 --results-dir {tmp_path}\n")
 
 
 @pytest.mark.parametrize("label", ["a b", "../x", "x/y", "-x", "x.", "a_blind", "ä", "x" * 41])
@@ -225,8 +225,11 @@ def test_a_missing_model_is_answered_by_the_command_that_makes_it(method, tmp_pa
     line = fails(part.evaluate, arguments, capsys)
     missing = re.search(r"no model at '(.*)'; train it: python -m (\S+) (.*)$", line.strip())
     assert missing[2] == f"experiments.{method}.train"
-    config = parse(part.config, [*shlex.split(missing[3]), "--results-dir", str(tmp_path)], prog="train")
+    config = parse(part.config, shlex.split(missing[3]), prog="train")
     assert str(config.run_dir / "model.zip") == missing[1]
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "checkpoint.zip").touch()
+    assert f"'{config.run_dir}' holds an unfinished run" in fails(part.evaluate, arguments, capsys)
 
 
 # ------------------------------------------------------------------------------------------------ settings

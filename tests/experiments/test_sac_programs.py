@@ -74,14 +74,15 @@ def test_evaluate_plays_and_films_what_was_trained(results, tmp_path, capsys):
 def test_evaluate_says_how_to_train_a_missing_run(results, capsys):
     words = ["--algorithm", "sac", "--seed", "3", "--results-dir", results]
     line = fails(METHODS["rgb"].evaluate, words, capsys)
-    assert line.endswith("python -m experiments.rgb.train --algorithm sac --variant aware --seed 3\n")
+    flags = f"--algorithm sac --variant aware --seed 3 --results-dir {results}"
+    assert line.endswith(f"train it: python -m experiments.rgb.train {flags}\n")
 
 
 def test_evaluate_names_the_algorithm_that_has_the_run(results, capsys):
     line = fails(METHODS["gradnorm"].evaluate, ["--tasks", "my_tasks:A b", "--results-dir", results], capsys)
     assert line.endswith(
         "; there is one of --algorithm sac; train it: python -m experiments.gradnorm.train --tasks 'my_tasks:A b' "
-        "--variant aware --seed 0\n"
+        f"--variant aware --seed 0 --results-dir {results}\n"
     )
 
 
