@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from experiments.aim import train as aim_train
 from experiments.shared_dqn import train as shared_train
-from experiments.training.tracking.tensorboard import TensorBoardView, heat_map, pair_matrix
+from experiments.training.tracking.tensorboard import CHARTS, TensorBoardView, heat_map, pair_matrix
 
 TASKS = ("Standard", "Windy", "Heavy")
 SMALL = (
@@ -355,6 +356,16 @@ def assert_scalars_are_those_of(folder):
 
 def test_event_files_have_the_metrics(plain):
     assert_scalars_are_those_of(plain)
+
+
+def test_charts_show_all_tasks_and_every_line_of_theirs_has_values(plain):
+    shown = events(plain)
+    layout = Layout.FromString(shown.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    (tasks,) = layout.category
+    assert [chart.title for chart in tasks.chart] == list(CHARTS)
+    for chart in tasks.chart:
+        found = [[tag for tag in shown.Tags()["scalars"] if re.search(line, tag)] for line in chart.multiline.tag]
+        assert [len(tags) for tags in found] == [1] * len(TASKS), chart.title
 
 
 def test_heat_maps_are_among_the_images(plain, tmp_path):

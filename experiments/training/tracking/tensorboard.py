@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,19 @@ MATRICES = ("cosine", "tau")
 
 LINES_PER_IMAGE = 10
 
+CHARTS = {
+    "return of greedy episodes": "eval/{}/return",
+    "return while training": "train/{}/return",
+    "loss": "train/{}/loss",
+    "weight that the balancer gives": "balancer/{}/weight",
+}
+"""Charts of the tab "Custom Scalars", each with a line per task; {} stands for the task's name."""
+
 
 class TensorBoardView(TensorBoardOutputFormat, View):
     """Event files in `tensorboard/`: every metric as a scalar, and matrices over pairs of tasks as heat maps.
+
+    The tab "Custom Scalars" shows `CHARTS`: all tasks in one chart, the returns first.
 
     Args:
         folder: the folder of the run.
@@ -46,6 +57,9 @@ class TensorBoardView(TensorBoardOutputFormat, View):
         self._tasks = tuple(tasks)
         self._lines = 0
         self._next_image = dict.fromkeys(MATRICES, 0)
+        if continued_at is None:
+            lines = {name: [re.escape(tag.format(task)) for task in tasks] for name, tag in CHARTS.items()}
+            self.writer.add_custom_scalars({"Tasks": {name: ["Multiline", tags] for name, tags in lines.items()}})
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Write one line of metrics.
