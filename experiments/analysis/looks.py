@@ -30,7 +30,7 @@ COLOURS = {
 OTHER_COLOURS = ("#4477AA", "#228833", "#9A8A10", "#EE6677")
 GREY = "#BBBBBB"  # of methods that are drawn for comparison only
 DASHES = ("-", "--", "-.", ":")
-TASK_COLOURS = ("#0072B2", "#C28500", "#009E73", "#CC79A7", "#2A94D0", "#D55E00")  # after Okabe and Ito
+TASK_COLOURS = ("#0072B2", "#C28500", "#009E73", "#CC79A7", "#D55E00", "#2A94D0")  # after Okabe and Ito
 DIVERGING = "RdBu"  # the colours of cosines in every figure: red at -1, which is conflict, white at 0, blue at 1
 FEW_SEEDS = 5  # below this number, curves are drawn with those of single seeds in place of intervals
 
