@@ -29,8 +29,6 @@ class ModelOutputs(TypedDict):
         attention: (B, T, S, h, w), for each slot a categorical distribution over the h w positions.
         attention_prior: (B, T, S, h, w), the maps to compare `attention` with, or (B, T - 1, S, h, w) for all frames
             but the first, such as their predictions. Default: uniform maps.
-
-    ELBO, for the options of `ELBOLoss`:
         reconstruction_nll: (B, T), -log p(x | z) in nats, where p is no Gaussian; then `reconstruction` is not needed.
         mixing_weights: (K,) or (B, T, K), the weights pi of the mixture, for `latent_kl="sampled"` and
             `cluster_entropy="two_parts"`.
