@@ -91,9 +91,9 @@ class LossAggregator:
     def published(cls) -> Self:
         """An aggregator whose every option is that of the public original, AIME.
 
-        The table of the losses' page lists each difference. One is a weight: the original does not weigh the diversity,
-        which is `compute_losses(..., lambda_diversity=1.0)`. If its model has computed the terms already, as lists by
-        frame, `published_losses` adds them up.
+        The page of the losses in the documentation lists each difference. One is a weight: the original does not weigh
+        the diversity, which is `compute_losses(..., lambda_diversity=1.0)`. If its model has computed the terms
+        already, as lists by frame, `published_losses` adds them up.
         """
         return cls(
             ELBOLoss(latent_kl="sampled", assignments=False, cluster_entropy="two_parts", gram="teacher"),

@@ -35,9 +35,10 @@ def published_losses(
     AIME (https://github.com/neuronphysics/AIME) computes its terms inside the model. Each term is the mean of a list by
     frame, or a scalar, and a term that the outputs lack counts as 0:
 
-        total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl) - entropy_weight cluster_entropy
-                           + lambda_gram gram_enc_loss
-        attention_loss   = beta attention_kl + lambda_att_dyn attention_dynamics_loss + attention_diversity
+        total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl)
+                           - entropy_weight cluster_entropy + lambda_gram gram_enc_loss
+        attention_loss   = beta attention_kl + lambda_att_dyn attention_dynamics_loss
+                           + attention_diversity
         total_elbo       = total_vae_loss + beta attention_kl
         total_predictive = attention_loss
 
@@ -53,7 +54,7 @@ def published_losses(
         lambda_gram: weight of the Gram loss. Default 0.05.
 
     Returns:
-        Terms and totals by name, each (), and the losses of three tasks: total_vae_loss, perceiver_loss and
+        Terms and totals by name, each (), and the losses of three tasks, which are total_vae_loss, perceiver_loss and
         attention_loss.
 
     Raises:
