@@ -143,18 +143,10 @@ class LossAggregator:
         """
         of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
         of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
-            check_number(name, weight, least=0)
-
-        if "reconstruction_losses" in outputs:
-            raise ValueError(
-                "the outputs hold 'reconstruction_losses', which are losses already: mtrl.losses.published_losses adds "
-                "up those of AIME's model; LossAggregator computes losses from predictions, see ModelOutputs"
-            )
+        _check(outputs, of_elbo + of_others)
         losses = self.elbo(outputs, observations)
         kl = losses["kl_z"] + losses["hierarchical_kl"]
-        in_elbo = self.attention_kl_in == "elbo"
-        if in_elbo:
+        if self.attention_kl_in == "elbo":
             kl = kl + losses["attention_kl"]
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
         losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
@@ -166,13 +158,28 @@ class LossAggregator:
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
         losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
-        if not in_elbo:
+        if self.attention_kl_in == "predictive":
             losses["attention_loss"] = losses["attention_loss"] + beta * losses["attention_kl"]
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
             losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + features)
         return losses, [losses[total] for total in TOTALS.values() if total in losses]
+
+
+def _check(outputs: Mapping[str, Any], weights: tuple[float, ...]) -> None:
+    """Refuse weights out of range, and outputs that are losses.
+
+    Raises:
+        ValueError: see `LossAggregator.compute_losses`.
+    """
+    for name, weight in zip(WEIGHTS, weights, strict=True):
+        check_number(name, weight, least=0)
+    if "reconstruction_losses" in outputs:
+        raise ValueError(
+            "the outputs hold 'reconstruction_losses', which are losses already: mtrl.losses.published_losses adds up "
+            "those of AIME's model; LossAggregator computes losses from predictions, see ModelOutputs"
+        )
 
 
 def loss_metrics(losses: Mapping[str, Tensor]) -> dict[str, float]:

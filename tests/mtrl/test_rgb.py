@@ -81,10 +81,10 @@ class FullRGB:
         ({"mu": 0.5, "lambd": 4.0, "alpha_steps": 1}, True),
     ],
 )
-def test_fifty_steps_are_those_on_full_gradients(num_tasks: int, kwargs: dict[str, Any], invariant: bool) -> None:
+def test_its_steps_are_those_on_full_gradients(num_tasks: int, kwargs: dict[str, Any], invariant: bool) -> None:
     reference = FullRGB(**kwargs, factor=num_tasks - 1 if invariant else 1)
     balancer = RGB(num_tasks, **kwargs, invariant_steps=invariant, magnitude="unit")
-    for seed in range(50):
+    for seed in range(20):
         jacobian = rows(num_tasks, seed, common=0.4)
         expected = reference.step(jacobian)
         gradients = TaskGradients(jacobian)
@@ -98,14 +98,14 @@ def test_fifty_steps_are_those_on_full_gradients(num_tasks: int, kwargs: dict[st
         torch.testing.assert_close(answer.diagnostics["consensus_cosine"], cosine, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_tasks", [2, 6])
-def test_published_is_the_public_original_also_where_tasks_align(num_tasks: int) -> None:
+def test_published_is_the_public_original_also_where_tasks_align() -> None:
+    num_tasks = 4
     reference, balancer = FullRGB(align_threshold=0.999), RGB.published(num_tasks)
     ours, longer = RGB(num_tasks, magnitude="unit", invariant_steps=False), RGB.published(magnitude="sum_norm")
     assert longer.magnitude == "sum_norm"
     apart, aligned = 0.0, 0
-    for step in range(60):
-        jacobian = rows(num_tasks, 0, common=100.0) if 10 <= step < 55 else rows(num_tasks, step, common=0.4)
+    for step in range(50):
+        jacobian = rows(num_tasks, 0, common=100.0) if 10 <= step < 45 else rows(num_tasks, step, common=0.4)
         expected = reference.step(jacobian)
         gradients = TaskGradients(jacobian)
         update = balancer(gradients, torch.ones(num_tasks)).update(gradients)
