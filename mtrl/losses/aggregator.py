@@ -145,9 +145,8 @@ class LossAggregator:
         of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
         _check(outputs, of_elbo + of_others)
         losses = self.elbo(outputs, observations)
-        kl = losses["kl_z"] + losses["hierarchical_kl"]
-        if self.attention_kl_in == "elbo":
-            kl = kl + losses["attention_kl"]
+        in_elbo = self.attention_kl_in == "elbo"
+        kl = losses["kl_z"] + losses["hierarchical_kl"] + (losses["attention_kl"] if in_elbo else 0.0)
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
         losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
 
@@ -157,9 +156,10 @@ class LossAggregator:
 
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
-        losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
-        if self.attention_kl_in == "predictive":
-            losses["attention_loss"] = losses["attention_loss"] + beta * losses["attention_kl"]
+        attention = lambda_diversity * losses["attention_diversity"] + (
+            0.0 if in_elbo else beta * losses["attention_kl"]
+        )
+        losses["attention_loss"] = dynamics + attention
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
