@@ -156,10 +156,8 @@ class LossAggregator:
 
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
-        attention = lambda_diversity * losses["attention_diversity"] + (
-            0.0 if in_elbo else beta * losses["attention_kl"]
-        )
-        losses["attention_loss"] = dynamics + attention
+        diversity = lambda_diversity * losses["attention_diversity"]
+        losses["attention_loss"] = dynamics + diversity + (0.0 if in_elbo else beta * losses["attention_kl"])
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
