@@ -121,10 +121,10 @@ class RGB(Balancer):
     so that a step costs O(T^2), and a call one product `J d` and two combinations of the rows besides. The coefficients
     are beta_i/|g_i|, and the direction is gamma d, times the magnitude.
 
-    Who comes from the public original (`VRNN/RGB.py` of https://github.com/neuronphysics/AIME, the `RGB` of its
-    `multi_task_learning`) should know that the defaults differ. `RGB.published()` is the original's update: the two
-    agree to the original's float32 rounding: over 60 steps of 2 to 6 tasks the updates differ by less than 1e-6 of
-    their length. By default, three things depart from it, and why:
+    The defaults are not those of the public original (`VRNN/RGB.py` of https://github.com/neuronphysics/AIME, the `RGB`
+    of its `multi_task_learning`). `RGB.published()` has the original's: over 60 steps of 2 to 6 tasks the updates of
+    the two differ by less than 1e-6 of their length, the rounding of the original's float32. The defaults depart from
+    it in three arguments:
 
     * `magnitude`. The published update has a norm of at most 1 for any gradients: it does not get smaller as training
       converges, and a learning rate that was chosen for another method does not fit. By default the update has the norm
@@ -136,7 +136,7 @@ class RGB(Balancer):
     * `align_threshold`. The original does not turn a task whose cosine with the consensus is beyond 0.999, and forgets
       its angle. Here only a task that points along the consensus is not turned, and it keeps its angle.
 
-    Both handle the edges, and here the answers are:
+    What happens where the formulas have no answer:
 
     * A task with a zero gradient is treated as missing, and its angle stays unchanged. If there is only one task, it is
       not rotated. A task that points along d or exactly against it has no plane to turn in and is not rotated either.
