@@ -341,10 +341,11 @@ class RGB(Balancer):
         angles, coefficients, direction, factor = [0.0] * num_tasks, [scale * own for own in inverse], None, 0.0
         if c is not None and count > 1 and self.steps % self.update_interval == 0:
             tolerance, s = rounding(gradients.dtype), [math.sqrt(max(1 - along**2, 0.0)) for along in c]
-            aligned = [min(abs(along), 1.0) > self.align_threshold for along in c]
-            self.angles[aligned] = 0.0
             turns = [s_i > tolerance and norm > 0 for s_i, norm in zip(s, n, strict=True)]
-            turns = [turning and not there for turning, there in zip(turns, aligned, strict=True)]
+            if self.align_threshold < 1:
+                aligned = [abs(along) > self.align_threshold for along in c]
+                self.angles[aligned] = 0.0
+                turns = [turning and not there for turning, there in zip(turns, aligned, strict=True)]
             inverse_s = [1 / s_i if turning else 0.0 for s_i, turning in zip(s, turns, strict=True)]
             before = self.angles.tolist()
             begin = [angle if turning else 0.0 for angle, turning in zip(before, turns, strict=True)]
