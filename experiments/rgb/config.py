@@ -49,11 +49,15 @@ class RGBSettings(MethodSettings):
     magnitude: Literal["unit", "mean_norm", "sum_norm"] = "sum_norm"
     """Length of the update: `unit` is the published length (at most 1); the others follow the gradients."""
 
+    align_threshold: Annotated[float, Limits(above=0, most=1)] = 1.0
+    """Cosine with the consensus beyond which a task is not turned. With 0.999, `--magnitude unit` and
+    `--invariant-steps False`, RGB is its public original."""
+
     @property
     def balancer_kwargs(self) -> dict[str, Any]:
         """Arguments of `mtrl.RGB`."""
         names = ("mu", "lambd", "alpha_steps", "lr_inner", "update_interval", "invariant_steps", "magnitude")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "align_threshold")}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -119,7 +121,10 @@ class RGB(Balancer):
     so that a step costs O(T^2), and a call one product `J d` and two combinations of the rows besides. The coefficients
     are beta_i/|g_i|, and the direction is gamma d, times the magnitude.
 
-    What this adds to the paper, and why:
+    The defaults are not those of the public original (`VRNN/RGB.py` of https://github.com/neuronphysics/AIME, the `RGB`
+    of its `multi_task_learning`). `RGB.published()` has the original's: over 60 steps of 2 to 6 tasks the updates of
+    the two differ by less than 1e-6 of their length, the rounding of the original's float32. The defaults depart from
+    it in three arguments:
 
     * `magnitude`. The published update has a norm of at most 1 for any gradients: it does not get smaller as training
       converges, and a learning rate that was chosen for another method does not fit. By default the update has the norm
@@ -128,6 +133,11 @@ class RGB(Balancer):
     * `invariant_steps`. The gradient of F is of order 1/(T-1) for each task, so that with the published rate the
       rotation vanishes as T grows. Invariant steps are T - 1 times as long. At T = 2 they are the published ones, and
       for equally similar tasks they are the same at any T.
+    * `align_threshold`. The original does not turn a task whose cosine with the consensus is beyond 0.999, and forgets
+      its angle. Here only a task that points along the consensus is not turned, and it keeps its angle.
+
+    What happens where the formulas have no answer:
+
     * A task with a zero gradient is treated as missing, and its angle stays unchanged. If there is only one task, it is
       not rotated. A task that points along d or exactly against it has no plane to turn in and is not rotated either.
     * If the mean of the unit gradients is zero, as for two opposed tasks, there is no y, and d stays as it is. If that
@@ -149,9 +159,13 @@ class RGB(Balancer):
             `scale="sum"`), `"mean_norm"` for the mean of the |g_i|, and `"sum_norm"` for their sum. Default
             `"sum_norm"`.
         invariant_steps: whether to take steps that do not depend on T. Default None: for more than 3 tasks.
+        align_threshold: the |c_i|, in (0, 1], beyond which a task is not turned and its angle becomes 0. Default 1.0:
+            all tasks turn, except those that have no plane to turn in.
         scale: see `Balancer`.
 
     Attributes:
+        PUBLISHED: the arguments of the public original, for all that takes a balancer's arguments:
+            `make_balancer("rgb", 3, **RGB.PUBLISHED)`, `balancer_kwargs=RGB.PUBLISHED`.
         consensus: d (D,), in the dtype of the gradients; None as long as there is no consensus.
         angles: a (T,), a NumPy array; None before the first call.
         steps: the number of calls.
@@ -162,6 +176,10 @@ class RGB(Balancer):
     Raises:
         ValueError: an argument is out of range.
     """
+
+    PUBLISHED: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"magnitude": "unit", "invariant_steps": False, "align_threshold": 0.999}
+    )
 
     looks_at = "gramian"
     has_memory = True
@@ -179,6 +197,7 @@ class RGB(Balancer):
         update_interval: int = 1,
         magnitude: Magnitude = "sum_norm",
         invariant_steps: bool | None = None,
+        align_threshold: float = 1.0,
         scale: Scale = "sum",
     ) -> None:
         super().__init__(num_tasks, scale=scale)
@@ -193,9 +212,20 @@ class RGB(Balancer):
         self.update_interval: int = check_number("update_interval", update_interval, least=1, whole=True)
         self.magnitude: Magnitude = magnitude
         self.invariant_steps = invariant_steps
+        self.align_threshold: float = check_number("align_threshold", align_threshold, above=0, most=1)
         self.register_buffer("consensus", None)
         self.angles: Array | None = None
         self.steps = 0
+
+    @classmethod
+    def published(cls, num_tasks: int | None = None, **kwargs: Any) -> Self:
+        """The public original: its magnitude, its steps, and its threshold of alignment.
+
+        Args:
+            num_tasks: T; if left out, it is the number of tasks at the first call.
+            kwargs: other arguments of the class, whose defaults are the original's, or other values for these three.
+        """
+        return cls(num_tasks, **{**cls.PUBLISHED, **kwargs})
 
     def reset(self) -> None:
         """Forget the consensus and the angles."""
@@ -312,6 +342,10 @@ class RGB(Balancer):
         if c is not None and count > 1 and self.steps % self.update_interval == 0:
             tolerance, s = rounding(gradients.dtype), [math.sqrt(max(1 - along**2, 0.0)) for along in c]
             turns = [s_i > tolerance and norm > 0 for s_i, norm in zip(s, n, strict=True)]
+            if self.align_threshold < 1:
+                aligned = [abs(along) > self.align_threshold for along in c]
+                self.angles[aligned] = 0.0
+                turns = [turning and not there for turning, there in zip(turns, aligned, strict=True)]
             inverse_s = [1 / s_i if turning else 0.0 for s_i, turning in zip(s, turns, strict=True)]
             before = self.angles.tolist()
             begin = [angle if turning else 0.0 for angle, turning in zip(before, turns, strict=True)]

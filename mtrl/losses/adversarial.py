@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,8 +13,8 @@ from torch.nn.functional import softplus
 from mtrl.limits import check_choice
 from mtrl.losses.outputs import stacked, widened
 
-AdversarialKind = Literal["non_saturating", "hinge"]
-"""The form of the adversarial loss: `"non_saturating"` or `"hinge"`."""
+AdversarialKind = Literal["non_saturating", "hinge", "wasserstein"]
+"""The form of the adversarial loss: `"non_saturating"`, `"hinge"` or `"wasserstein"`."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class AdversarialLoss:
 
     * `generator_loss`: softplus(-D(x')) in nats, at least 0 (`"non_saturating"`, Goodfellow et al. 2014,
       https://arxiv.org/abs/1406.2661), or -D(x'), of any sign (`"hinge"`, Miyato et al. 2018,
-      https://arxiv.org/abs/1802.05957).
+      https://arxiv.org/abs/1802.05957, and `"wasserstein"`, Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028).
     * `feature_matching_loss`: |f(x) - f(x')|, the mean over layers of the mean over features. The features of the
       observations get no gradient (Wang et al. 2018, https://arxiv.org/abs/1711.11585). It is left out if the outputs
       hold no features.
 
     Args:
-        kind: `"non_saturating"` or `"hinge"`. The first suits every balancer. With the second the generator's loss
-            becomes negative once the discriminator is deceived, and some balancers refuse negative losses. Default
-            `"non_saturating"`.
+        kind: `"non_saturating"`, `"hinge"` or `"wasserstein"`. The first suits every balancer. With the others the
+            generator's loss becomes negative once the discriminator is deceived, and some balancers refuse negative
+            losses. Default `"non_saturating"`.
 
     Raises:
         ValueError: `kind` is unknown.
@@ -71,10 +71,11 @@ class AdversarialLoss:
         return softplus(-fake_logits).mean() if self.kind == "non_saturating" else -fake_logits.mean()
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The loss () of the discriminator, at least 0.
+        """The loss () of the discriminator.
 
         It is the mean of softplus(-D(x)) plus the mean of softplus(D(x')), or for `"hinge"` the mean of
-        max(0, 1 - D(x)) plus the mean of max(0, 1 + D(x')).
+        max(0, 1 - D(x)) plus the mean of max(0, 1 + D(x')), both at least 0. For `"wasserstein"` it is the mean of
+        D(x') minus the mean of D(x), to which a multiple of `gradient_penalty` is to be added.
 
         Args:
             real_logits: D(x) for observations, of any shape.
@@ -86,7 +87,30 @@ class AdversarialLoss:
         real, fake = _logits("real_logits", real_logits), _logits("fake_logits", fake_logits)
         if self.kind == "non_saturating":
             return softplus(-real).mean() + softplus(fake).mean()
+        if self.kind == "wasserstein":
+            return fake.mean() - real.mean()
         return (1 - real).relu().mean() + (1 + fake).relu().mean()
+
+
+def gradient_penalty(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Mean over sequences of (|dD/dx| - 1)^2 at points between observations and reconstructions, ().
+
+    Each sequence has a point x = u real + (1 - u) fake with its own u, uniform on (0, 1) (Gulrajani et al. 2017,
+    https://arxiv.org/abs/1704.00028).
+
+    Args:
+        discriminator: the function from frames to logits, whose sum is differentiated.
+        real: observations (B, ...).
+        fake: reconstructions (B, ...); neither gets a gradient.
+        generator: the generator of u. Default: PyTorch's global generator.
+    """
+    u = torch.rand(len(real), *[1] * (real.ndim - 1), generator=generator).to(real)
+    between = (u * real.detach() + (1 - u) * fake.detach()).requires_grad_()
+    (slope,) = torch.autograd.grad(discriminator(between).sum(), between, create_graph=True)
+    lengths: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
+    return torch.square(lengths - 1).mean()
 
 
 def feature_matching(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

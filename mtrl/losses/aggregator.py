@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from mtrl.limits import check_number
+from mtrl.limits import check_choice, check_number
 from mtrl.losses.adversarial import AdversarialLoss
 from mtrl.losses.elbo import ELBOLoss
 from mtrl.losses.outputs import ModelOutputs, Steps
@@ -22,6 +22,7 @@ TASKS = ("elbo", "perceiver", "predictive", "adversarial")
 TOTALS = dict(zip(TASKS, ("total_vae_loss", "perceiver_loss", "attention_loss", "adversarial_loss"), strict=True))
 """By task, the name of its total in the dictionary of all losses."""
 
+AttentionTask = Literal["elbo", "predictive"]
 WEIGHTS = (
     "beta",
     "lambda_recon",
@@ -57,6 +58,8 @@ class LossAggregator:
         attention_loss   = lambda_att_dyn attention_dynamics_loss + lambda_diversity attention_diversity
         adversarial_loss = lambda_gan (generator_loss + lambda_features feature_matching_loss)
 
+    With `attention_kl_in="predictive"`, beta attention_kl is part of attention_loss instead of total_vae_loss.
+
     The cluster entropy is subtracted because it is to be maximised. `total_vae_loss` is therefore at least
     -entropy_weight log K. The other totals are at least 0, except for the adversarial one with `kind="hinge"`.
 
@@ -68,12 +71,37 @@ class LossAggregator:
         perceiver: computes the terms of the second task.
         predictive: computes the terms of the third task.
         adversarial: computes the terms of the fourth task, and the loss of the discriminator.
+        attention_kl_in: the task that the attention KL belongs to, `"elbo"` or `"predictive"`. Default `"elbo"`.
+
+    Raises:
+        ValueError: `attention_kl_in` is unknown.
     """
 
     elbo: ELBOLoss = field(default_factory=ELBOLoss)
     perceiver: PerceiverLoss = field(default_factory=PerceiverLoss)
     predictive: PredictiveLoss = field(default_factory=PredictiveLoss)
     adversarial: AdversarialLoss = field(default_factory=AdversarialLoss)
+    attention_kl_in: AttentionTask = "elbo"
+
+    def __post_init__(self) -> None:
+        """Check the choice."""
+        check_choice("attention_kl_in", self.attention_kl_in, get_args(AttentionTask))
+
+    @classmethod
+    def published(cls) -> Self:
+        """An aggregator whose every option is that of the public original, AIME.
+
+        The page of the losses in the documentation lists each difference. One is a weight: the original does not weigh
+        the diversity, which is `compute_losses(..., lambda_diversity=1.0)`. If its model has computed the terms
+        already, as lists by frame, `published_losses` adds them up.
+        """
+        return cls(
+            ELBOLoss(latent_kl="sampled", assignments=False, cluster_entropy="two_parts", gram="teacher"),
+            PerceiverLoss(reconstruction="tokens", label_smoothing=0.1),
+            PredictiveLoss(detach_target=False, dynamics="movement", diversity="squared_cosine"),
+            AdversarialLoss("wasserstein"),
+            attention_kl_in="predictive",
+        )
 
     def compute_losses(
         self,
@@ -115,11 +143,10 @@ class LossAggregator:
         """
         of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
         of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
-            check_number(name, weight, least=0)
-
+        _check(outputs, of_elbo + of_others)
         losses = self.elbo(outputs, observations)
-        kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
+        in_elbo = self.attention_kl_in == "elbo"
+        kl = losses["kl_z"] + losses["hierarchical_kl"] + (losses["attention_kl"] if in_elbo else 0.0)
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
         losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
 
@@ -129,12 +156,28 @@ class LossAggregator:
 
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
-        losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
+        diversity = lambda_diversity * losses["attention_diversity"]
+        losses["attention_loss"] = dynamics + diversity + (0.0 if in_elbo else beta * losses["attention_kl"])
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
             losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + features)
         return losses, [losses[total] for total in TOTALS.values() if total in losses]
+
+
+def _check(outputs: Mapping[str, Any], weights: tuple[float, ...]) -> None:
+    """Refuse weights out of range, and outputs that are losses.
+
+    Raises:
+        ValueError: see `LossAggregator.compute_losses`.
+    """
+    for name, weight in zip(WEIGHTS, weights, strict=True):
+        check_number(name, weight, least=0)
+    if "reconstruction_losses" in outputs:
+        raise ValueError(
+            "the outputs hold 'reconstruction_losses', which are losses already: mtrl.losses.published_losses adds up "
+            "those of AIME's model; LossAggregator computes losses from predictions, see ModelOutputs"
+        )
 
 
 def loss_metrics(losses: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 FLOOR = 1e-12  # is added to a probability before its logarithm is taken, so that the gradient at 0 stays finite
@@ -46,3 +48,18 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """H(p) = -sum_k p_k log p_k of `p` (..., K), in nats, from 0 to log K; (...)."""
     return -(p * (p + FLOOR).log()).sum(-1)
+
+
+def gamma_kl(shape: Tensor, rate: Tensor, other_shape: float = 1.0, other_rate: float = 1.0) -> Tensor:
+    """KL(Gamma(c, r) || Gamma(c', r')) in nats, of the shape of `shape`.
+
+        (c - c') digamma(c) - log Gamma(c) + log Gamma(c') + c' (log r - log r') + c (r' - r)/r
+
+    Args:
+        shape: c, positive.
+        rate: r, positive.
+        other_shape: c', positive. Default 1.0.
+        other_rate: r', positive. Default 1.0.
+    """
+    of_shapes = (shape - other_shape) * shape.digamma() - shape.lgamma() + math.lgamma(other_shape)
+    return of_shapes + other_shape * (rate.log() - math.log(other_rate)) + shape * (other_rate - rate) / rate

@@ -27,7 +27,14 @@ class ModelOutputs(TypedDict):
         stick_a, stick_b: (K - 1,) or (B, T, K - 1), positive: Kumaraswamy(a, b) posteriors of the sticks.
         slots: (B, T, S, F), the features from which the Gram matrix is computed.
         attention: (B, T, S, h, w), for each slot a categorical distribution over the h w positions.
-        attention_prior: (B, T, S, h, w), the maps to compare `attention` with. Default: uniform maps.
+        attention_prior: (B, T, S, h, w), the maps to compare `attention` with, or (B, T - 1, S, h, w) for all frames
+            but the first, such as their predictions. Default: uniform maps.
+        reconstruction_nll: (B, T), -log p(x | z) in nats, where p is no Gaussian; then `reconstruction` is not needed.
+        mixing_weights: (K,) or (B, T, K), the weights pi of the mixture, for `latent_kl="sampled"` and
+            `cluster_entropy="two_parts"`.
+        concentration_shape, concentration_rate: (B, T), positive: a Gamma posterior of the sticks' alpha.
+        encoder_features, teacher_features: one tensor (..., N, F) of N places, or one for each level, for
+            `gram="teacher"`; then `slots` are not needed.
 
     Perceiver:
         token_encoding: (B, ..., E), the encoder's vectors before quantisation.
@@ -35,10 +42,14 @@ class ModelOutputs(TypedDict):
             through the straight-through estimator, which is meant for the input of the decoder alone.
         token_index: (B, ...), integers, the numbers of the chosen rows.
         perceiver_reconstruction: (B, T, C, H, W), decoded from the codes.
+        token_logits: (B, ..., V), predictions of `token_index` among V codes, for `reconstruction="tokens"` of
+            `PerceiverLoss`; then `perceiver_reconstruction` is not needed.
 
     Predictive:
         predicted_attention: (B, T - 1, S, h, w): at place t, the prediction of `attention[:, t + 1]` from the frames up
             to t and the action.
+        predicted_movement: (B, T - 1, S, 2), the predicted movements of the maps' centres of mass along x and y, in
+            cells, for `dynamics="movement"` of `PredictiveLoss`; then `predicted_attention` is not needed.
 
     Adversarial:
         fake_logits: of any shape, the discriminator's logits for the reconstruction, attached to the graph. The
@@ -59,11 +70,19 @@ class ModelOutputs(TypedDict):
     slots: Tensor
     attention: Tensor
     attention_prior: NotRequired[Tensor]
+    reconstruction_nll: NotRequired[Tensor]
+    mixing_weights: NotRequired[Tensor]
+    concentration_shape: NotRequired[Tensor]
+    concentration_rate: NotRequired[Tensor]
+    encoder_features: NotRequired[Tensor | Sequence[Tensor]]
+    teacher_features: NotRequired[Tensor | Sequence[Tensor]]
     token_encoding: Tensor
     token_code: Tensor
     token_index: Tensor
     perceiver_reconstruction: Tensor
+    token_logits: NotRequired[Tensor]
     predicted_attention: Tensor
+    predicted_movement: NotRequired[Tensor]
     fake_logits: NotRequired[Tensor]
     real_features: NotRequired[Sequence[Tensor]]
     fake_features: NotRequired[Sequence[Tensor]]
@@ -113,7 +132,8 @@ class OutputReader:
                 sizes = dict(self.sizes)
                 for letter, size in zip(letters, tensor.shape, strict=True):
                     base, _, less = letter.partition("-")
-                    if sizes.setdefault(base, size + int(less or 0)) != size + int(less or 0):
+                    whole = size + int(less or 0)
+                    if whole != (int(base) if base.isdigit() else sizes.setdefault(base, whole)):
                         break
                 else:
                     self.sizes = sizes

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from mtrl.limits import check_number
+from mtrl.limits import check_choice, check_number
 from mtrl.losses.outputs import OutputReader, Steps, stacked, widened
+
+Reconstruction = Literal["pixels", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class PerceiverLoss:
       keeps tokens z near their codes e.
     * `vq_codebook_loss`: the mean of (sg(z) - e)^2, the same number with another gradient. It moves codes towards their
       tokens. If the codebook follows by moving averages, e has no gradient, and this term is a constant.
-    * `perceiver_recon_loss`: the mean over frames, channels and pixels of (x - x')^2/sigma^2.
+    * `perceiver_recon_loss`: the mean over frames, channels and pixels of (x - x')^2/sigma^2. With
+      `reconstruction="tokens"` it is the cross-entropy of the predicted tokens, in nats per token.
     * `codebook_perplexity`: the exponential of the entropy of the frequencies of the codes in the batch, from 1 (one
       code is used) to the number of codes (all are used equally). It is a metric without a gradient.
 
@@ -31,16 +35,23 @@ class PerceiverLoss:
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
+        reconstruction: what is to be found again: `"pixels"`, or the `"tokens"` by `token_logits`. Default `"pixels"`.
+        label_smoothing: share of the probability, in [0, 1), that the target of `"tokens"` spreads over all codes.
+            Default 0.0.
 
     Raises:
-        ValueError: `observation_std` is out of range.
+        ValueError: an argument is out of range, or the choice is unknown.
     """
 
     observation_std: float = 1.0
+    reconstruction: Reconstruction = "pixels"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the ranges and the choice."""
         check_number("observation_std", self.observation_std, above=0)
+        check_number("label_smoothing", self.label_smoothing, least=0, below=1)
+        check_choice("reconstruction", self.reconstruction, get_args(Reconstruction))
 
     def __call__(self, outputs: Mapping[str, Any], observations: Steps) -> dict[str, Tensor]:
         """The terms by name, each ().
@@ -53,12 +64,17 @@ class PerceiverLoss:
             ValueError: an output is missing or has the wrong shape or type.
         """
         read = OutputReader(outputs, observations)
-        reconstruction = read("perceiver_reconstruction", "B T C H W")
         encoding, code, index = tokens(outputs)
+        if self.reconstruction == "tokens":
+            logits = _logits(outputs, index)
+            loss = cross_entropy(logits.flatten(0, -2), index.flatten().long(), label_smoothing=self.label_smoothing)
+        else:
+            reconstruction = read("perceiver_reconstruction", "B T C H W")
+            loss = ((reconstruction - read.observations) / self.observation_std).square().mean()
         return {
             "vq_commitment_loss": (encoding - code.detach()).square().mean(),
             "vq_codebook_loss": (encoding.detach() - code).square().mean(),
-            "perceiver_recon_loss": ((reconstruction - read.observations) / self.observation_std).square().mean(),
+            "perceiver_recon_loss": loss,
             "codebook_perplexity": perplexity(index).to(encoding.dtype),
         }
 
@@ -87,6 +103,23 @@ def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     if index.is_floating_point() or index.is_complex() or index.dtype is torch.bool:
         raise ValueError(f"token_index is of {index.dtype}; expected integers")
     return widened(encoding), widened(code), index
+
+
+def _logits(outputs: Mapping[str, Any], index: Tensor) -> Tensor:
+    """`token_logits` (B, ..., V).
+
+    Raises:
+        ValueError: they are missing, do not fit `token_index`, or are fewer than the codes that it names.
+    """
+    if outputs.get("token_logits") is None:
+        raise ValueError("the outputs have no 'token_logits'; reconstruction='tokens' needs a tensor (B, ..., V)")
+    logits = widened(stacked("token_logits", outputs["token_logits"]))
+    if logits.shape[:-1] != index.shape or int(index.max()) >= logits.shape[-1] or int(index.min()) < 0:
+        raise ValueError(
+            f"token_logits have the shape {tuple(logits.shape)}; expected token_index's {tuple(index.shape)} and one "
+            f"logit for each code, of which token_index names {int(index.min())} to {int(index.max())}"
+        )
+    return logits
 
 
 def perplexity(index: Tensor) -> Tensor:

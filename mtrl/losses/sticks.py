@@ -77,7 +77,9 @@ def expected_log_weights(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([log_v, nothing], -1) + torch.cat([nothing, log_rest.cumsum(-1)], -1)
 
 
-def kumaraswamy_beta_kl(a: Tensor, b: Tensor, concentration: float = 1.0) -> Tensor:
+def kumaraswamy_beta_kl(
+    a: Tensor, b: Tensor, concentration: float | Tensor = 1.0, log_concentration: Tensor | None = None
+) -> Tensor:
     """KL(Kumaraswamy(a, b) || Beta(1, alpha)) in nats, of the shape of `a`.
 
         log(a b) + (a - 1) E[log v] - (b - 1)/b - log alpha - (alpha - 1) E[log(1 - v)],
@@ -88,11 +90,18 @@ def kumaraswamy_beta_kl(a: Tensor, b: Tensor, concentration: float = 1.0) -> Ten
     Args:
         a: positive.
         b: positive, of the same shape.
-        concentration: alpha, positive; the expected number of components in use grows with it. Default 1.0.
+        concentration: alpha, positive; the expected number of components in use grows with it. A tensor broadcasts
+            with `a`. Default 1.0.
+        log_concentration: log alpha, a tensor that broadcasts with `a`. Give E[alpha] and E[log alpha] for the
+            expectation of the KL under a distribution of alpha. Default: the logarithm of `concentration`.
     """
     log_v, log_rest = expected_log_sticks(a, b)
     own = (a * b).log() + (a - 1) * log_v - (b - 1) / b
-    return own - math.log(concentration) - (concentration - 1) * log_rest
+    if log_concentration is not None:
+        own = own - log_concentration
+    else:
+        own = own - (concentration.log() if isinstance(concentration, Tensor) else math.log(concentration))
+    return own - (concentration - 1) * log_rest
 
 
 def _log1mexp(x: Tensor) -> Tensor:
