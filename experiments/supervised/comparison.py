@@ -105,7 +105,9 @@ def find_words(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         label = variant_from_word(word).label
         if found.setdefault(label, word) != word:
-            raise UsageError(f"balancers: both {found[label]!r} and {word!r} have the label {label!r}; give them others")
+            raise UsageError(
+                f"balancers: both {found[label]!r} and {word!r} have the label {label!r}; give them others"
+            )
     return found
 
 
@@ -240,10 +242,11 @@ def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) 
                 found.setdefault(name, []).append(f"{kind} in {column} ({comparison.difference.value:+.3f})")
     told = [f"{plain(name)} is {', '.join(where)}" for name, where in found.items()]
     nothing = "nothing else is told apart from it" if told else "no balancer is told apart from it in any column"
-    return f"Against {plain(baseline)}, at p < {ALPHA}: {'; '.join([*told, nothing])}. Smaller differences may be there."
+    return (
+        f"Against {plain(baseline)}, at p < {ALPHA}: {'; '.join([*told, nothing])}. Smaller differences may be there."
+    )
 
 
 def _difference(comparison: Comparison) -> str:
     p = comparison.p_holm or 0.0
     return f"{cell(comparison.difference, '{:+.3f}')} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-

@@ -111,5 +111,9 @@ class DoneTrainings:
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
     """The settings under names such as `training.epochs`, and the rest of the description as it is."""
-    settings = {f"{section}.{key}": value for section, of in description["settings"].items() for key, value in of.items()}
+    settings = {
+        f"{section}.{key}": value
+        for section, entries in description["settings"].items()
+        for key, value in entries.items()
+    }
     return {**description, **settings, "settings": None}

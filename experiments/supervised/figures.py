@@ -142,9 +142,9 @@ def differences(results: Results, data: str, path: Path) -> None:
         told = sum((one.p_holm or 0) < ALPHA for one in compared[MEAN].values())
         text = f"{data}: {told} of {len(names)} balancers told apart from {results.baseline} in the mean over tasks"
         note = (
-            f"Difference from {results.baseline} in validation score; right of 0 is better. {len(results.seeds)} seeds: "
-            "small dots. Large dots: means with 95 % intervals; filled if told apart, p < 0.05 after Holm's correction, "
-            "open if not. Grey: what one test would overlook, differences that it finds with probability below 0.8."
+            f"Validation score less that of {results.baseline}; right of 0 is better. {len(results.seeds)} seeds: small "
+            "dots. Large dots: means with 95 % intervals, filled if told apart (p < 0.05 after Holm's correction), open "
+            "if not. Grey: what one test would overlook, as it finds such differences with probability below 0.8."
         )
         title(figure, text, note)
         save(figure, path)

