@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def compare_balancers(config: CompareConfig) -> Results:
             with StopSignals() as signals:
                 results = run(settings, words, seeds, config.device, config.quiet, signals, done)
         except (StopSignal, FloatingPointError) as stop:
-            kept = f"{len(done)} of {len(seeds) * len(words)} trainings are kept, and the same command goes on"
+            kept = f"{count(len(done), 'training')} kept, and the same command goes on"
             if isinstance(stop, StopSignal):
                 raise StoppedError(f"stopped by {stop}; {kept}", stop.status) from None
             raise StoppedError(f"{stop}; a lower learning_rate may help") from stop
@@ -105,14 +106,15 @@ def find_words(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         label = variant_from_word(word).label
         if found.setdefault(label, word) != word:
-            raise UsageError(
-                f"balancers: both {found[label]!r} and {word!r} have the label {label!r}; give them others"
-            )
+            raise UsageError(f"balancers: both {found[label]!r} and {word!r} have the label {label!r}; rename one")
     return found
 
 
 def _refuse_existing(config: CompareConfig, folder: Path) -> None:
     if (folder / RESULTS_FILE).exists() and config.existing != "replace":
+        if (folder / DONE_FILE).exists():  # the comparison was killed after its last file and before this was removed
+            with suppress(UsageError), disk_errors(folder, UsageError), locked(folder):
+                (folder / DONE_FILE).unlink(missing_ok=True)
         another = "give --existing replace to replace it, or another --output-dir"
         raise UsageError(f"'{folder}' holds a comparison; {another}")
 

@@ -133,7 +133,7 @@ def differences(results: Results, data: str, path: Path) -> None:
     names = sorted(compared[MEAN], key=lambda name: -compared[MEAN][name].difference.value)
     columns = [MEAN, *results.tasks]
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(9.5, 1.1 + 0.3 * len(names)), layout="constrained")
+        figure = Figure(figsize=(9.5, 1.1 + 0.32 * len(names)), layout="constrained")
         panels = figure.subplots(1, len(columns), sharey=True, width_ratios=[2.0, *[1.0] * len(results.tasks)])
         for axes, column in zip(panels, columns, strict=True):
             _differences(axes, results, column, {name: compared[column][name] for name in names})
@@ -142,9 +142,9 @@ def differences(results: Results, data: str, path: Path) -> None:
         told = sum((one.p_holm or 0) < ALPHA for one in compared[MEAN].values())
         text = f"{data}: {told} of {len(names)} balancers told apart from {results.baseline} in the mean over tasks"
         note = (
-            f"Validation score less that of {results.baseline}; right of 0 is better. {len(results.seeds)} seeds: small "
-            "dots. Large dots: means with 95 % intervals, filled if told apart (p < 0.05 after Holm's correction), open "
-            "if not. Grey: what one test would overlook, as it finds such differences with probability below 0.8."
+            f"Validation score less that of {results.baseline}; right of 0 is better. Small dots: {len(results.seeds)} "
+            "seeds. Large dots: means with 95 % intervals, filled if told apart (p < 0.05 after Holm's correction), "
+            "open if not. Grey: what one test would overlook, as it finds such differences with probability below 0.8."
         )
         title(figure, text, note)
         save(figure, path)
@@ -161,7 +161,7 @@ def _differences(axes: Axes, results: Results, column: str, compared: Mapping[st
         colour = TOLD[one.difference.value > 0] if told else UNTOLD
         reach = one.detectable or 0.0
         axes.barh(y, 2 * reach, left=-reach, height=0.72, color="0.93", zorder=0)
-        axes.plot(seeds, np.full(len(seeds), y), ".", color=colour, alpha=0.3, markersize=4, markeredgewidth=0)
+        axes.plot(seeds, np.full(len(seeds), y - 0.26), ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
         interval = one.difference.interval or (one.difference.value,) * 2
         axes.plot(interval, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
         face = colour if told else "white"

