@@ -47,15 +47,25 @@ class TaskData:
 
 
 def load_data(settings: Settings, seed: int) -> TaskData:
-    """Load or generate the samples that the settings describe, and split and standardise them.
+    """Load or generate the samples that the settings describe, split and standardise them, and check them.
 
     Args:
         settings: the settings of the data and of the tasks.
         seed: the seed of synthetic samples, of the split of the digits, and of the split and the pairs of MultiMNIST.
 
     Raises:
-        UsageError: the settings ask for data that a package brings, and the package is not installed.
+        UsageError: the settings ask for data that a package brings, and the package is not installed; or the targets of
+            a regression are all alike, so that it has no R^2.
     """
+    data = _load(settings, seed)
+    for task, target in zip(settings.model.tasks, data.val.targets, strict=True):
+        if task.type == "regression" and float(target.min()) == float(target.max()):
+            problem = f"all validation targets of task {task.name!r} are {float(target[0]):g}, so that it has no R^2"
+            raise UsageError(f"data.num_val is {len(data.val)}: with seed {seed}, {problem}")
+    return data
+
+
+def _load(settings: Settings, seed: int) -> TaskData:
     tasks, num_train, num_val = settings.model.tasks, settings.data.num_train, settings.data.num_val
     if settings.data.source == "digits":
         return _digits([task.name for task in tasks], num_train, num_val, seed)

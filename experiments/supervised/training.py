@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.program.balancer_options import balancer_from, variant_from_word
 from experiments.program.device import find_device
+from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
 from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
@@ -249,6 +250,10 @@ def find_balancer(settings: Settings, word: str) -> Balancer:
     """
     num_tasks = len(settings.model.tasks)
     if word == settings.training.balancer:
+        if "," in word:
+            raise UsageError(
+                f"training.balancer is {word!r}; options of a balancer belong in training.balancer_options"
+            )
         return balancer_from(word, num_tasks, settings.training.balancer_options)
     variant = variant_from_word(word)
     return balancer_from(variant.balancer, num_tasks, variant.options)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +410,13 @@ def test_digits_are_split_without_overlap_and_with_every_digit_alike():
     assert torch.all((shares - 0.1).abs() < 0.01)
 
 
+def test_a_regression_whose_validation_targets_are_all_alike_is_refused():
+    settings = DEFAULTS["multi_mnist"].updated({"data": {"num_train": 4, "num_val": 2}})
+    problem = r"data.num_val is 2: with seed \d+, all validation targets of task 'sum' are -?\d, so that it has no R\^2"
+    with pytest.raises(UsageError, match=problem):
+        list(map(partial(load_data, settings), range(100)))
+
+
 def test_multi_mnist_joins_digits_that_validation_has_not_seen():
     settings = DEFAULTS["multi_mnist"].updated({"data": {"num_train": 900, "num_val": 300}})
     data, again = load_data(settings, 3), load_data(settings, 3)
@@ -572,6 +580,7 @@ def test_no_log_file_where_none_is_wanted(tmp_path):
     [
         (["--balancer", "gradnrm"], "unknown balancer 'gradnrm'; balancers are equal, gradnorm"),
         (["--balancer", "torchjd:Nothing"], "Nothing"),
+        (["--balancer", "aim,gate=true"], "options of a balancer belong in training.balancer_options"),
         (["--epochs", "0"], "training.epochs is 0; it must be between 1"),
         (["--seed", "-1"], "data.random_seed is -1; it must be between 0 and"),
         (["--learning-rate", "nan"], "training.learning_rate is nan; it must be above 0"),
