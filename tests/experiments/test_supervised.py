@@ -19,7 +19,7 @@ import experiments.supervised
 from experiments.analysis.intervals import summarise
 from experiments.analysis.significance import compare as compare_methods
 from experiments.program.flags import UsageError
-from experiments.supervised import multi_mnist
+from experiments.supervised import figures, multi_mnist
 from experiments.supervised.compare import main as compare
 from experiments.supervised.comparison import run
 from experiments.supervised.config import TrainConfig
@@ -705,6 +705,7 @@ STOPPED = [*SMALL, "--data", "synthetic", "--seeds", "0-1", "--balancers", *WORD
 
 
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(monkeypatch, capsys):
+    monkeypatch.setattr(figures, "comparison", lambda *_: None)  # it takes longer than the trainings
     assert compare([*STOPPED, "--output-dir", "whole"]) == 0
     calls, init = [], Learner.__init__
 
