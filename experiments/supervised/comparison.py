@@ -59,7 +59,7 @@ def compare_balancers(config: CompareConfig) -> Results:
     for word in words.values():
         find_balancer(settings, word)
     find_device(config.device)
-    folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.source}"
+    folder = config.output_dir or Path("results/analysis") / f"supervised_{settings.data.name}"
     _refuse_existing(config, folder)
     for name in (TABLE_FILE, FIGURE_FILE, DIFFERENCES_FILE, RESULTS_FILE, DONE_FILE):
         check_file(folder / name)
@@ -85,7 +85,7 @@ def compare_balancers(config: CompareConfig) -> Results:
                 file.write(f"{text}\n".encode())
             figures.comparison(results, folder / FIGURE_FILE)
             if len(words) > 1 and len(seeds) > 1:
-                figures.differences(results, settings.data.source, folder / DIFFERENCES_FILE)
+                figures.differences(results, settings.data.name, folder / DIFFERENCES_FILE)
             write_json(folder / RESULTS_FILE, {**describe(settings), **results.as_json()})
             (folder / DONE_FILE).unlink(missing_ok=True)
     if not config.quiet:
@@ -193,7 +193,7 @@ def markdown(results: Results, settings: Settings) -> str:
     intervals = " with 95 % intervals" if several else ""
     parts = [
         f"Validation {metrics} after {settings.training.epochs} epochs on {settings.data.num_train} samples of "
-        f"{settings.data.source}: mean over {count(len(results.seeds), 'seed')}{intervals}.",
+        f"{settings.data.name}: mean over {count(len(results.seeds), 'seed')}{intervals}.",
         table(
             ["balancer", *columns],
             (

@@ -23,7 +23,12 @@ class RunConfig:
     data: Source | None = None
     """`synthetic`; `digits`, scikit-learn's handwritten digits with three tasks, namely the digit, its parity, and
     whether it is at least 5; or `multi_mnist`, two digits of MNIST in one picture, with three tasks, namely the left
-    digit, the right one, and their sum as a regression. (data.source)"""
+    digit, the right one, and their sum as a regression; or `file`, which `--data-file` names. (data.source)"""
+
+    data_file: Path | None = None
+    """Your own samples: a file that `numpy.savez(FILE, features=..., task_a=..., task_b=...)` has written. Features are
+    (samples, inputs), and there is an array (samples,) for each task. Whole numbers, counted from 0, are classes, and
+    other numbers are targets of a regression. The seed divides samples into training and validation. (data.file)"""
 
     epochs: int | None = None
     """Passes over the training data. (training.epochs)"""
@@ -58,7 +63,8 @@ class RunConfig:
     def values(self) -> dict[str, dict[str, Any]]:
         """The flags that were given, as settings by section and key."""
         training = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        data = {"source": self.data, "num_train": self.num_train, "num_val": self.num_val}
+        own = {"source": "file", "file": str(self.data_file)} if self.data_file else {"source": self.data}
+        data = {**own, "num_train": self.num_train, "num_val": self.num_val}
         return _given({"training": _given(training), "data": _given(data)})
 
 
@@ -106,7 +112,8 @@ class CompareConfig(RunConfig):
     first weights and the same order of samples. RANDOM_SEED and data.random_seed are not used."""
 
     output_dir: Path | None = None
-    """Folder for table.md, comparison.json and the figures. Default: `results/analysis/supervised_<data>`."""
+    """Folder for table.md, comparison.json and the figures. Default: `results/analysis/supervised_<data>`, where <data>
+    is the name of your own file without its ending."""
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

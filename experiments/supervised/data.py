@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.program.flags import UsageError
-from experiments.supervised import multi_mnist
+from experiments.supervised import multi_mnist, own_data
 from experiments.supervised.settings import Settings
 from mtrl.models import generate_synthetic_multi_task_data
 
@@ -75,6 +75,11 @@ def _load(settings: Settings, seed: int) -> TaskData:
             for features, targets in multi_mnist.pairs(num_train, num_val, seed)
         )
         return _standardised(train, val, by_pixel=False)
+    if settings.data.source == "file":
+        own = own_data.read(str(settings.data.file))
+        order = torch.randperm(len(own.features), generator=torch.Generator().manual_seed(seed))
+        samples = Samples(own.features, [own.targets[task.name] for task in tasks])
+        return _standardised(samples[order[:num_train]], samples[order[num_train : num_train + num_val]])
     features, targets = generate_synthetic_multi_task_data(
         num_train + num_val,
         settings.model.input_dim,

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 TaskType = Literal["classification", "regression"]
-Source = Literal["synthetic", "digits", "multi_mnist"]
+Source = Literal["synthetic", "digits", "multi_mnist", "file"]
 Option = str | int | float | bool
 
 LARGEST_SEED = 2**32 - 1  # scikit-learn takes no larger one
 LARGEST_RATE = 1e6  # a far larger one would make Adam's arithmetic overflow
 MOST_NUMBERS = 2**28  # in all inputs, in all outputs, and in the gradients of all tasks; each takes up to a gigabyte
+MOST_CLASSES = 1_000
 
 BASELINE = "equal"  # the balancer that others are compared with
 MEAN, WORST = "mean", "worst task"  # columns of every table, beside the tasks
@@ -96,11 +97,17 @@ class DataSettings:
     """The section `data`."""
 
     source: Source = "synthetic"
+    file: str | None = None  # of the source `file`; its samples and tasks are the user's
     random_seed: int = 42
     num_train: int = 800
     num_val: int = 200
     relatedness: float = 0.5  # used for synthetic data only
     noise: float = 0.1  # used for synthetic data only
+
+    @property
+    def name(self) -> str:
+        """The source; for the source `file`, the file's name without its ending."""
+        return self.source if self.file is None else re.sub(r"[^\w.-]", "_", PurePath(self.file).stem)
 
 
 @dataclass(frozen=True)
@@ -163,9 +170,12 @@ class Settings:
 
     def _check_data(self) -> None:
         samples, tasks = self.data.num_train + self.data.num_val, self.model.tasks
-        if self.data.source != "synthetic":
+        if (self.data.source == "file") != (self.data.file is not None):
+            needs = "source file needs a path" if self.data.file is None else "needs data.source file"
+            raise SettingError("data.file", f"is {self.data.file!r} and data.source is {self.data.source}; {needs}")
+        if self.data.source in ("digits", "multi_mnist"):
             self._check_pictures(DEFAULTS[self.data.source].model)
-        elif self.model.input_dim <= len(tasks):
+        elif self.data.source == "synthetic" and self.model.input_dim <= len(tasks):
             problem = f"is {self.model.input_dim}; synthetic data of {len(tasks)} tasks need at least {len(tasks) + 1}"
             raise SettingError("model.input_dim", problem)
         if self.data.source == "digits":
@@ -231,12 +241,14 @@ class Settings:
             names.add(task.name)
             if task.type == "regression" and task.num_classes is not None:
                 raise SettingError(f"{key}.num_classes", "is for classifications; this task is a regression")
-            if task.type == "classification" and not 2 <= (task.num_classes or 0) <= 1_000:
-                raise SettingError(f"{key}.num_classes", f"is {task.num_classes}; it must be between 2 and 1000")
+            if task.type == "classification" and not 2 <= (task.num_classes or 0) <= MOST_CLASSES:
+                limits = f"it must be between 2 and {MOST_CLASSES}"
+                raise SettingError(f"{key}.num_classes", f"is {task.num_classes}; {limits}")
 
 
 DEFAULTS: dict[Source, Settings] = {
     "synthetic": Settings(),
+    "file": Settings(data=DataSettings(source="file")),  # `own_data.settings_of` has those of a file
     # There are few samples and a small encoder, because with more of either every balancer gets nearly all answers
     # right. There are so many epochs that scores no longer rise, so that a balancer that only learns faster does not
     # seem to learn better.

@@ -432,6 +432,94 @@ def test_multi_mnist_joins_digits_that_validation_has_not_seen():
     assert not (corners[0] - dark) & (corners[1] - dark)
 
 
+def save_own(path="own.npz", **arrays):
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(60, 4))
+    known = {"features": features, "kind": generator.integers(0, 3, 60), "height": features[:, 0] * 3}
+    np.savez(path, **{name: array for name, array in (known | arrays).items() if array is not None})
+
+
+def test_own_samples_need_nothing_but_their_file(capsys):
+    save_own(kind=np.arange(60, dtype=np.uint8) % 3, risk=np.arange(60) % 2 == 0)
+    assert train(["--data-file", "own.npz", "--epochs", "2", "--quiet"]) == 0
+    assert capsys.readouterr().out == "results in results/runs/supervised/own_equal/seed_42\n"
+    config = json.loads(Path("results/runs/supervised/own_equal/seed_42/config.json").read_text())
+    assert config["settings"]["model"]["input_dim"] == 4
+    kinds = {task["name"]: task["num_classes"] for task in config["settings"]["model"]["tasks"]}
+    assert kinds == {"kind": 3, "height": None, "risk": 2}
+    Path("c.yaml").write_text("data: {source: file, file: own.npz, num_train: 30}\nmodel: {shared_hidden: [3]}\n")
+    found = load_settings(TrainConfig(config=Path("c.yaml")), "synthetic")
+    data, other = load_data(found, 1), load_data(found, 2)
+    assert (len(data.train), len(data.val)) == (30, 12)
+    assert not torch.equal(data.val.targets[1], other.val.targets[1])
+    raw = data.val.features * data.deviation + data.mean
+    torch.testing.assert_close(raw[:, 0] * 3, data.val.targets[1])  # targets stay with their features
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"features": None}, "has no array 'features'; its arrays are kind, height"),
+        ({"kind": None, "height": None}, "has no targets; give one array of 60 numbers for each task"),
+        (
+            {"features": np.zeros((60, 4, 4))},
+            "has the shape (60, 4, 4) and the type float64; it must be numbers (sample",
+        ),
+        ({"features": np.full((60, 4), np.nan)}, "has NaN or infinity; leave these samples out, or fill them in"),
+        ({"kind": np.array(["a", "b"] * 30)}, "'kind' in 'own.npz' is text; numpy.unique(..., return_inverse=True)[1]"),
+        ({"kind": np.array([None] * 60)}, "Object arrays cannot be loaded when allow_pickle=False"),
+        ({"kind": np.eye(60)}, "it must be (60,), one for each sample; classes of one-hot rows are array.argmax(1)"),
+        ({"kind": np.arange(60) - 1}, "has whole numbers from -1 to 58; classes are counted from 0"),
+        ({"kind": np.arange(60) * 1000}, "for a regression, save floats"),
+        ({"height": np.full(60, np.nan)}, "'height' in 'own.npz' has NaN or infinity; samples without a label must be"),
+        ({"mean": np.zeros(60)}, "model.tasks[2].name is 'mean', which means something else in tables"),
+    ],
+)
+def test_own_samples_that_cannot_be_used_are_one_line_that_says_what_to_do(arrays, message, capsys):
+    save_own(**arrays)
+    line = fails(train, ["--data-file", "own.npz"], capsys)
+    assert message in line
+    assert "UsageError" not in line
+
+
+OWN = "data: {source: file, file: own.npz}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "message"),
+    [
+        (
+            OWN + "model: {input_dim: 3}\n",
+            [],
+            "c.yaml:2: model.input_dim is 3; the samples in 'own.npz' have 4 features",
+        ),
+        (
+            OWN + "model:\n  tasks:\n  - {name: kind, num_classes: 2}\n",
+            [],
+            "they are kind (3 classes), height (regress",
+        ),
+        (OWN, ["--num-train", "50"], "data.num_train and data.num_val are 62 together; 'own.npz' has 60 samples"),
+        ("data: {source: file}\n", [], "c.yaml:1: data.file is None and data.source is file; source file needs a path"),
+        ("data: {file: own.npz}\n", [], "data.file is 'own.npz' and data.source is synthetic; needs data.source file"),
+        (
+            OWN,
+            ["--data-file", "none.npz"],
+            "cannot read 'none.npz': No such file or directory; numpy.savez writes such",
+        ),
+        (
+            OWN,
+            ["--data-file", "c.yaml"],
+            "cannot read 'c.yaml': ValueError: it is no .npz file; numpy.savez writes such",
+        ),
+        (OWN, ["--data-file", "."], "cannot read '.'"),
+    ],
+)
+def test_settings_that_do_not_fit_own_samples_are_refused(content, argv, message, capsys):
+    save_own()
+    Path("c.yaml").write_text(content)
+    assert message in fails(train, ["--config", "c.yaml", *argv], capsys)
+
+
 def test_a_subset_of_the_digits_tasks_will_do(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(
         "data: {source: digits}\nmodel: {input_dim: 64, tasks: [{name: size, num_classes: 2}]}\n"
