@@ -26,6 +26,7 @@ from experiments.supervised.settings import (
 from mtrl.files import one_line, open_regular
 
 FEATURES = "features"
+LARGEST = 1e15  # its square, and a sum of squares, is a number in float32
 FOR_TRAINING = 0.8  # share of the samples, where the settings do not say how many
 
 
@@ -136,7 +137,7 @@ def _features(file: str, array: Any) -> Tensor:
         raise UsageError(f"{FEATURES!r} in {file!r} {shape}; it must be numbers (samples, inputs)")
     if not np.isfinite(array).all():
         raise UsageError(f"{FEATURES!r} in {file!r} has NaN or infinity; leave these samples out, or fill them in")
-    return torch.from_numpy(array.astype(np.float32))
+    return _float32(f"{FEATURES!r} in {file!r}", array)
 
 
 def _targets(file: str, name: str, array: Any, samples: int) -> Tensor:
@@ -146,14 +147,22 @@ def _targets(file: str, name: str, array: Any, samples: int) -> Tensor:
         what = "text" if array.dtype.kind in "US" else f"of the type {array.dtype}"
         raise UsageError(f"{place} is {what}; numpy.unique(..., return_inverse=True)[1] makes classes of labels")
     if array.shape != (samples,):
-        hint = "; classes of one-hot rows are array.argmax(1)" if array.ndim == 2 and array.shape[1] > 1 else ""
+        hint = ""
+        if array.ndim == 2:
+            hint = "; " + ("classes of one-hot rows are array.argmax(1)" if array.shape[1] > 1 else "array[:, 0] is")
         raise UsageError(f"{place} has the shape {array.shape}; it must be ({samples},), one for each sample{hint}")
     if not np.isfinite(array).all():
         raise UsageError(f"{place} has NaN or infinity; samples without a label must be left out")
     if array.dtype.kind == "f":
-        return torch.from_numpy(array.astype(np.float32))
+        return _float32(place, array)
     if array.min() < 0 or array.max() >= MOST_CLASSES:
         limits = f"classes are counted from 0 and at most {MOST_CLASSES}"
         problem = f"has whole numbers from {array.min()} to {array.max()}; {limits}; for a regression, save floats"
         raise UsageError(f"{place} {problem}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _float32(place: str, array: Any) -> Tensor:
+    if (largest := float(np.abs(array).max())) > LARGEST:
+        raise UsageError(f"{place} has numbers up to {largest:.3g}; choose a unit in which {LARGEST:g} is the most")
+    return torch.from_numpy(array.astype(np.float32))

@@ -469,6 +469,8 @@ def test_own_samples_need_nothing_but_their_file(capsys):
         ({"kind": np.array(["a", "b"] * 30)}, "'kind' in 'own.npz' is text; numpy.unique(..., return_inverse=True)[1]"),
         ({"kind": np.array([None] * 60)}, "Object arrays cannot be loaded when allow_pickle=False"),
         ({"kind": np.eye(60)}, "it must be (60,), one for each sample; classes of one-hot rows are array.argmax(1)"),
+        ({"height": np.zeros((60, 1))}, "it must be (60,), one for each sample; array[:, 0] is"),
+        ({"height": np.full(60, 1e300)}, "has numbers up to 1e+300; choose a unit in which 1e+15 is the most"),
         ({"kind": np.arange(60) - 1}, "has whole numbers from -1 to 58; classes are counted from 0"),
         ({"kind": np.arange(60) * 1000}, "for a regression, save floats"),
         ({"height": np.full(60, np.nan)}, "'height' in 'own.npz' has NaN or infinity; samples without a label must be"),
