@@ -42,10 +42,12 @@ class SharedEncoder(nn.Sequential):
     Shapes: (B, input_dim) to (B, output_dim).
 
     Raises:
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or `hidden` is not a list.
     """
 
     def __init__(self, input_dim: int, hidden: Sequence[int], output_dim: int) -> None:
+        if not isinstance(hidden, Sequence):
+            raise ValueError(f"hidden is {hidden!r}; it must be a list of widths, such as [64, 64]")
         _check_sizes(input_dim=input_dim, hidden=min(hidden, default=1), output_dim=output_dim)
         widths = [input_dim, *hidden]
         layers: list[nn.Module] = []
@@ -129,13 +131,15 @@ def task_losses(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Te
 
     Args:
         outputs: for each task, logits (B, num_classes), or for a regression numbers of the shape of the targets.
-        targets: for each task, classes (B,), counted from 0, or floating-point numbers of any shape.
+        targets: for each task, classes (B,), counted from 0, in any integer dtype or as booleans, or floating-point
+            numbers of any shape. Classes of -100 are left out, as PyTorch does.
 
     Returns:
         T scalars, in nats for a classification and in squared units of the target for a regression.
 
     Raises:
-        ValueError: the numbers of outputs and targets differ, or their shapes do not fit; the message names the task.
+        ValueError: the numbers of outputs and targets differ, their shapes do not fit, one is no tensor, or, on a CPU,
+            a class is out of range; the message names the task.
     """
     if len(outputs) != len(targets) or not outputs:
         raise ValueError(f"got outputs of {len(outputs)} tasks and targets of {len(targets)}")
@@ -257,20 +261,31 @@ def _num_classes(index: int, config: Mapping[str, object]) -> int | None:
         if classes is not None:
             raise ValueError(f"task {index} is a regression; num_classes is for classifications")
         return None
-    if not isinstance(classes, int) or classes < 2:
-        raise ValueError(f"task {index} has num_classes {classes!r}; a classification needs at least 2")
-    return classes
+    if classes is None:
+        raise ValueError(f"task {index} has num_classes None; a classification needs at least 2")
+    return int(check_number(f"num_classes of task {index}", classes, least=2, whole=True))
 
 
 def _loss(task: int, outputs: Tensor, targets: Tensor) -> Tensor:
+    for name, given in (("outputs", outputs), ("targets", targets)):
+        if not isinstance(given, Tensor):
+            raise ValueError(f"the {name} of task {task} are a {type(given).__name__}; a tensor is needed")
     if targets.is_floating_point():
         if outputs.shape != targets.shape:  # broadcasting would compare every output with every target
-            raise ValueError(f"task {task} has outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}")
+            of_classes = outputs.ndim == 2 and targets.shape == outputs.shape[:1]
+            hint = "; if they are classes, give integers: targets.long()" if of_classes else ""
+            raise ValueError(f"task {task} has outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}{hint}")
         return functional.mse_loss(outputs, targets)
     if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
         shapes = f"logits {tuple(outputs.shape)} for classes {tuple(targets.shape)}"
-        raise ValueError(f"task {task} has {shapes}; they must be (B, num_classes) and (B,)")
-    return functional.cross_entropy(outputs, targets)
+        hint = "; for a regression, give targets.float()" if outputs.shape == targets.shape else ""
+        raise ValueError(f"task {task} has {shapes}; they must be (B, num_classes) and (B,){hint}")
+    try:
+        return functional.cross_entropy(outputs, targets.long())
+    except IndexError as error:  # on a CPU
+        low, high = int(targets.min()), int(targets.max())
+        problem = f"classes from {low} to {high} for {outputs.shape[1]} logits; they are counted from 0"
+        raise ValueError(f"task {task} has {problem}") from error
 
 
 def _check_sizes(**sizes: int) -> None:

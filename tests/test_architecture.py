@@ -36,7 +36,19 @@ LARGER: dict[str, str] = {}  # what may be larger, as `path`, `path:function` or
 
 # Packages of optional extras. They are imported inside the function that needs them, so that a program which does
 # not need them runs without them.
-OPTIONAL = {"dotenv", "jinja2", "markdown_it", "optuna", "plotly", "ray", "sklearn", "torchjd", "wandb", "yaml"}
+OPTIONAL = {
+    "dotenv",
+    "jinja2",
+    "markdown_it",
+    "optuna",
+    "plotly",
+    "ray",
+    "mlxtend",
+    "sklearn",
+    "torchjd",
+    "wandb",
+    "yaml",
+}
 # Other imports inside functions, as `path:imported module`, and why they cannot stand at the top of the file.
 INSIDE: dict[str, str] = {
     "experiments/analysis/report/__init__.py:experiments.analysis.report.page": "it imports the extra `report`",

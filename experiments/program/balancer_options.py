@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,7 +23,44 @@ if TYPE_CHECKING:
 
 LIBRARY = "torchjd:"  # TorchJD's aggregators check their arguments themselves
 
-__all__ = ["balancer_from", "options_from_words"]
+NAME = r"[^\W_][\w .:-]{0,39}"  # other characters have a meaning in tables and figures
+
+__all__ = ["Variant", "balancer_from", "options_from_words", "variant_from_word"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A balancer with options, as a comparison of balancers has it.
+
+    Attributes:
+        label: what tables and figures call it.
+        balancer: the balancer's name, as `mtrl.make_balancer` knows it.
+        options: the balancer's arguments by name.
+    """
+
+    label: str
+    balancer: str
+    options: dict[str, Any]
+
+
+def variant_from_word(word: str) -> Variant:
+    """Split a word `label=balancer,option=value,...` of a command line. Only the balancer must be there.
+
+    Without a label, the whole word is the label. A comma inside brackets belongs to a value, as in
+    `static,weights=[1,0.5]`.
+
+    Raises:
+        UsageError: the label has characters that tables and figures cannot show, or an option has no value.
+    """
+    first, *words = re.split(r",(?![^\[(]*[\])])", word)
+    label, equals, balancer = first.rpartition("=")
+    if equals and not re.fullmatch(NAME, label):
+        form = "it must begin with a letter or digit, go on with these or '_', '-', '.', ':', ' ', and not be long"
+        raise UsageError(f"label {label[:60]!r} of balancer {balancer[:60]!r}: {form}")
+    try:
+        return Variant(label if equals else word, balancer, options_from_words(words))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def balancer_from(name: str, num_tasks: int, options: Mapping[str, Any] | Sequence[str] = ()) -> Balancer:

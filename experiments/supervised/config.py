@@ -21,8 +21,14 @@ class RunConfig:
     that the file leaves out keep their defaults."""
 
     data: Source | None = None
-    """`synthetic`, or `digits`: scikit-learn's handwritten digits with three tasks, namely the digit, its parity, and
-    whether it is at least 5. (data.source)"""
+    """`synthetic`; `digits`, scikit-learn's handwritten digits with three tasks, namely the digit, its parity, and
+    whether it is at least 5; or `multi_mnist`, two digits of MNIST in one picture, with three tasks, namely the left
+    digit, the right one, and their sum as a regression; or `file`, which `--data-file` names. (data.source)"""
+
+    data_file: Path | None = None
+    """Your own samples: a file that `numpy.savez(FILE, features=..., task_a=..., task_b=...)` has written. Features are
+    (samples, inputs), and there is an array (samples,) for each task. Whole numbers, counted from 0, are classes, and
+    other numbers are targets of a regression. The seed divides samples into training and validation. (data.file)"""
 
     epochs: int | None = None
     """Passes over the training data. (training.epochs)"""
@@ -46,8 +52,9 @@ class RunConfig:
     """A trial run with at most 3 epochs, 200 training samples, 200 validation samples, and 3 seeds."""
 
     existing: Existing = "continue"
-    """What to do with results that are there already. `continue` and `restart` refuse finished results, and begin an
-    unfinished run anew, as there are no checkpoints. `replace` replaces them, finished or not."""
+    """What to do with results that are there already. `continue` and `restart` refuse finished results. An unfinished
+    comparison goes on with `continue` from the last training that is done, and begins anew with `restart`; an
+    unfinished `train` has no checkpoints and begins anew with both. `replace` replaces results, finished or not."""
 
     quiet: bool = False
     """Show no progress bar and no table, only one line at the end that says where the results are."""
@@ -56,7 +63,8 @@ class RunConfig:
     def values(self) -> dict[str, dict[str, Any]]:
         """The flags that were given, as settings by section and key."""
         training = {name: getattr(self, name) for name in ("epochs", "batch_size", "learning_rate")}
-        data = {"source": self.data, "num_train": self.num_train, "num_val": self.num_val}
+        own = {"source": "file", "file": str(self.data_file)} if self.data_file else {"source": self.data}
+        data = {**own, "num_train": self.num_train, "num_val": self.num_val}
         return _given({"training": _given(training), "data": _given(data)})
 
 
@@ -95,14 +103,17 @@ class CompareConfig(RunConfig):
     """Train with several balancers over the same seeds, and test which differences between them are significant."""
 
     balancers: tuple[str, ...] = ("equal", "gradnorm", "pcgrad", "rgb", "aim")
-    """Balancers to compare. The baseline is `equal`, or the first of them if `equal` is not among them."""
+    """Balancers to compare, each as `label=balancer,option=value,...`, of which all but the balancer can be left out:
+    `gated=aim,gate=true` is AIM with a gate, which tables and figures call `gated`. The baseline is `equal`, or the
+    first of them if `equal` is not among them."""
 
     seeds: tuple[str, ...] = ("0-9",)
     """Seeds and ranges of seeds, such as `0-9` or `3 5 8-10`. For one seed, every balancer gets the same data, the same
     first weights and the same order of samples. RANDOM_SEED and data.random_seed are not used."""
 
     output_dir: Path | None = None
-    """Folder for table.md, comparison.json and comparison.png. Default: `results/analysis/supervised_<data>`."""
+    """Folder for table.md, comparison.json and the figures. Default: `results/analysis/supervised_<data>`, where <data>
+    is the name of your own file without its ending."""
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.program.flags import UsageError
+from experiments.supervised import multi_mnist, own_data
 from experiments.supervised.settings import Settings
 from mtrl.models import generate_synthetic_multi_task_data
 
@@ -35,7 +36,8 @@ class Samples:
 class TaskData:
     """Training samples and validation samples of the same tasks.
 
-    The features are `(raw - mean) / deviation`, with the mean and the standard deviation of the training samples.
+    The features are `(raw - mean) / deviation`, with the mean and the standard deviation of the training samples; the
+    pixels of MultiMNIST share one deviation.
     """
 
     train: Samples
@@ -45,18 +47,39 @@ class TaskData:
 
 
 def load_data(settings: Settings, seed: int) -> TaskData:
-    """Load or generate the samples that the settings describe, and split and standardise them.
+    """Load or generate the samples that the settings describe, split and standardise them, and check them.
 
     Args:
         settings: the settings of the data and of the tasks.
-        seed: the seed of synthetic samples, and of the split of the digits.
+        seed: the seed of synthetic samples, of the split of the digits, and of the split and the pairs of MultiMNIST.
 
     Raises:
-        UsageError: the settings ask for digits, and scikit-learn is not installed.
+        UsageError: the settings ask for data that a package brings, and the package is not installed; or the targets of
+            a regression are all alike, so that it has no R^2.
     """
+    data = _load(settings, seed)
+    for task, target in zip(settings.model.tasks, data.val.targets, strict=True):
+        if task.type == "regression" and float(target.min()) == float(target.max()):
+            problem = f"all validation targets of task {task.name!r} are {float(target[0]):g}, so that it has no R^2"
+            raise UsageError(f"data.num_val is {len(data.val)}: with seed {seed}, {problem}")
+    return data
+
+
+def _load(settings: Settings, seed: int) -> TaskData:
     tasks, num_train, num_val = settings.model.tasks, settings.data.num_train, settings.data.num_val
     if settings.data.source == "digits":
         return _digits([task.name for task in tasks], num_train, num_val, seed)
+    if settings.data.source == "multi_mnist":
+        train, val = (
+            Samples(features, [targets[task.name] for task in tasks])
+            for features, targets in multi_mnist.pairs(num_train, num_val, seed)
+        )
+        return _standardised(train, val, by_pixel=False)
+    if settings.data.source == "file":
+        own = own_data.read(str(settings.data.file))
+        order = torch.randperm(len(own.features), generator=torch.Generator().manual_seed(seed))
+        samples = Samples(own.features, [own.targets[task.name] for task in tasks])
+        return _standardised(samples[order[:num_train]], samples[order[num_train : num_train + num_val]])
     features, targets = generate_synthetic_multi_task_data(
         num_train + num_val,
         settings.model.input_dim,
@@ -92,8 +115,11 @@ def _digits(tasks: Sequence[str], num_train: int, num_val: int, seed: int) -> Ta
     return _standardised(train, val)
 
 
-def _standardised(train: Samples, val: Samples) -> TaskData:
+def _standardised(train: Samples, val: Samples, by_pixel: bool = True) -> TaskData:
+    """Standardise by the training samples: every input by its own deviation, or all by the deviation of all."""
     mean, deviation = train.features.mean(0), train.features.std(0, correction=0)
+    if not by_pixel:  # a pixel that is dark in nearly every training sample would become huge where it is not
+        deviation = deviation.square().mean().sqrt().expand_as(mean).clone()
     deviation[deviation == 0] = 1.0  # a pixel that is blank in every sample becomes 0
     train, val = (Samples((part.features - mean) / deviation, part.targets) for part in (train, val))
     return TaskData(train, val, mean, deviation)

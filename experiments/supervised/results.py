@@ -22,16 +22,18 @@ class Results:
         baseline: the balancer that the others are compared with.
         scores: for each balancer and seed, the score of each task after the last epoch.
         curves: for each balancer and each of its seeds, the mean score over tasks after each epoch.
+        words: for each balancer, the word of the command line that says how it is made.
     """
 
     tasks: tuple[str, ...]
     baseline: str
     scores: dict[str, dict[int, list[float]]]
     curves: dict[str, list[list[float]]]
+    words: dict[str, str]
 
     @property
     def balancers(self) -> list[str]:
-        """The balancers in the order of the command line."""
+        """The labels of the balancers in the order of the command line."""
         return list(self.scores)
 
     @property
@@ -71,6 +73,7 @@ class Results:
             "seeds": self.seeds,
             "balancers": {
                 name: {
+                    "word": self.words[name],
                     "scores": {str(seed): dict(zip(self.tasks, row, strict=True)) for seed, row in scores.items()},
                     "summary": dict(zip(self.columns, map(asdict, self.estimates(name)), strict=True)),
                     "difference": {

@@ -68,7 +68,7 @@ def train_model(config: TrainConfig) -> dict[str, Any]:
 
 def run_name(settings: Settings) -> str:
     """The name of the run: `<data>_<balancer>`."""
-    return f"{settings.data.source}_{settings.training.balancer.replace(':', '_').lower()}"
+    return f"{settings.data.name}_{settings.training.balancer.replace(':', '_').lower()}"
 
 
 def _learn(learner: Learner, run: RunFolder, settings: Settings, title: str, quiet: bool) -> list[Epoch]:

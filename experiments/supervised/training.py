@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.program.balancer_options import balancer_from
+from experiments.program.balancer_options import balancer_from, variant_from_word
 from experiments.program.device import find_device
+from experiments.program.flags import UsageError
 from experiments.supervised.data import Samples, TaskData, load_data
 from experiments.supervised.settings import ModelSettings, Settings, TaskSettings
 from mtrl import Balance, Balancer, LookaheadGuidance, checkpoint
@@ -79,7 +80,7 @@ class Learner:
     Args:
         settings: the settings, which must have been checked.
         seed: the seed of everything random.
-        balancer: the balancer's name. Default: the balancer of the settings.
+        balancer: the balancer, as a word that `find_balancer` takes. Default: the balancer of the settings.
         device: the device that trains the model.
         data: the samples, if they are already loaded. Default: the samples that `load_data` returns.
 
@@ -239,16 +240,23 @@ def load_model(path: Path) -> tuple[MultiTaskModel, Tensor, Tensor]:
     return model, mean, deviation
 
 
-def find_balancer(settings: Settings, name: str) -> Balancer:
-    """Make the balancer of this name for the settings' tasks.
+def find_balancer(settings: Settings, word: str) -> Balancer:
+    """Make the balancer of a word `label=balancer,option=value,...` for the settings' tasks.
 
-    `training.balancer_options` are options of `training.balancer` and of no other balancer.
+    The balancer of the settings, `training.balancer`, has its options there, in `training.balancer_options`.
 
     Raises:
         UsageError: the name or an option is unknown, or the value of an option is wrong.
     """
-    options = settings.training.balancer_options if name == settings.training.balancer else {}
-    return balancer_from(name, len(settings.model.tasks), options)
+    num_tasks = len(settings.model.tasks)
+    if word == settings.training.balancer:
+        if "," in word:
+            raise UsageError(
+                f"training.balancer is {word!r}; options of a balancer belong in training.balancer_options"
+            )
+        return balancer_from(word, num_tasks, settings.training.balancer_options)
+    variant = variant_from_word(word)
+    return balancer_from(variant.balancer, num_tasks, variant.options)
 
 
 def _make_model(settings: ModelSettings) -> MultiTaskModel:

