@@ -234,15 +234,19 @@ def markdown(results: Results, settings: Settings) -> str:
 
 def verdict(baseline: str, differences: Mapping[str, Mapping[str, Comparison]]) -> str:
     """The conclusion in sentences: which balancers differ from the baseline."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for column, compared in differences.items():
         for name, comparison in compared.items():
             if comparison.p_holm is None:
                 return "One seed: nothing can be said of which balancer is better."
             if comparison.p_holm < ALPHA:
                 kind = "better" if comparison.difference.value > 0 else "worse"
-                found.setdefault(name, []).append(f"{kind} in {column} ({comparison.difference.value:+.3f})")
-    told = [f"{plain(name)} is {', '.join(where)}" for name, where in found.items()]
+                where = f"{column} ({comparison.difference.value:+.3f})"
+                found.setdefault(name, {}).setdefault(kind, []).append(where)
+    told = [
+        f"{plain(name)} is " + " and ".join(f"{kind} in {', '.join(where)}" for kind, where in kinds.items())
+        for name, kinds in found.items()
+    ]
     nothing = "nothing else is told apart from it" if told else "no balancer is told apart from it in any column"
     return (
         f"Against {plain(baseline)}, at p < {ALPHA}: {'; '.join([*told, nothing])}. Smaller differences may be there."
