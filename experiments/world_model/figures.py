@@ -31,6 +31,7 @@ NAMES = {
     "reconstruction": "reconstruction",
     "next_frame": "next frame",
     "tokenised": "from tokens",
+    "next_tokens": "from predicted tokens",
     "copy_last": "copy of the last frame",
     "mean_frame": "mean frame",
     "model": "roll-out",
@@ -39,6 +40,7 @@ LINES: dict[str, dict[str, Any]] = {
     "reconstruction": {"color": TASK_COLOURS[2], "linewidth": 5, "alpha": 0.45},
     "next_frame": {"color": TASK_COLOURS[0]},
     "tokenised": {"color": TASK_COLOURS[1]},
+    "next_tokens": {"color": TASK_COLOURS[1], "linestyle": "--"},
     "copy_last": {"color": COLOURS["shared_dqn"], "linestyle": "--"},
     "mean_frame": {"color": COLOURS["independent_dqn"], "linestyle": ":"},
     "model": {"color": TASK_COLOURS[3]},
@@ -63,6 +65,7 @@ def frames_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path:
             ("reconstruction", seen.reconstruction[row, context:]),
             ("predicted", seen.next_frame[row, context:]),
             ("from tokens", seen.tokenised[row, context:]),
+            ("predicted tokens", seen.next_tokens[row, context:]),
         ]
     _strips(strips, "Held-out frames, each rebuilt, predicted from those before, and rebuilt from its tokens", path)
 

@@ -10,7 +10,7 @@
 from mtrl.losses.adversarial import AdversarialKind, AdversarialLoss, feature_matching
 from mtrl.losses.aggregator import TASKS, TOTALS, LossAggregator, loss_metrics
 from mtrl.losses.divergences import categorical_kl, entropy, gaussian_kl
-from mtrl.losses.elbo import ELBOLoss, assignment_kl, attention_kl, gram_penalty, mixture_kl
+from mtrl.losses.elbo import ELBOLoss, assignment_kl, attention_kl, gram_distance, gram_penalty, mixture_kl
 from mtrl.losses.learning_rate import parameter_groups
 from mtrl.losses.outputs import ModelOutputs, OutputReader
 from mtrl.losses.perceiver import PerceiverLoss, perplexity
@@ -49,6 +49,7 @@ __all__ = [
     "expected_log_weights",
     "feature_matching",
     "gaussian_kl",
+    "gram_distance",
     "gram_penalty",
     "kumaraswamy_beta_kl",
     "loss_metrics",

@@ -27,7 +27,9 @@ WEIGHTS = (
     "lambda_recon",
     "entropy_weight",
     "lambda_gram",
+    "lambda_unroll",
     "commitment_weight",
+    "lambda_next_token",
     "lambda_att_dyn",
     "lambda_diversity",
     "lambda_gan",
@@ -53,7 +55,9 @@ class LossAggregator:
 
         total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl + attention_kl)
                            - entropy_weight cluster_entropy + lambda_gram gram_enc_loss
+                           + lambda_unroll unrolled_loss
         perceiver_loss   = perceiver_recon_loss + vq_codebook_loss + commitment_weight vq_commitment_loss
+                           + lambda_next_token next_token_loss
         attention_loss   = lambda_att_dyn attention_dynamics_loss + lambda_diversity attention_diversity
         adversarial_loss = lambda_gan (generator_loss + lambda_features feature_matching_loss)
 
@@ -84,7 +88,9 @@ class LossAggregator:
         *,
         entropy_weight: float = 0.1,
         lambda_gram: float = 0.05,
+        lambda_unroll: float = 1.0,
         commitment_weight: float = 0.25,
+        lambda_next_token: float = 1.0,
         lambda_att_dyn: float = 0.1,
         lambda_diversity: float = 0.1,
         lambda_gan: float = 0.1,
@@ -99,8 +105,10 @@ class LossAggregator:
             beta: weight of the three KLs, for annealing. Default 1.0.
             lambda_recon: weight of the reconstruction. Default 1.0.
             entropy_weight: weight of the cluster entropy. Default 0.1.
-            lambda_gram: weight of the Gram penalty. Default 0.05.
+            lambda_gram: weight of the Gram term. Default 0.05.
+            lambda_unroll: weight of the frames that were predicted from the model's own frames. Default 1.0.
             commitment_weight: weight of the commitment. Default 0.25, as in van den Oord et al. (2017).
+            lambda_next_token: weight of the prediction of the next tokens. Default 1.0.
             lambda_att_dyn: weight of the attention dynamics. Default 0.1.
             lambda_diversity: weight of the overlap of slots. Default 0.1.
             lambda_gan: weight of the adversarial task. Default 0.1.
@@ -113,19 +121,22 @@ class LossAggregator:
         Raises:
             ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
-        of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
+        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram, lambda_unroll
+        of_perceiver = commitment_weight, lambda_next_token
+        of_others = lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
+        for name, weight in zip(WEIGHTS, of_elbo + of_perceiver + of_others, strict=True):
             check_number(name, weight, least=0)
 
         losses = self.elbo(outputs, observations)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
         losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
+        losses["total_vae_loss"] = losses["total_vae_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
 
         losses |= self.perceiver(outputs, observations)
         quantisation = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
-        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + quantisation
+        next_tokens = lambda_next_token * losses.get("next_token_loss", 0.0)
+        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + quantisation + next_tokens
 
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]

@@ -37,7 +37,13 @@ class ELBOLoss:
     * `cluster_entropy`: the entropy of the responsibilities' mean over the batch, in nats, from 0 (one component is
       used) to log K (all components are used equally). It is the only term that a total subtracts, and so maximises.
     * `gram_enc_loss`: the mean square of the off-diagonal of the Gram matrix G of the slots, scaled to unit length,
-      that is |G - I|^2/(S(S - 1)). It is 0 if the slots are orthogonal and 1 if they are parallel, and has no unit.
+      that is |G - I|^2/(S(S - 1)). It is 0 if the slots are orthogonal and 1 if they are parallel, and has no unit. If
+      the outputs hold `teacher_patches`, it is instead the distance of the encoder from its moving average: the mean
+      square of the difference between the Gram matrices of `patches` and `teacher_patches`, scaled to unit length
+      (Simeoni et al. 2025, https://arxiv.org/abs/2508.10104).
+    * `unrolled_loss`, if the outputs hold `unrolled`: that of `recon_loss`, for frames that the model predicted from
+      its own frames. A predictive model that never sees its own mistakes in training does not correct them (Bengio et
+      al. 2015, https://arxiv.org/abs/1506.03099).
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
@@ -79,20 +85,33 @@ class ELBOLoss:
         attention = read("attention", "B T S h w")
         prior = read("attention_prior", "B T S h w") if "attention_prior" in read else None
 
-        error = (reconstruction - read.observations) / self.observation_std
         kl_z = mixture_kl(mean, log_variance, prior_mean, prior_log_variance, responsibilities)
         kl_sticks = kumaraswamy_beta_kl(stick_a, stick_b, self.concentration).sum(-1)  # () or (B, T)
         if kl_sticks.ndim == 0:
             kl_sticks = kl_sticks / (self.num_frames or kl_z.numel())
         kl_assignment = assignment_kl(responsibilities, expected_log_weights(stick_a, stick_b))  # (B, T)
-        return {
-            "recon_loss": 0.5 * error.square().sum((-3, -2, -1)).mean(),
+        terms = {
+            "recon_loss": self.reconstruction(reconstruction, read.observations),
             "kl_z": kl_z.mean(),
             "hierarchical_kl": kl_sticks.mean() + kl_assignment.mean(),
             "attention_kl": attention_kl(attention, prior).sum(-1).mean(),
             "cluster_entropy": entropy(responsibilities.mean((0, 1))),
             "gram_enc_loss": gram_penalty(slots).mean(),
         }
+        if "teacher_patches" in read:
+            patches, teacher = read("patches", "B T P F"), read("teacher_patches", "B T P F")
+            terms["gram_enc_loss"] = gram_distance(patches, teacher.detach()).mean()
+        if "unrolled" in read:
+            unrolled = read("unrolled", "B U C H W")
+            if unrolled.shape[1] >= read.sizes["T"]:
+                most = f"{read.sizes['T']} frames, so it must have fewer"
+                raise ValueError(f"unrolled has {unrolled.shape[1]} frames; a sequence has {most}")
+            terms["unrolled_loss"] = self.reconstruction(unrolled, read.observations[:, -unrolled.shape[1] :])
+        return terms
+
+    def reconstruction(self, frames: Tensor, truth: Tensor) -> Tensor:
+        """1/2 sum |x - x'|^2/sigma^2 over the last three dimensions of `truth` and `frames`, then the mean, ()."""
+        return 0.5 * ((frames - truth) / self.observation_std).square().sum((-3, -2, -1)).mean()
 
 
 def mixture_kl(
@@ -150,3 +169,9 @@ def gram_penalty(slots: Tensor) -> Tensor:
     num_slots = slots.shape[-2]
     off_diagonal = squares.sum((-2, -1)) - squares.diagonal(dim1=-2, dim2=-1).sum(-1)
     return off_diagonal / max(num_slots * (num_slots - 1), 1)
+
+
+def gram_distance(features: Tensor, teacher: Tensor) -> Tensor:
+    """|G - G'|^2/P^2 (...) with the Gram matrices of `features` and `teacher` (..., P, F), scaled to unit length."""
+    ours, theirs = (torch.nn.functional.normalize(each, dim=-1, eps=1e-6) for each in (features, teacher))
+    return (ours @ ours.mT - theirs @ theirs.mT).square().mean((-2, -1))

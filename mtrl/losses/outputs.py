@@ -28,12 +28,18 @@ class ModelOutputs(TypedDict):
         slots: (B, T, S, F), the features from which the Gram matrix is computed.
         attention: (B, T, S, h, w), for each slot a categorical distribution over the h w positions.
         attention_prior: (B, T, S, h, w), the maps to compare `attention` with. Default: uniform maps.
+        unrolled: (B, U, C, H, W), predictions of the last U frames, U below T, each from the model's own frame before
+            it. Default: none, and no loss of them.
+        patches, teacher_patches: (B, T, P, F), the encoder's features of P patches, and those of its moving average.
+            Without `teacher_patches`, the Gram term is that of the slots.
 
     Perceiver:
         token_encoding: (B, ..., E), the encoder's vectors before quantisation.
         token_code: (B, ..., E), the chosen rows of the codebook, with the gradient to the codebook. They must not go
             through the straight-through estimator, which is meant for the input of the decoder alone.
         token_index: (B, ...), integers, the numbers of the chosen rows.
+        token_logits: (B, T - 1, ..., codes): at place t, the logits of `token_index[:, t + 1]` from the frames up to t
+            and the action. Default: none, and no loss of them.
         perceiver_reconstruction: (B, T, C, H, W), decoded from the codes.
 
     Predictive:
@@ -59,9 +65,13 @@ class ModelOutputs(TypedDict):
     slots: Tensor
     attention: Tensor
     attention_prior: NotRequired[Tensor]
+    unrolled: NotRequired[Tensor]
+    patches: NotRequired[Tensor]
+    teacher_patches: NotRequired[Tensor]
     token_encoding: Tensor
     token_code: Tensor
     token_index: Tensor
+    token_logits: NotRequired[Tensor]
     perceiver_reconstruction: Tensor
     predicted_attention: Tensor
     fake_logits: NotRequired[Tensor]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from mtrl.limits import check_number
 from mtrl.losses.outputs import OutputReader, Steps, stacked, widened
@@ -27,7 +28,10 @@ class PerceiverLoss:
     * `codebook_perplexity`: the exponential of the entropy of the frequencies of the codes in the batch, from 1 (one
       code is used) to the number of codes (all are used equally). It is a metric without a gradient.
 
-    The three losses are means and not sums, so that their weights do not depend on the sizes of frames and tokens.
+    * `next_token_loss`, if the outputs hold `token_logits`: the cross-entropy of the next frame's tokens, in nats per
+      token, a mean over all tokens.
+
+    The losses are means and not sums, so that their weights do not depend on the sizes of frames and tokens.
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
@@ -55,12 +59,19 @@ class PerceiverLoss:
         read = OutputReader(outputs, observations)
         reconstruction = read("perceiver_reconstruction", "B T C H W")
         encoding, code, index = tokens(outputs)
-        return {
+        terms = {
             "vq_commitment_loss": (encoding - code.detach()).square().mean(),
             "vq_codebook_loss": (encoding.detach() - code).square().mean(),
             "perceiver_recon_loss": ((reconstruction - read.observations) / self.observation_std).square().mean(),
             "codebook_perplexity": perplexity(index).to(encoding.dtype),
         }
+        if outputs.get("token_logits") is not None:
+            logits = widened(stacked("token_logits", outputs["token_logits"]))
+            if logits.shape[:-1] != index[:, 1:].shape or not logits.numel():
+                expected = f"({', '.join(map(str, index[:, 1:].shape))}, codes), as token_index has {tuple(index.shape)}"
+                raise ValueError(f"token_logits has the shape {tuple(logits.shape)}; expected {expected}")
+            terms["next_token_loss"] = cross_entropy(logits.flatten(0, -2), index[:, 1:].flatten())
+        return terms
 
 
 def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
