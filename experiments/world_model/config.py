@@ -20,8 +20,8 @@ class WorldModelConfig:
     The first run records the video: episodes of the tasks, flown by Gymnasium's pilot with a share of random actions,
     with a frame of 40 x 60 pixels every few steps. The model then learns to rebuild frames and to predict them from its
     own predictions (ELBO), to rebuild them from one discrete token per patch and to predict the next tokens
-    (Perceiver), to predict where its slots will look (Predictive), and to deceive a discriminator (Adversarial). The run writes config.json, metrics.jsonl, model.zip, pictures (PNG), films (mp4), and at the end
-    evaluation.json.
+    (Perceiver), to predict where its slots will look (Predictive), and to deceive a discriminator (Adversarial). The
+    run writes config.json, metrics.jsonl, model.zip, pictures (PNG), films (mp4), and at the end evaluation.json.
     """
 
     balancer: str = "rgb"
@@ -34,7 +34,7 @@ class WorldModelConfig:
     seed: int = 0
     """Seed of the model's first weights, of the order of the video's sequences, and of all noise in training."""
 
-    steps: int = 1200
+    steps: int = 1000
     """Number of updates. The default takes a quarter of an hour on one core."""
 
     sequences: int = 6
@@ -243,3 +243,48 @@ class FreshVideoConfig:
 def run_name(balancer: str) -> str:
     """The name of a balancer as a folder's name."""
     return balancer.replace(":", "_").lower()
+
+
+@dataclass(frozen=True)
+class LandingConfig:
+    """Let a landing policy fly inside the roll-outs of a finished world model, and compare with its flights in the game.
+
+    The policy is a trained agent that comes with the project. The command prints how the craft's path and the return
+    inside correlate with those outside, and writes landing.json and landing.png into the folder of the run.
+    """
+
+    balancer: str = "rgb"
+    """The balancer of the world model's run."""
+
+    seed: int = 0
+    """The seed of the world model's run, of the flights and of the readout."""
+
+    policy: str = "gradnorm"
+    """The agent, by the name of its file in results/models/."""
+
+    flights: int = 8
+    """Flights per task that are compared."""
+
+    context: int = 4
+    """Frames of the game that a roll-out is given."""
+
+    horizon: int = 16
+    """Frames that the policy flies inside the model."""
+
+    results_dir: Path = Path("results/runs/world_model")
+    """The run's folder is `<results-dir>/<balancer>/seed_<k>/`."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least, most in (
+            ("seed", 0, 2**63 - 2),
+            ("flights", 1, 1000),
+            ("context", 2, 32),
+            ("horizon", 1, 32),
+        ):
+            check_number(name, getattr(self, name), least=least, most=most, whole=True)
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return self.results_dir / run_name(self.balancer) / f"seed_{self.seed}"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from experiments.program.flags import UsageError
 from experiments.program.outputs import check_file, write_json
 from experiments.program.run_files import read_config
 from experiments.program.run_folder import MODEL_FILE

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from experiments.world_model.frames import Decoder, Features, ModelSettings, Trunk
 from experiments.world_model.layers import MapDynamics, Points, SlotAttention
-from experiments.world_model.tokens import NextTokens, Tokenizer
+from experiments.world_model.tokens import NextTokens, Tokenizer, Tokens
 from mtrl.losses import ModelOutputs, expected_log_weights, gaussian_kl
 
 FIRST_LOG_VARIANCE = -4.0  # of prior and posterior; with little noise, the decoder uses the latents from the beginning
@@ -53,8 +53,8 @@ class WorldModel(nn.Module):
 
     A frame's latent z_t describes the change from the frame before it. The first frame counts as its own predecessor.
     The encoder sees frame t; the prior sees the frames up to t - 1 and the actions up to a_(t-1), in a recurrent state.
-    Predictions use the prior's mean. The tokenizer rebuilds each frame from its tokens alone, one for each patch, and the
-    tokens of the next frame are predicted from them and the state.
+    Predictions use the prior's mean. The tokenizer rebuilds each frame from its tokens alone, one for each
+    patch, and the tokens of the next frame are predicted from them and the state.
 
     Args:
         settings: the sizes of the model.
@@ -90,7 +90,7 @@ class WorldModel(nn.Module):
         self.map_dynamics = MapDynamics(state, S)
         self.decoder = Decoder(settings)
         self.tokenizer = Tokenizer(F, settings.grid, settings.codes, settings.code_size, settings.channels)
-        self.next_tokens = NextTokens(state, settings.code_size, F, settings.grid)
+        self.next_tokens = NextTokens(state, settings.code_size, settings.codes, F, settings.grid)
 
     @property
     def shared(self) -> list[nn.Parameter]:
@@ -140,8 +140,8 @@ class WorldModel(nn.Module):
         predicted = self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach())
         patches = seen.patches.flatten(2).mT  # (B T, P, F)
         tokens, drawn = self.tokenizer(patches)
-        present = steps(tokens.code.detach())[:, :-1].flatten(0, 1)
-        token_logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1), self.tokenizer.codes.detach())
+        present = Tokens(*(steps(each)[:, :-1].flatten(0, 1) for each in tokens))
+        token_logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
         attention = steps(maps)
         predicted_attention = steps(predicted)[:, :-1]
         uniform = torch.full_like(attention[:, :1], 1 / maps[0, 0].numel())

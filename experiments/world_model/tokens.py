@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 USAGE_RATE = 0.1  # rate of the moving average of a code's usage
-IDLE = 0.5  # a code with fewer tokens per batch than this is out of use
-FIRST_SHARPNESS = 10.0  # factor on the cosines between a predicted code and the codebook, before training
+IDLE = 0.1  # a code with fewer tokens per batch than this is out of use
+FIRST_STAY = 8.0  # logit of the token that is there, before training, above those of all others
 
 
 class Tokens(NamedTuple):
@@ -95,33 +95,35 @@ class Tokenizer(nn.Module):
 class NextTokens(nn.Module):
     """Predicts each token of the next frame from the tokens around it and the model's state.
 
-    The prediction is a code plus a change, so that before training the likeliest token is the one that is there.
+    Before training, the likeliest token is the one that is there.
 
     Args:
         state: the size of the state, which tells what moves and which action is taken.
         size: the size E of a code.
+        codes: the size of the codebook.
         features: the number of features between the layers.
         grid: the numbers of patches down and across, h and w.
     """
 
-    def __init__(self, state: int, size: int, features: int, grid: tuple[int, int]) -> None:
+    def __init__(self, state: int, size: int, codes: int, features: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.around = nn.Sequential(nn.Unflatten(2, grid), nn.Conv2d(size, features, 3, 1, 1))
         self.state = nn.Linear(state, features)
-        self.change = nn.Sequential(nn.ReLU(), nn.Conv2d(features, features, 3, 1, 1), nn.ReLU())
-        self.to_code = nn.Linear(features, size)
-        self.log_sharpness = nn.Parameter(torch.tensor(FIRST_SHARPNESS).log())
-        nn.init.zeros_(self.to_code.weight)
-        nn.init.zeros_(self.to_code.bias)
+        self.think = nn.Sequential(nn.ReLU(), nn.Conv2d(features, features, 3, 1, 1), nn.ReLU(), nn.Flatten(2))
+        self.change = nn.Linear(features, codes)
+        self.stay = nn.Linear(features, 1)
+        for layer, bias in ((self.change, 0.0), (self.stay, FIRST_STAY)):
+            nn.init.zeros_(layer.weight)
+            nn.init.constant_(layer.bias, bias)
 
-    def forward(self, code: Tensor, state: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, tokens: Tokens, state: Tensor) -> Tensor:
         """The logits (N, P, codes) of the next tokens.
 
         Args:
-            code: the codes of the present frame, (N, P, E).
-            state: the states after the present frame and its action, (N, ...).
-            codes: the codebook, (codes, E), of unit length.
+            tokens: the tokens of the present frames. No gradient reaches them.
+            state: the states after the present frames and their actions, (N, ...).
         """
-        around = self.around(code.mT) + self.state(state)[:, :, None, None]
-        moved = code + self.to_code(self.change(around).flatten(2).mT)
-        return self.log_sharpness.exp() * (normalize(moved, dim=-1) @ codes.mT)
+        around = self.around(tokens.code.detach().mT) + self.state(state)[:, :, None, None]
+        thought = self.think(around).mT  # (N, P, features)
+        logits: Tensor = self.change(thought)
+        return logits.scatter_add(-1, tokens.index.unsqueeze(-1), self.stay(thought))

@@ -68,7 +68,9 @@ class PerceiverLoss:
         if outputs.get("token_logits") is not None:
             logits = widened(stacked("token_logits", outputs["token_logits"]))
             if logits.shape[:-1] != index[:, 1:].shape or not logits.numel():
-                expected = f"({', '.join(map(str, index[:, 1:].shape))}, codes), as token_index has {tuple(index.shape)}"
+                expected = (
+                    f"({', '.join(map(str, index[:, 1:].shape))}, codes), as token_index has {tuple(index.shape)}"
+                )
                 raise ValueError(f"token_logits has the shape {tuple(logits.shape)}; expected {expected}")
             terms["next_token_loss"] = cross_entropy(logits.flatten(0, -2), index[:, 1:].flatten())
         return terms
