@@ -247,7 +247,7 @@ def run_name(balancer: str) -> str:
 
 @dataclass(frozen=True)
 class LandingConfig:
-    """Let a landing policy fly inside the roll-outs of a finished world model, and compare with its flights in the game.
+    """Let a landing policy fly inside the roll-outs of a finished world model, and compare with its flights outside.
 
     The policy is a trained agent that comes with the project. The command prints how the craft's path and the return
     inside correlate with those outside, and writes landing.json and landing.png into the folder of the run.

@@ -151,6 +151,27 @@ def roll_outs_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps:
     _film(shown, windows, task_names, fps, path)
 
 
+def landing_figure(pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """Flights inside the model against the same flights in the game, a panel for each quantity.
+
+    Args:
+        pairs: numbers (P,) inside and outside, by the name of the quantity.
+        path: the picture to write.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(3.5 * len(pairs), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+        for axes, (name, (inside, outside)) in zip(panels, pairs.items(), strict=True):
+            axes.axline((float(outside.mean()), float(outside.mean())), slope=1, color="0.7", linewidth=1)
+            axes.plot(outside, inside, "o", markersize=4, alpha=0.6, color=TASK_COLOURS[0])
+            r = float(torch.corrcoef(torch.stack([inside, outside]))[0, 1])
+            axes.set_title(f"{name}: r = {r:.2f}")
+            axes.set_xlabel("in the game")
+        panels[0].set_ylabel("inside the model")
+        title(figure, "A landing policy inside the world model and in the game", "The line is where both are equal.")
+        save(figure, path)
+
+
 def _film(
     shown: Mapping[str, Tensor], windows: Windows, task_names: Sequence[str], fps: int, path: Path, first: int = 0
 ) -> None:

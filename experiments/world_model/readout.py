@@ -82,11 +82,11 @@ def shaped_return(observations: Tensor, actions: Tensor, frame_skip: int) -> Ten
         frame_skip: environment steps from one frame to the next.
     """
     potential = [_potential(observations[:, place]) for place in (0, -1)]
-    fuel: Sequence[Tensor] = (0.3 * (actions == 2).sum(1), 0.03 * ((actions == 1) | (actions == 3)).sum(1))  # noqa: PLR2004
+    fuel: Sequence[Tensor] = (0.3 * (actions == 2).sum(1), 0.03 * ((actions == 1) | (actions == 3)).sum(1))
     return potential[1] - potential[0] - frame_skip * sum(fuel)
 
 
 def _potential(observation: Tensor) -> Tensor:
     x, y, speed_x, speed_y, angle, _, left, right = observation.unbind(-1)
-    legs = (left > 0.5).float() + (right > 0.5).float()  # noqa: PLR2004
+    legs = (left > 0.5).float() + (right > 0.5).float()
     return -100 * (torch.hypot(x, y) + torch.hypot(speed_x, speed_y) + angle.abs()) + 10 * legs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -214,27 +214,48 @@ def record(settings: VideoSettings, progress: Callable[[int], None] = lambda fra
                 if len(episode) >= settings.shortest:
                     starts.append(len(frames))
                     episode_tasks.append(index)
-                    frames += [frame for frame, _ in episode]
-                    actions += [action for _, action in episode]
+                    frames += [moment.frame for moment in episode]
+                    actions += [moment.action for moment in episode]
                     progress(len(episode))
         finally:
             env.close()
     return Video(np.stack(frames), np.array(actions, np.uint8), np.array(starts), np.array(episode_tasks), settings)
 
 
-def fly(
-    env: TaskEnv, rng: np.random.Generator, frame_skip: int, carelessness: float, longest: int
-) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Yield the frames (H, W, C) of an episode, each with the action that follows.
+class Moment(NamedTuple):
+    """A frame of a flight, and what is done after it."""
 
-    In a share `carelessness` of the frames the action is random; otherwise Gymnasium's own pilot chooses it.
+    frame: NDArray[np.uint8]  # (H, W, C)
+    observation: NDArray[np.float32]  # (8,), of the game
+    action: int
+
+
+def fly(
+    env: TaskEnv,
+    rng: np.random.Generator,
+    frame_skip: int,
+    carelessness: float,
+    longest: int,
+    pilot: Callable[[NDArray[np.float32]], int] | None = None,
+) -> Iterator[Moment]:
+    """Yield the moments of an episode, `frame_skip` steps apart.
+
+    In a share `carelessness` of the frames the action is random; otherwise the pilot chooses it.
+
+    Args:
+        env: the environment.
+        rng: the source of the episode's seed and of random actions.
+        frame_skip: environment steps from one frame to the next, all with the same action.
+        carelessness: the share of random actions.
+        longest: the largest number of frames.
+        pilot: a function from an observation to an action. Default: Gymnasium's own pilot.
     """
     game = cast(LunarLander, env.unwrapped)
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     for _ in range(longest):
-        advised: int = heuristic(game, observation)  # type: ignore[no-untyped-call]
+        advised: int = pilot(observation) if pilot else heuristic(game, observation)  # type: ignore[no-untyped-call]
         action = int(rng.integers(ACTIONS)) if rng.random() < carelessness else advised
-        yield pooled(env.render()), action
+        yield Moment(pooled(env.render()), observation, action)
         for step in range(frame_skip):
             observation, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
