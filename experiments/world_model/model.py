@@ -139,7 +139,7 @@ class WorldModel(nn.Module):
         reconstruction = self.decoder(latent.flatten(0, 1), seen_before)
         predicted = self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach())
         patches = seen.patches.flatten(2).mT  # (B T, P, F)
-        tokens, drawn = self.tokenizer(patches)
+        tokens, drawn = self.tokenizer(patches, seen.frames)
         present = Tokens(*(steps(each)[:, :-1].flatten(0, 1) for each in tokens))
         token_logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
         attention = steps(maps)

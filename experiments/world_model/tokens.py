@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pixel_shuffle, pixel_unshuffle
 
+PATCH = 4  # height and width of a patch, in pixels
 USAGE_RATE = 0.1  # rate of the moving average of a code's usage
 IDLE = 0.1  # a code with fewer tokens per batch than this is out of use
 FIRST_STAY = 8.0  # logit of the token that is there, before training, above those of all others
@@ -25,8 +26,9 @@ class Tokenizer(nn.Module):
     """Turns each patch of a frame into a discrete token, and rebuilds the frame from its tokens alone.
 
     A token tells what its patch looks like; where it is follows from the token's place (van den Oord et al. 2017,
-    https://arxiv.org/abs/1711.00937). Tokens and codes have unit length, as in Yu et al. (2022),
-    https://arxiv.org/abs/2110.04627.
+    https://arxiv.org/abs/1711.00937). Beside the features of a patch, the encoder sees its pixels: features are large
+    where the ground is, and a craft of a few pixels would long go unnoticed. Tokens and codes have unit length, as in
+    Yu et al. (2022), https://arxiv.org/abs/2110.04627.
 
     Args:
         features: the number of features F of a patch.
@@ -40,16 +42,14 @@ class Tokenizer(nn.Module):
 
     def __init__(self, features: int, grid: tuple[int, int], codes: int, size: int, channels: int) -> None:
         super().__init__()
-        self.encode = nn.Linear(features, size)
+        pixels = channels * PATCH**2
+        self.encode = nn.Linear(features + pixels, size)
         self.codebook = nn.Parameter(torch.randn(codes, size))
         self.register_buffer("usage", torch.ones(codes))  # tokens per batch of each code, a moving average
-        self.draw = nn.Sequential(
-            nn.Unflatten(2, grid),
-            nn.Conv2d(size, features, 3, 1, 1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(features, features // 2, 4, 2, 1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(features // 2, channels, 4, 2, 1),
+        self.as_grid = nn.Unflatten(2, grid)
+        self.alone = nn.Conv2d(size, pixels, 1)
+        self.around = nn.Sequential(
+            nn.Conv2d(size, 2 * features, 3, 1, 1), nn.ReLU(), nn.Conv2d(2 * features, pixels, 1)
         )
 
     @property
@@ -57,18 +57,19 @@ class Tokenizer(nn.Module):
         """The codes, (codes, E), of unit length."""
         return normalize(self.codebook, dim=-1)
 
-    def forward(self, patches: Tensor) -> tuple[Tokens, Tensor]:
-        """The tokens of patches (N, P, F), and the rebuilt frames (N, C, H, W)."""
-        encoding = normalize(self.encode(patches), dim=-1)
+    def forward(self, patches: Tensor, frames: Tensor) -> tuple[Tokens, Tensor]:
+        """The tokens of frames (N, C, H, W) with patches (N, P, F), and the rebuilt frames (N, C, H, W)."""
+        pixels = pixel_unshuffle(frames, PATCH).flatten(2).mT  # (N, P, C PATCH^2)
+        encoding = normalize(self.encode(torch.cat([patches, pixels], -1)), dim=-1)
         index = (encoding @ self.codes.mT).argmax(-1)
         code = self.codes[index]
         straight_through = encoding + (code - encoding).detach()
         return Tokens(encoding, code, index), self.decode(straight_through)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The frames (N, C, H, W) of codes (N, P, E)."""
-        frames: Tensor = self.draw(codes.mT)
-        return frames
+        """The frames (N, C, H, W) of codes (N, P, E). Each patch is drawn from its own code and those around it."""
+        grid = self.as_grid(codes.mT)
+        return pixel_shuffle(self.alone(grid) + self.around(grid), PATCH)
 
     @torch.no_grad()
     def revive(self, encoding: Tensor, index: Tensor, generator: torch.Generator) -> None:
