@@ -47,8 +47,8 @@ class WorldModelConfig:
     """Frames per sequence, at least 2."""
 
     learning_rate: float = 2e-3
-    """Step size of Adam at the beginning. It falls along half a cosine to a twentieth. The tokenizer's step size is 1.5
-    times as large, the discriminator's a quarter as large."""
+    """Step size of Adam at the beginning. It falls along half a cosine to a twentieth. The tokenizer's step size is
+    three times as large, the discriminator's half as large."""
 
     observation_std: float = 0.1
     """Standard deviation of the ELBO's noise on a pixel (from 0 to 1). With more noise, latents say less."""
@@ -69,7 +69,7 @@ class WorldModelConfig:
     unroll_ramp: float = 0.3
     """Share of the updates during which their number rises from 1 to `unroll`."""
 
-    lambda_unroll: float = 1.0
+    lambda_unroll: float = 0.5
     """Weight of the error of these frames. That of reconstructions has the weight 1."""
 
     lambda_gan: float = 0.1

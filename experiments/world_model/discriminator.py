@@ -72,8 +72,15 @@ def real_and_fake(outputs: ModelOutputs, observations: Tensor) -> tuple[Pairs, P
 
 
 def judged(outputs: ModelOutputs, discriminator: nn.Module, observations: Tensor) -> ModelOutputs:
-    """Add to `outputs` what the adversarial task needs. Its loss gives the discriminator's parameters no gradient."""
+    """Add to `outputs` what the adversarial task needs. Its loss gives the discriminator's parameters no gradient.
+
+    Where there is a roll-out, its frames are judged; reconstructions have the true frame before to start from, and
+    look real by themselves.
+    """
     real, fake = real_and_fake(outputs, observations)
+    if (unrolled := outputs.get("unrolled")) is not None:
+        count = unrolled.shape[1]
+        real, fake = (Pairs(*(each[:, -count:] for each in pairs)) for pairs in (real, fake))
     with frozen(discriminator):
         fake_logits, fake_features = discriminator(fake)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize, pixel_shuffle, pixel_unshuffle
 PATCH = 4  # height and width of a patch, in pixels
 USAGE_RATE = 0.1  # rate of the moving average of a code's usage
 IDLE = 0.1  # a code with fewer tokens per batch than this is out of use
-FIRST_STAY = 8.0  # logit of the token that is there, before training, above those of all others
+FIRST_STAY = 4.0  # logit of the token that is there, before training, above those of all others
 
 
 class Tokens(NamedTuple):

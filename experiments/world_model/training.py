@@ -31,6 +31,7 @@ from mtrl.losses import (
 from mtrl.states import Number, Whole, check_adam, check_form
 
 DISCRIMINATOR_RATE = 0.5  # share of the model's learning rate; a discriminator that is always right teaches nothing
+TOKENIZER_RATE = 3.0  # the tokenizer's learning rate, as a multiple of the model's
 LAST_RATE = 0.05  # learning rate at the end, as a share of the first one
 
 
@@ -62,7 +63,7 @@ class Trainer:
         self.teacher = Teacher(self.model.trunk)
         self.hearing = Hearing(round(config.warm_up * config.steps))
         self.aggregator = LossAggregator(ELBOLoss(config.observation_std), PerceiverLoss(config.observation_std))
-        groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate)
+        groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate, TOKENIZER_RATE)
         self._optimizer = torch.optim.Adam(groups)
         self._judge_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), DISCRIMINATOR_RATE * config.learning_rate
