@@ -239,10 +239,6 @@ class WorldModel(nn.Module):
     def imagine(self, state: Tensor, seen: Features, actions: Tensor) -> Tensor:
         """Predict L frames (B, L, C, H, W), which are not clamped, each from the model's own frame before it.
 
-        No gradient passes from a frame into the frame before it, as in Brandstetter et al. (2022),
-        https://arxiv.org/abs/2202.03376. Through five frames it would be some ten times as large as that of the
-        reconstructions. The memory passes gradients on.
-
         Args:
             state: the states after the last true frame and its action, (B, ...).
             seen: the features of the last true frame.
@@ -251,7 +247,7 @@ class WorldModel(nn.Module):
         following = [self.decoder(self.prior(state).expected, seen)]
         for action in actions.unbind(1):
             before = seen
-            seen, slots, _ = self.look(following[-1].detach().clamp(0, 1))
+            seen, slots, _ = self.look(following[-1].clamp(0, 1))
             state = self.advance(state, self.summarise(slots, seen, before), action)
             following.append(self.decoder(self.prior(state).expected, seen))
         return torch.stack(following, 1)

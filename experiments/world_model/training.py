@@ -32,6 +32,8 @@ from mtrl.states import Number, Whole, check_adam, check_form
 
 DISCRIMINATOR_RATE = 0.5  # share of the model's learning rate; a discriminator that is always right teaches nothing
 TOKENIZER_RATE = 3.0  # the tokenizer's learning rate, as a multiple of the model's
+# Gradients through several unrolled frames have spikes. Without a limit, they would fill Adam's averages.
+LARGEST_NORM = 100.0
 LAST_RATE = 0.05  # learning rate at the end, as a share of the first one
 
 
@@ -119,6 +121,8 @@ class Trainer:
         self._optimizer.zero_grad()
         missing = [None] * (len(TASKS) - len(task_losses))
         self.balancer.backward([*task_losses, *missing], self.model.shared)  # other parameters get ordinary gradients
+        for group in self._optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], LARGEST_NORM)
         self._optimizer.step()
         return losses
 

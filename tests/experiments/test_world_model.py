@@ -205,7 +205,7 @@ def test_a_roll_out_is_prediction_after_prediction_in_training_too():
     rolled = model.roll_out(observations[:, :4], actions[:, :6])
     unrolled = model.forward_sequence(observations, actions, unroll=3)["unrolled"]
     assert torch.allclose(unrolled.clamp(0, 1), rolled, atol=1e-5)
-    (gradient,) = torch.autograd.grad(unrolled[:, 2].sum(), model.memory.weight_hh)  # through the memory
+    (gradient,) = torch.autograd.grad(unrolled[:, 2].sum(), model.expectation.weight)
     assert gradient.abs().sum() > 0
     frames = observations[:, :4]
     for length in (4, 5, 6):
