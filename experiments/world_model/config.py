@@ -63,8 +63,8 @@ class WorldModelConfig:
     """Share of frames that are rebuilt from the prior's mean latent, so that the prior learns to predict."""
 
     unroll: int = 5
-    """Frames at the end of each sequence that the model also predicts from its own frames in training, below `length`;
-    0 for none."""
+    """Frames at the end of each sequence that the model also predicts from its own frames in training: all but the
+    first at most; 0 for none."""
 
     unroll_ramp: float = 0.3
     """Share of the updates during which their number rises from 1 to `unroll`."""
@@ -130,7 +130,7 @@ class WorldModelConfig:
             ("steps", 1, 10_000_000),
             ("sequences", 1, 1_024),
             ("length", 2, 64),
-            ("unroll", 0, self.length - 1),
+            ("unroll", 0, 63),
             ("frames", 100, 1_000_000),
             ("frame_skip", 1, 50),
             ("recording_seed", 0, 2**63 - 1),

@@ -71,7 +71,8 @@ class Trainer:
             self.discriminator.parameters(), DISCRIMINATOR_RATE * config.learning_rate
         )
         self._beta = Linear(0.0, config.beta, max(1, round(config.annealing * config.steps)))
-        self._unroll = Linear(1.0, config.unroll, max(1, round(config.unroll_ramp * config.steps)))
+        most = min(config.unroll, config.length - 1)
+        self._unroll = Linear(min(1.0, most), most, max(1, round(config.unroll_ramp * config.steps)))
         rate = Cosine(1.0, LAST_RATE, config.steps)
         self._rates = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in self._optimizers]
         self._starts = video.windows(config.length, held_out=False)
@@ -102,7 +103,7 @@ class Trainer:
     @property
     def unrolled(self) -> int:
         """The number of frames that the model predicts from its own frames in the next update."""
-        return int(self._unroll(self.steps)) if self.config.unroll else 0
+        return int(self._unroll(self.steps))
 
     def update_model(self, outputs: ModelOutputs, observations: Tensor) -> dict[str, Tensor]:
         """Update the model alone with the balanced gradient, and return its losses.

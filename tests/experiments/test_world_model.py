@@ -400,7 +400,8 @@ def test_more_and_more_frames_are_unrolled(video):
         trainer.steps = step
         counts.append(trainer.unrolled)
     assert counts == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
-    assert Trainer(WorldModelConfig(length=2, unroll=0), video).unrolled == 0
+    for unroll, most in ((0, 0), (9, 1)):
+        assert Trainer(WorldModelConfig(length=2, unroll=unroll, unroll_ramp=0.0), video).unrolled == most
 
 
 @pytest.mark.slow
@@ -549,7 +550,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(finished, tmp_path, monke
         (["--steps", "0"], "steps is 0; it must be between 1 and"),
         (["--hidden-share", "2"], "hidden_share is 2.0; it must be between 0 and 1"),
         (["--observation-std", "nan"], "observation_std is nan; it must be above 0"),
-        (["--unroll", "8"], "unroll is 8; it must be between 0 and 7"),
+        (["--unroll", "64"], "unroll is 64; it must be between 0 and 63"),
         (["--frames", "12"], "frames is 12; it must be between 100 and"),
     ],
 )
