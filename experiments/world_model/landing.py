@@ -6,9 +6,9 @@ knows. Inside, the policy acts on the estimates for its own roll-out; outside, i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,14 @@ from experiments.world_model.saving import load_model
 
 LEARNING_FLIGHTS = 16  # per task, from which the readout learns
 STRIDE = 8  # frames from the start of one window to the start of the next
-Policy = Callable[[NDArray[np.float32], int], int]  # from an observation and the index of its task to an action
+
+
+class Policy(Protocol):
+    """A landing policy."""
+
+    def __call__(self, observation: NDArray[np.float32], task: int) -> int:
+        """The action for the game's observation (8,) in the task of that index."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -132,25 +139,28 @@ def record(
     Raises:
         UsageError: no flight has that many frames.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor, int]] = []
+    frames, observations, actions, of_tasks = [], [], [], []
     for index, task in enumerate(get_tasks(tasks)):
         env, rng = make_task_env(task, render_mode="rgb_array"), np.random.default_rng((seed, index))
+        pilot = partial(policy, task=index)
         try:
             for number in range(flights):
                 share = carelessness[number % len(carelessness)]
-                moments = list(fly(env, rng, frame_skip, share, LONGEST, lambda seen, task=index: policy(seen, task)))
-                frames = torch.from_numpy(np.stack([each.frame for each in moments])).movedim(-1, 1).float() / 255
-                observations = torch.from_numpy(np.stack([each.observation for each in moments])).float()
-                actions = torch.tensor([each.action for each in moments])
+                moments = list(fly(env, rng, frame_skip, share, LONGEST, pilot))
                 for start in range(0, len(moments) - length + 1, STRIDE):
-                    window = slice(start, start + length)
-                    parts.append((frames[window], observations[window], actions[window], index))
+                    window = moments[start : start + length]
+                    frames.append(np.stack([moment.frame for moment in window]))
+                    observations.append(np.stack([moment.observation for moment in window]))
+                    actions.append([moment.action for moment in window])
+                    of_tasks.append(index)
         finally:
             env.close()
-    if not parts:
+    if not frames:
         raise UsageError(f"no flight has {length} frames; give a shorter --horizon")
-    frames, observations, actions, of_tasks = zip(*parts, strict=True)
-    return Flights(torch.stack(frames), torch.stack(observations), torch.stack(actions), torch.tensor(of_tasks))
+    pixels = torch.from_numpy(np.stack(frames)).movedim(-1, 2).float().div_(255)
+    return Flights(
+        pixels, torch.from_numpy(np.stack(observations)).float(), torch.tensor(actions), torch.tensor(of_tasks)
+    )
 
 
 def hot(actions: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class WorldModel(nn.Module):
             "patches": steps(patches),
             "token_encoding": steps(tokens.encoding),
             "token_code": steps(tokens.code),
-            "token_index": steps(tokens.index),
+            "token_index": steps(tokens.chosen),
             "token_logits": torch.unflatten(token_logits, 0, (B, T - 1)),
             "perceiver_reconstruction": steps(drawn),
         }

@@ -44,7 +44,7 @@ class Readout(nn.Module):
             rows = torch.randint(len(known), (BATCH,), generator=generator)
             error = (self(known[rows]) - observations[rows]) / self.std
             optimizer.zero_grad()
-            error.square().mean().backward()  # type: ignore[no-untyped-call]
+            error.square().mean().backward()
             optimizer.step()
 
 

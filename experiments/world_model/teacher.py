@@ -23,7 +23,8 @@ class Teacher:
     """
 
     def __init__(self, trunk: Trunk) -> None:
-        self._average = AveragedModel(trunk, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        follow = get_ema_multi_avg_fn(DECAY)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(trunk, multi_avg_fn=follow)
 
     @torch.no_grad()
     def patches(self, frames: Tensor) -> Tensor:

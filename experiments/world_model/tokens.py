@@ -19,7 +19,7 @@ class Tokens(NamedTuple):
 
     encoding: Tensor  # (N, P, E), the patches before quantisation, of unit length
     code: Tensor  # (N, P, E), the nearest codes
-    index: Tensor  # (N, P), the numbers of these codes
+    chosen: Tensor  # (N, P), the numbers of these codes
 
 
 class Tokenizer(nn.Module):
@@ -127,4 +127,4 @@ class NextTokens(nn.Module):
         around = self.around(tokens.code.detach().mT) + self.state(state)[:, :, None, None]
         thought = self.think(around).mT  # (N, P, features)
         logits: Tensor = self.change(thought)
-        return logits.scatter_add(-1, tokens.index.unsqueeze(-1), self.stay(thought))
+        return logits.scatter_add(-1, tokens.chosen.unsqueeze(-1), self.stay(thought))

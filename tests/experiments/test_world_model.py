@@ -269,14 +269,14 @@ def test_idle_codes_come_back_into_use():
     assert frames.shape == given[1].shape
     assert torch.allclose(encoding.norm(dim=-1), torch.ones(64, 6))
     tokenizer.codebook.data[8:] = -encoding.mean((0, 1))  # no token is near these
-    index = used = tokenizer(*given)[0].index
+    index = used = tokenizer(*given)[0].chosen
     for _ in range(40):
         tokenizer.revive(encoding, index, generator)
-        index = tokenizer(*given)[0].index
+        index = tokenizer(*given)[0].chosen
     assert len(index.unique()) > len(used.unique())
     tokenizer.codebook.data[30:] = -encoding.mean((0, 1))
     tokenizer.usage.fill_(0.0)
-    before, index = tokenizer.codebook.clone(), tokenizer(*given)[0].index
+    before, index = tokenizer.codebook.clone(), tokenizer(*given)[0].chosen
     tokenizer.revive(encoding, index, generator)
     counts = index.flatten().bincount(minlength=32)
     assert not counts[30:].any()
