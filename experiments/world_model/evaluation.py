@@ -185,9 +185,6 @@ def evaluate(model: WorldModel, windows: Windows, task_names: tuple[str, ...]) -
         values: list[float] = (guess - truth).square().mean((0, 2, 3, 4)).tolist()
         return values
 
-    tokens, tokens_before = seen.index[:, context:], seen.index[:, context - 1 : -1]
-    right = seen.predicted_index[:, context - 1 :] == tokens
-    copied = tokens_before == tokens
     present = [index for index in range(len(task_names)) if (windows.tasks == index).any()]
     return {
         "windows": len(frames),
@@ -200,9 +197,16 @@ def evaluate(model: WorldModel, windows: Windows, task_names: tuple[str, ...]) -
             "mean_frame": by_step(mean),
         },
         "codebook_perplexity": float(perplexity(seen.index)),
-        "next_token": {
-            "model": float(right.float().mean()),
-            "copy_last": float(copied.float().mean()),
-            "changed_model": float(right[~copied].float().mean()),
-        },
+        "next_token": _next_token(seen, context),
+    }
+
+
+def _next_token(seen: Seen, context: int) -> dict[str, float]:
+    """The shares of next tokens that are right; see `evaluate`."""
+    tokens, before = seen.index[:, context:], seen.index[:, context - 1 : -1]
+    right, copied = seen.predicted_index[:, context - 1 :] == tokens, before == tokens
+    return {
+        "model": float(right.float().mean()),
+        "copy_last": float(copied.float().mean()),
+        "changed_model": float(right[~copied].float().mean()),
     }

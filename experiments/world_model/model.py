@@ -107,10 +107,6 @@ class WorldModel(nn.Module):
     ) -> ModelOutputs:
         """Compute all outputs except the adversarial ones.
 
-        The posterior of a hidden frame has the prior's mean. The ELBO is a valid bound for any posterior q, and this
-        choice lets the prior learn to predict from the reconstruction loss. The posterior keeps its own variance:
-        noise with the prior's variance would teach the prior to have none.
-
         Args:
             observations: frames (B, T, C, H, W), from 0 to 1.
             actions: one-hot actions (B, T, A). The action of a frame leads to the next frame.
@@ -130,20 +126,15 @@ class WorldModel(nn.Module):
         states = self.remember(summary, actions)  # (B, T + 1, ...)
         prior = self.prior(states[:, :-1])
         unseen = torch.zeros(B, T, 1, dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
-        surprise, log_variance = self.posterior(
-            torch.cat([summary.masked_fill(unseen, 0.0), states[:, :-1]], -1)
-        ).chunk(2, -1)
-        mean = prior.expected + surprise.masked_fill(unseen, 0.0)
+        mean, log_variance = self.infer(prior, summary, states[:, :-1], unseen)
         latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        responsibilities = prior.responsibilities(mean, log_variance, unseen)
         reconstruction = self.decoder(latent.flatten(0, 1), seen_before)
-        predicted = self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach())
+        predicted = steps(self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach()))[:, :-1]
         patches = seen.patches.flatten(2).mT  # (B T, P, F)
         tokens, drawn = self.tokenizer(patches, seen.frames)
         present = Tokens(*(steps(each)[:, :-1].flatten(0, 1) for each in tokens))
         token_logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
         attention = steps(maps)
-        predicted_attention = steps(predicted)[:, :-1]
         uniform = torch.full_like(attention[:, :1], 1 / maps[0, 0].numel())
         outputs: ModelOutputs = {
             "reconstruction": steps(reconstruction),
@@ -151,13 +142,13 @@ class WorldModel(nn.Module):
             "latent_log_variance": log_variance,
             "prior_mean": prior.mean,
             "prior_log_variance": prior.log_variance,
-            "responsibilities": responsibilities,
+            "responsibilities": prior.responsibilities(mean, log_variance, unseen),
             "stick_a": prior.stick_a,
             "stick_b": prior.stick_b,
             "slots": steps(slots),
             "attention": attention,
-            "attention_prior": torch.cat([uniform, predicted_attention.detach()], 1),
-            "predicted_attention": predicted_attention,
+            "attention_prior": torch.cat([uniform, predicted.detach()], 1),
+            "predicted_attention": predicted,
             "patches": steps(patches),
             "token_encoding": steps(tokens.encoding),
             "token_code": steps(tokens.code),
@@ -169,6 +160,22 @@ class WorldModel(nn.Module):
             last = Features(*(steps(each)[:, -unroll - 1] for each in seen))
             outputs["unrolled"] = self.imagine(states[:, T - unroll], last, actions[:, T - unroll : -1])
         return outputs
+
+    def infer(self, prior: Prior, summary: Tensor, state: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The means and log-variances (..., D) of the posterior q(z_t).
+
+        The posterior of a hidden frame has the prior's mean. The ELBO is a valid bound for any posterior q, and this
+        choice lets the prior learn to predict from the reconstruction loss. The posterior keeps its own variance:
+        noise with the prior's variance would teach the prior to have none.
+
+        Args:
+            prior: the prior of the latents.
+            summary: the summaries of the frames, (..., known).
+            state: the states before the frames, (..., state).
+            hidden: which frames are hidden, (..., 1).
+        """
+        surprise, log_variance = self.posterior(torch.cat([summary.masked_fill(hidden, 0.0), state], -1)).chunk(2, -1)
+        return prior.expected + surprise.masked_fill(hidden, 0.0), log_variance
 
     def summarise(self, slots: Tensor, seen: Features, seen_before: Features) -> Tensor:
         """Summaries of frames (N, known).

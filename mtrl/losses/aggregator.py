@@ -99,14 +99,13 @@ class LossAggregator:
         """Compute all terms, and the loss of each task.
 
         Args:
-            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task: neither the dictionary nor
-                the list has an entry for it.
+            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task in either result.
             observations: (B, T, C, H, W), floating point, in the units of the reconstructions.
             beta: weight of the three KLs, for annealing. Default 1.0.
             lambda_recon: weight of the reconstruction. Default 1.0.
             entropy_weight: weight of the cluster entropy. Default 0.1.
             lambda_gram: weight of the Gram term. Default 0.05.
-            lambda_unroll: weight of the frames that were predicted from the model's own frames. Default 1.0.
+            lambda_unroll: weight of frames predicted from the model's own frames. Default 1.0.
             commitment_weight: weight of the commitment. Default 0.25, as in van den Oord et al. (2017).
             lambda_next_token: weight of the prediction of the next tokens. Default 1.0.
             lambda_att_dyn: weight of the attention dynamics. Default 0.1.
@@ -115,36 +114,30 @@ class LossAggregator:
             lambda_features: weight of feature matching within the adversarial task. Default 1.0.
 
         Returns:
-            Terms and totals by name, each () and attached to the graph except for the perplexity, which is a metric;
-            and the totals in the order elbo, perceiver, predictive, adversarial.
+            Terms and totals by name, each () and, but for the perplexity, attached to the graph; and the four totals.
 
         Raises:
             ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
         of_elbo = beta, lambda_recon, entropy_weight, lambda_gram, lambda_unroll
-        of_perceiver = commitment_weight, lambda_next_token
-        of_others = lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        for name, weight in zip(WEIGHTS, of_elbo + of_perceiver + of_others, strict=True):
+        of_others = commitment_weight, lambda_next_token, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
+        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
             check_number(name, weight, least=0)
-
         losses = self.elbo(outputs, observations)
+        frames = lambda_recon * losses["recon_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
-        losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
-        losses["total_vae_loss"] = losses["total_vae_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
-
-        losses |= self.perceiver(outputs, observations)
-        quantisation = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
-        next_tokens = lambda_next_token * losses.get("next_token_loss", 0.0)
-        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + quantisation + next_tokens
-
+        losses["total_vae_loss"] = frames + beta * kl + regularisers        losses |= self.perceiver(outputs, observations)
+        tokens = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
+        tokens = tokens + lambda_next_token * losses.get("next_token_loss", 0.0)
+        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + tokens
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
         losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
-            features = lambda_features * losses.get("feature_matching_loss", 0.0)
-            losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + features)
+            matching = lambda_features * losses.get("feature_matching_loss", 0.0)
+            losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + matching)
         return losses, [losses[total] for total in TOTALS.values() if total in losses]
 
 
