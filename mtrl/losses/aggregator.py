@@ -127,7 +127,8 @@ class LossAggregator:
         frames = lambda_recon * losses["recon_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
-        losses["total_vae_loss"] = frames + beta * kl + regularisers        losses |= self.perceiver(outputs, observations)
+        losses["total_vae_loss"] = frames + beta * kl + regularisers
+        losses |= self.perceiver(outputs, observations)
         tokens = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
         tokens = tokens + lambda_next_token * losses.get("next_token_loss", 0.0)
         losses["perceiver_loss"] = losses["perceiver_recon_loss"] + tokens
