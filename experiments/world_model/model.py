@@ -112,8 +112,7 @@ class WorldModel(nn.Module):
             actions: one-hot actions (B, T, A). The action of a frame leads to the next frame.
             hidden: which frames are hidden, (B, T), bool. Default: none of them.
             generator: the source of the latents' noise. Default: PyTorch's global generator.
-            unroll: the number of frames, below T, that the model also predicts from its own frames: the last ones of
-                each sequence. Default 0.
+            unroll: how many frames at the end, below T, are also predicted from the model's own frames. Default 0.
         """
         B, T = observations.shape[:2]
 
@@ -128,16 +127,14 @@ class WorldModel(nn.Module):
         unseen = torch.zeros(B, T, 1, dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
         mean, log_variance = self.infer(prior, summary, states[:, :-1], unseen)
         latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        reconstruction = self.decoder(latent.flatten(0, 1), seen_before)
         predicted = steps(self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach()))[:, :-1]
-        patches = seen.patches.flatten(2).mT  # (B T, P, F)
-        tokens, drawn = self.tokenizer(patches, seen.frames)
+        tokens, drawn = self.tokenizer(seen.patches.flatten(2).mT, seen.frames)
         present = Tokens(*(steps(each)[:, :-1].flatten(0, 1) for each in tokens))
-        token_logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
+        logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
         attention = steps(maps)
         uniform = torch.full_like(attention[:, :1], 1 / maps[0, 0].numel())
         outputs: ModelOutputs = {
-            "reconstruction": steps(reconstruction),
+            "reconstruction": steps(self.decoder(latent.flatten(0, 1), seen_before)),
             "latent_mean": mean,
             "latent_log_variance": log_variance,
             "prior_mean": prior.mean,
@@ -149,11 +146,11 @@ class WorldModel(nn.Module):
             "attention": attention,
             "attention_prior": torch.cat([uniform, predicted.detach()], 1),
             "predicted_attention": predicted,
-            "patches": steps(patches),
+            "patches": steps(seen.patches.flatten(2).mT),
             "token_encoding": steps(tokens.encoding),
             "token_code": steps(tokens.code),
             "token_index": steps(tokens.chosen),
-            "token_logits": torch.unflatten(token_logits, 0, (B, T - 1)),
+            "token_logits": torch.unflatten(logits, 0, (B, T - 1)),
             "perceiver_reconstruction": steps(drawn),
         }
         if unroll:

@@ -119,10 +119,9 @@ class LossAggregator:
         Raises:
             ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram, lambda_unroll
-        of_others = commitment_weight, lambda_next_token, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        for name, weight in zip(WEIGHTS, of_elbo + of_others, strict=True):
-            check_number(name, weight, least=0)
+        given = locals()
+        for name in WEIGHTS:
+            check_number(name, given[name], least=0)
         losses = self.elbo(outputs, observations)
         frames = lambda_recon * losses["recon_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
@@ -130,15 +129,15 @@ class LossAggregator:
         losses["total_vae_loss"] = frames + beta * kl + regularisers
         losses |= self.perceiver(outputs, observations)
         tokens = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
-        tokens = tokens + lambda_next_token * losses.get("next_token_loss", 0.0)
-        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + tokens
+        next_tokens = lambda_next_token * losses.get("next_token_loss", 0.0)
+        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + tokens + next_tokens
         losses |= self.predictive(outputs, observations)
         dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
         losses["attention_loss"] = dynamics + lambda_diversity * losses["attention_diversity"]
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
-            matching = lambda_features * losses.get("feature_matching_loss", 0.0)
-            losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + matching)
+            features = lambda_features * losses.get("feature_matching_loss", 0.0)
+            losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + features)
         return losses, [losses[total] for total in TOTALS.values() if total in losses]
 
 
