@@ -38,7 +38,7 @@ class WorldModelConfig:
     """Seed of the model's first weights, of the order of the video's sequences, and of all noise in training."""
 
     steps: int = 1400
-    """Number of updates. The default takes some quarter of an hour on one quiet core."""
+    """Number of updates. The default takes up to 20 minutes of one core."""
 
     sequences: int = 6
     """Sequences per update."""
