@@ -78,7 +78,7 @@ def roll_outs_figure(windows: Windows, seen: Seen, task_names: Sequence[str], pa
         name = task_names[int(windows.tasks[row])]
         frames = windows.frames[row]
         strips += [(f"{name}: truth", frames), ("roll-out", torch.cat([frames[:context], seen.roll_out[row]]))]
-    text = f"Roll-outs of {len(seen.roll_out[0])} frames beyond the {context} that were given, on episodes that were not trained on"
+    text = f"Roll-outs of {len(seen.roll_out[0])} frames beyond the {context} given, on episodes kept from training"
     _strips(strips, text, path, mark=context)
 
 

@@ -100,7 +100,7 @@ class LossAggregator:
 
         Args:
             outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task in either result.
-            observations: (B, T, C, H, W), floating point, in the units of the reconstructions.
+            observations: (B, T, C, H, W), in the units of the reconstructions.
             beta: weight of the three KLs, for annealing. Default 1.0.
             lambda_recon: weight of the reconstruction. Default 1.0.
             entropy_weight: weight of the cluster entropy. Default 0.1.
@@ -119,9 +119,9 @@ class LossAggregator:
         Raises:
             ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        given = locals()
-        for name in WEIGHTS:
-            check_number(name, given[name], least=0)
+        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram, lambda_unroll
+        of_others = commitment_weight, lambda_next_token, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
+        _check(of_elbo + of_others)
         losses = self.elbo(outputs, observations)
         frames = lambda_recon * losses["recon_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + losses["attention_kl"]
@@ -139,6 +139,12 @@ class LossAggregator:
             features = lambda_features * losses.get("feature_matching_loss", 0.0)
             losses["adversarial_loss"] = lambda_gan * (losses["generator_loss"] + features)
         return losses, [losses[total] for total in TOTALS.values() if total in losses]
+
+
+def _check(weights: tuple[float, ...]) -> None:
+    """Check the weights, in the order of `WEIGHTS`."""
+    for name, weight in zip(WEIGHTS, weights, strict=True):
+        check_number(name, weight, least=0)
 
 
 def loss_metrics(losses: Mapping[str, Tensor]) -> dict[str, float]:
