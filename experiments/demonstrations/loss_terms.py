@@ -24,7 +24,7 @@ UNITS = {
     "codebook_perplexity": "codes in use, a metric",
     "attention_dynamics_loss": "nats per frame",
     "attention_diversity": "cosine",
-    "generator_loss": "nats per patch",
+    "generator_loss": "nats per pair of frames",
     "feature_matching_loss": "absolute difference",
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from experiments.world_model.discriminator import PatchDiscriminator
+from experiments.world_model.discriminator import PairDiscriminator
 from mtrl.losses import ModelOutputs, expected_log_weights, gaussian_kl
 
 SIDE = 16  # height and width of a frame, in pixels
@@ -147,6 +147,6 @@ class Tokenizer(nn.Module):
         return encoding, code, index, self.decoder(straight_through.flatten(1)).view(-1, 1, SIDE, SIDE)
 
 
-def tiny_discriminator() -> PatchDiscriminator:
+def tiny_discriminator() -> PairDiscriminator:
     """A discriminator of the video's frames, with two layers of 16 features."""
-    return PatchDiscriminator(1, (FEATURES, FEATURES), kernel=1)
+    return PairDiscriminator(1, (FEATURES, FEATURES))

@@ -9,7 +9,7 @@ import torch
 from experiments.demonstrations.mtl_flow import FlowConfig
 from experiments.demonstrations.tiny_model import TinyWorldModel, moving_squares, tiny_discriminator
 from experiments.program.balancer_options import balancer_from
-from experiments.world_model.discriminator import discriminator_loss, judged
+from experiments.world_model.discriminator import judged, judgements
 from mtrl.losses import TASKS, ELBOLoss, Linear, LossAggregator, loss_metrics, parameter_groups
 
 
@@ -34,7 +34,7 @@ def train(config: FlowConfig) -> None:
         weights = balancer.backward(task_losses, model.shared)  # decoders get their ordinary gradients
         optimizer.step()
 
-        judge_loss = discriminator_loss(discriminator, aggregator.adversarial, observations, outputs["reconstruction"])
+        judge_loss = aggregator.adversarial.discriminator(*judgements(discriminator, outputs, observations))
         judge_optimizer.zero_grad()
         judge_loss.backward()  # type: ignore[no-untyped-call]
         judge_optimizer.step()

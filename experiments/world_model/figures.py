@@ -31,6 +31,7 @@ NAMES = {
     "reconstruction": "reconstruction",
     "next_frame": "next frame",
     "tokenised": "from tokens",
+    "next_tokens": "from predicted tokens",
     "copy_last": "copy of the last frame",
     "mean_frame": "mean frame",
     "model": "roll-out",
@@ -39,6 +40,7 @@ LINES: dict[str, dict[str, Any]] = {
     "reconstruction": {"color": TASK_COLOURS[2], "linewidth": 5, "alpha": 0.45},
     "next_frame": {"color": TASK_COLOURS[0]},
     "tokenised": {"color": TASK_COLOURS[1]},
+    "next_tokens": {"color": TASK_COLOURS[1], "linestyle": "--"},
     "copy_last": {"color": COLOURS["shared_dqn"], "linestyle": "--"},
     "mean_frame": {"color": COLOURS["independent_dqn"], "linestyle": ":"},
     "model": {"color": TASK_COLOURS[3]},
@@ -63,6 +65,7 @@ def frames_figure(windows: Windows, seen: Seen, task_names: Sequence[str], path:
             ("reconstruction", seen.reconstruction[row, context:]),
             ("predicted", seen.next_frame[row, context:]),
             ("from tokens", seen.tokenised[row, context:]),
+            ("predicted tokens", seen.next_tokens[row, context:]),
         ]
     _strips(strips, "Held-out frames, each rebuilt, predicted from those before, and rebuilt from its tokens", path)
 
@@ -75,7 +78,7 @@ def roll_outs_figure(windows: Windows, seen: Seen, task_names: Sequence[str], pa
         name = task_names[int(windows.tasks[row])]
         frames = windows.frames[row]
         strips += [(f"{name}: truth", frames), ("roll-out", torch.cat([frames[:context], seen.roll_out[row]]))]
-    text = f"Roll-outs of {len(seen.roll_out[0])} frames beyond the {context} that were given, on held-out episodes"
+    text = f"Roll-outs of {len(seen.roll_out[0])} frames beyond the {context} given, on episodes kept from training"
     _strips(strips, text, path, mark=context)
 
 
@@ -146,6 +149,27 @@ def roll_outs_film(windows: Windows, seen: Seen, task_names: Sequence[str], fps:
     given = windows.frames[:, : windows.context]
     shown = {"truth": windows.frames, "roll-out": torch.cat([given, seen.roll_out], 1)}
     _film(shown, windows, task_names, fps, path)
+
+
+def landing_figure(pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """Flights inside the model against the same flights in the game, a panel for each quantity.
+
+    Args:
+        pairs: numbers (P,) inside and outside, by the name of the quantity.
+        path: the picture to write.
+    """
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(3.5 * len(pairs), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(pairs), squeeze=False)[0]
+        for axes, (name, (inside, outside)) in zip(panels, pairs.items(), strict=True):
+            axes.axline((float(outside.mean()), float(outside.mean())), slope=1, color="0.7", linewidth=1)
+            axes.plot(outside, inside, "o", markersize=4, alpha=0.6, color=TASK_COLOURS[0])
+            r = float(torch.corrcoef(torch.stack([inside, outside]))[0, 1])
+            axes.set_title(f"{name}: r = {r:.2f}")
+            axes.set_xlabel("in the game")
+        panels[0].set_ylabel("inside the model")
+        title(figure, "A landing policy inside the world model and in the game", "The line is where both are equal.")
+        save(figure, path)
 
 
 def _film(

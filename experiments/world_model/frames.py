@@ -30,8 +30,7 @@ class ModelSettings:
     components: int = 4  # K
     state: int = 128  # numbers in the recurrent memory
     points: int = 16  # maps of `Points`
-    tokens: int = 16  # M, tokens per frame
-    codes: int = 128  # codes in the codebook
+    codes: int = 256  # codes in the codebook
     code_size: int = 16  # E
 
     @property

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from experiments.world_model.frames import Decoder, Features, ModelSettings, Trunk
-from experiments.world_model.layers import MapDynamics, Points, SlotAttention, Tokenizer
+from experiments.world_model.layers import MapDynamics, Points, SlotAttention
+from experiments.world_model.tokens import NextTokens, Tokenizer, Tokens
 from mtrl.losses import ModelOutputs, expected_log_weights, gaussian_kl
 
 FIRST_LOG_VARIANCE = -4.0  # of prior and posterior; with little noise, the decoder uses the latents from the beginning
@@ -52,7 +53,8 @@ class WorldModel(nn.Module):
 
     A frame's latent z_t describes the change from the frame before it. The first frame counts as its own predecessor.
     The encoder sees frame t; the prior sees the frames up to t - 1 and the actions up to a_(t-1), in a recurrent state.
-    Predictions use the prior's mean. The tokenizer rebuilds each frame from its tokens alone.
+    Predictions use the prior's mean. The tokenizer rebuilds each frame from its tokens alone, one for each
+    patch, and the tokens of the next frame are predicted from them and the state.
 
     Args:
         settings: the sizes of the model.
@@ -87,9 +89,8 @@ class WorldModel(nn.Module):
         self.sticks = nn.Linear(H, 2 * (K - 1))
         self.map_dynamics = MapDynamics(state, S)
         self.decoder = Decoder(settings)
-        self.tokenizer = Tokenizer(
-            F, settings.grid, settings.tokens, settings.codes, settings.code_size, settings.channels
-        )
+        self.tokenizer = Tokenizer(F, settings.grid, settings.codes, settings.code_size, settings.channels)
+        self.next_tokens = NextTokens(state, settings.code_size, settings.codes, F, settings.grid)
 
     @property
     def shared(self) -> list[nn.Parameter]:
@@ -102,60 +103,76 @@ class WorldModel(nn.Module):
         actions: Tensor,
         hidden: Tensor | None = None,
         generator: torch.Generator | None = None,
+        unroll: int = 0,
     ) -> ModelOutputs:
         """Compute all outputs except the adversarial ones.
-
-        The posterior of a hidden frame has the prior's mean. The ELBO is a valid bound for any posterior q, and this
-        choice lets the prior learn to predict from the reconstruction loss. The posterior keeps its own variance:
-        noise with the prior's variance would teach the prior to have none.
 
         Args:
             observations: frames (B, T, C, H, W), from 0 to 1.
             actions: one-hot actions (B, T, A). The action of a frame leads to the next frame.
             hidden: which frames are hidden, (B, T), bool. Default: none of them.
             generator: the source of the latents' noise. Default: PyTorch's global generator.
+            unroll: how many frames at the end, below T, are also predicted from the model's own frames. Default 0.
         """
         B, T = observations.shape[:2]
 
         def steps(flat: Tensor) -> Tensor:
             return torch.unflatten(flat, 0, (B, T))
 
-        seen, flat, slots, maps = self.look(observations.flatten(0, 1))
+        seen, slots, maps = self.look(observations.flatten(0, 1))
         seen_before = features_before(seen, B, T)
         summary = steps(self.summarise(slots, seen, seen_before))  # (B, T, known)
         states = self.remember(summary, actions)  # (B, T + 1, ...)
         prior = self.prior(states[:, :-1])
         unseen = torch.zeros(B, T, 1, dtype=torch.bool) if hidden is None else hidden.unsqueeze(-1)
-        surprise, log_variance = self.posterior(
-            torch.cat([summary.masked_fill(unseen, 0.0), states[:, :-1]], -1)
-        ).chunk(2, -1)
-        mean = prior.expected + surprise.masked_fill(unseen, 0.0)
+        mean, log_variance = self.infer(prior, summary, states[:, :-1], unseen)
         latent = mean + (0.5 * log_variance).exp() * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        responsibilities = prior.responsibilities(mean, log_variance, unseen)
-        reconstruction = self.decoder(latent.flatten(0, 1), seen_before)
-        predicted = self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach())
-        encoding, code, index, drawn = self.tokenizer(flat)
+        predicted = steps(self.map_dynamics(states[:, 1:].flatten(0, 1), maps.detach()))[:, :-1]
+        tokens, drawn = self.tokenizer(seen.patches.flatten(2).mT, seen.frames)
+        present = Tokens(*(steps(each)[:, :-1].flatten(0, 1) for each in tokens))
+        logits = self.next_tokens(present, states[:, 1:-1].flatten(0, 1))
         attention = steps(maps)
-        predicted_attention = steps(predicted)[:, :-1]
         uniform = torch.full_like(attention[:, :1], 1 / maps[0, 0].numel())
-        return {
-            "reconstruction": steps(reconstruction),
+        outputs: ModelOutputs = {
+            "reconstruction": steps(self.decoder(latent.flatten(0, 1), seen_before)),
             "latent_mean": mean,
             "latent_log_variance": log_variance,
             "prior_mean": prior.mean,
             "prior_log_variance": prior.log_variance,
-            "responsibilities": responsibilities,
+            "responsibilities": prior.responsibilities(mean, log_variance, unseen),
             "stick_a": prior.stick_a,
             "stick_b": prior.stick_b,
             "slots": steps(slots),
             "attention": attention,
-            "attention_prior": torch.cat([uniform, predicted_attention.detach()], 1),
-            "predicted_attention": predicted_attention,
-            "token_encoding": steps(encoding),
-            "token_code": steps(code),
-            "token_index": steps(index),
-            "perceiver_reconstruction": steps(drawn + self.mean_frame),
+            "attention_prior": torch.cat([uniform, predicted.detach()], 1),
+            "predicted_attention": predicted,
+            "encoder_features": steps(seen.patches.flatten(2).mT),
+            "token_encoding": steps(tokens.encoding),
+            "token_code": steps(tokens.code),
+            "token_index": steps(tokens.chosen),
+            "next_token_logits": torch.unflatten(logits, 0, (B, T - 1)),
+            "perceiver_reconstruction": steps(drawn),
         }
+        if unroll:
+            last = Features(*(steps(each)[:, -unroll - 1] for each in seen))
+            outputs["unrolled"] = self.imagine(states[:, T - unroll], last, actions[:, T - unroll : -1])
+        return outputs
+
+    def infer(self, prior: Prior, summary: Tensor, state: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The means and log-variances (..., D) of the posterior q(z_t).
+
+        The posterior of a hidden frame has the prior's mean. The ELBO is a valid bound for any posterior q, and this
+        choice lets the prior learn to predict from the reconstruction loss. The posterior keeps its own variance:
+        noise with the prior's variance would teach the prior to have none.
+
+        Args:
+            prior: the prior of the latents.
+            summary: the summaries of the frames, (..., known).
+            state: the states before the frames, (..., state).
+            hidden: which frames are hidden, (..., 1).
+        """
+        surprise, log_variance = self.posterior(torch.cat([summary.masked_fill(hidden, 0.0), state], -1)).chunk(2, -1)
+        return prior.expected + surprise.masked_fill(hidden, 0.0), log_variance
 
     def summarise(self, slots: Tensor, seen: Features, seen_before: Features) -> Tensor:
         """Summaries of frames (N, known).
@@ -202,7 +219,7 @@ class WorldModel(nn.Module):
             actions: actions (B, T, A).
         """
         B, T = observations.shape[:2]
-        seen, _, slots, _ = self.look(observations.flatten(0, 1))
+        seen, slots, _ = self.look(observations.flatten(0, 1))
         summary = torch.unflatten(self.summarise(slots, seen, features_before(seen, B, T)), 0, (B, T))
         latent = self.prior(self.remember(summary, actions)[:, 1:]).expected
         frames: Tensor = self.decoder(latent.flatten(0, 1), seen)
@@ -217,26 +234,33 @@ class WorldModel(nn.Module):
             actions: the actions of the context and the L - 1 actions after it, (B, T + L - 1, A).
         """
         B, T = observations.shape[:2]
-        seen, _, slots, _ = self.look(observations.flatten(0, 1))
+        seen, slots, _ = self.look(observations.flatten(0, 1))
         summary = torch.unflatten(self.summarise(slots, seen, features_before(seen, B, T)), 0, (B, T))
         state = self.remember(summary, actions[:, :T])[:, -1]
-        seen = Features(*(torch.unflatten(each, 0, (B, T))[:, -1] for each in seen))
-        following = []
-        for action in [*actions[:, T:].unbind(1), None]:
-            frame = self.decoder(self.prior(state).expected, seen).clamp(0, 1)
-            following.append(frame)
-            if action is not None:
-                before = seen
-                seen, _, slots, _ = self.look(frame)
-                state = self.advance(state, self.summarise(slots, seen, before), action)
+        last = Features(*(torch.unflatten(each, 0, (B, T))[:, -1] for each in seen))
+        return self.imagine(state, last, actions[:, T:]).clamp(0, 1)
+
+    def imagine(self, state: Tensor, seen: Features, actions: Tensor) -> Tensor:
+        """Predict L frames (B, L, C, H, W), which are not clamped, each from the model's own frame before it.
+
+        Args:
+            state: the states after the last true frame and its action, (B, ...).
+            seen: the features of the last true frame.
+            actions: the actions of all predicted frames but the last, (B, L - 1, A).
+        """
+        following = [self.decoder(self.prior(state).expected, seen)]
+        for action in actions.unbind(1):
+            before = seen
+            seen, slots, _ = self.look(following[-1].clamp(0, 1))
+            state = self.advance(state, self.summarise(slots, seen, before), action)
+            following.append(self.decoder(self.prior(state).expected, seen))
         return torch.stack(following, 1)
 
-    def look(self, frames: Tensor) -> tuple[Features, Tensor, Tensor, Tensor]:
-        """Features of frames (N, C, H, W); patches with positions (N, P, F), slots (N, S, F) and maps (N, S, h, w)."""
-        seen = self.trunk(frames)
-        patches = seen.patches.flatten(2).mT + self.position(self.places)
-        slots, maps = self.slot_attention(patches)
-        return seen, patches, slots, torch.unflatten(maps, -1, self.settings.grid)
+    def look(self, frames: Tensor) -> tuple[Features, Tensor, Tensor]:
+        """Features of frames (N, C, H, W), slots (N, S, F), and the slots' maps (N, S, h, w)."""
+        seen: Features = self.trunk(frames)
+        slots, maps = self.slot_attention(seen.patches.flatten(2).mT + self.position(self.places))
+        return seen, slots, torch.unflatten(maps, -1, self.settings.grid)
 
 
 def frames_before(sequence: Tensor) -> Tensor:

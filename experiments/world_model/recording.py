@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from torch import Tensor
 from envs import get_tasks, make_task_env
 from envs.lunar_lander import TaskEnv
 from experiments.program.flags import UsageError
+from experiments.program.terminal import progress as progress_bar
 from mtrl import checkpoint
 from mtrl.files import one_line
 
 KIND = "video"
+RECORDINGS = "recordings"  # the folder of recordings in a folder of results
 POOL = 10  # a pixel of the video is the mean of 10 x 10 pixels of the game
 HEIGHT, WIDTH, CHANNELS = 400 // POOL, 600 // POOL, 3
 ACTIONS = 4
+SHORTEST = 12  # frames of an episode at least, unless windows are shorter; shorter ones are left out
 LONGEST = 80  # frames of an episode at most, because a lander that keeps hovering shows nothing new
 HELD_OUT_EVERY = 5  # every fifth episode of a task is held out from training
 CARELESSNESS = (0.1, 0.3, 0.6, 1.0)  # shares of random actions, one episode each in turn: from good landings to falls
@@ -39,6 +42,11 @@ class VideoSettings:
     frame_skip: int  # environment steps from one frame to the next, all with the frame's action
     shortest: int  # the least number of frames of an episode; shorter episodes are left out
     seed: int
+
+    @classmethod
+    def of(cls, tasks: tuple[str, ...], frames: int, frame_skip: int, window: int, seed: int) -> Self:
+        """The settings of a video from which windows of `window` frames are taken."""
+        return cls(tasks, frames, frame_skip, min(window, SHORTEST), seed)
 
     @property
     def file_name(self) -> str:
@@ -86,13 +94,13 @@ class Video:
         if self.actions.max() >= ACTIONS or not np.isin(self.episode_tasks, range(len(self.settings.tasks))).all():
             raise ValueError("an action or task is out of range")
 
-    def episodes(self, held_out: bool) -> list[tuple[int, slice]]:
-        """The task and the frames of each training episode, or of each held-out episode."""
+    def episodes(self, held_out: bool | None) -> list[tuple[int, slice]]:
+        """The task and the frames of each training episode, of each held-out episode, or of every episode (None)."""
         ends = np.append(self.starts[1:], len(self.frames))
         found, counts = [], [0] * len(self.settings.tasks)
         for task, start, end in zip(self.episode_tasks.tolist(), self.starts.tolist(), ends.tolist(), strict=True):
             counts[task] += 1
-            if (counts[task] % HELD_OUT_EVERY == 0) == held_out:
+            if held_out is None or (counts[task] % HELD_OUT_EVERY == 0) == held_out:
                 found.append((task, slice(start, end)))
         return found
 
@@ -146,6 +154,30 @@ def load_or_record(
     return recording
 
 
+def load_with_progress(
+    folder: Path, settings: VideoSettings, quiet: bool, answer: Callable[[], None] = lambda: None
+) -> Video:
+    """`load_or_record` with a progress bar while it records.
+
+    Args:
+        folder: the folder of recordings.
+        settings: the settings of the video.
+        quiet: whether to show no bar.
+        answer: a function that is called after each new episode. Default: one that does nothing.
+
+    Raises:
+        UsageError: see `load_or_record`.
+    """
+    with progress_bar(quiet) as bar:
+        row = bar.add_task("recording", total=settings.frames, visible=False)
+
+        def advance(frames: int) -> None:
+            bar.update(row, advance=frames, visible=True)
+            answer()
+
+        return load_or_record(folder, settings, advance)
+
+
 def read(path: Path, settings: VideoSettings) -> Video:
     """Read the recording in `path`.
 
@@ -182,27 +214,48 @@ def record(settings: VideoSettings, progress: Callable[[int], None] = lambda fra
                 if len(episode) >= settings.shortest:
                     starts.append(len(frames))
                     episode_tasks.append(index)
-                    frames += [frame for frame, _ in episode]
-                    actions += [action for _, action in episode]
+                    frames += [moment.frame for moment in episode]
+                    actions += [moment.action for moment in episode]
                     progress(len(episode))
         finally:
             env.close()
     return Video(np.stack(frames), np.array(actions, np.uint8), np.array(starts), np.array(episode_tasks), settings)
 
 
-def fly(
-    env: TaskEnv, rng: np.random.Generator, frame_skip: int, carelessness: float, longest: int
-) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """Yield the frames (H, W, C) of an episode, each with the action that follows.
+class Moment(NamedTuple):
+    """A frame of a flight, and what is done after it."""
 
-    In a share `carelessness` of the frames the action is random; otherwise Gymnasium's own pilot chooses it.
+    frame: NDArray[np.uint8]  # (H, W, C)
+    observation: NDArray[np.float32]  # (8,), of the game
+    action: int
+
+
+def fly(
+    env: TaskEnv,
+    rng: np.random.Generator,
+    frame_skip: int,
+    carelessness: float,
+    longest: int,
+    pilot: Callable[[NDArray[np.float32]], int] | None = None,
+) -> Iterator[Moment]:
+    """Yield the moments of an episode, `frame_skip` steps apart.
+
+    In a share `carelessness` of the frames the action is random; otherwise the pilot chooses it.
+
+    Args:
+        env: the environment.
+        rng: the source of the episode's seed and of random actions.
+        frame_skip: environment steps from one frame to the next, all with the same action.
+        carelessness: the share of random actions.
+        longest: the largest number of frames.
+        pilot: a function from an observation to an action. Default: Gymnasium's own pilot.
     """
     game = cast(LunarLander, env.unwrapped)
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     for _ in range(longest):
-        advised: int = heuristic(game, observation)  # type: ignore[no-untyped-call]
+        advised: int = pilot(observation) if pilot else heuristic(game, observation)  # type: ignore[no-untyped-call]
         action = int(rng.integers(ACTIONS)) if rng.random() < carelessness else advised
-        yield pooled(env.render()), action
+        yield Moment(pooled(env.render()), observation, action)
         for step in range(frame_skip):
             observation, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from rich.table import Table
 
 from envs import BASE_ID, get_tasks
@@ -19,13 +20,13 @@ from experiments.program.versions import versions
 from experiments.world_model import figures
 from experiments.world_model.checkpoints import FREE_SETTINGS, KIND, Checkpoints
 from experiments.world_model.config import WorldModelConfig
-from experiments.world_model.evaluation import Windows, evaluate, held_out_windows, look
-from experiments.world_model.recording import HELD_OUT_EVERY, Video, VideoSettings, load_or_record
+from experiments.world_model.evaluation import Windows, evaluate, judge, look, windows_of
+from experiments.world_model.recording import HELD_OUT_EVERY, RECORDINGS, Video, VideoSettings, load_with_progress
+from experiments.world_model.saving import Trained
 from experiments.world_model.training import Trainer, find_balancer
 from mtrl import Recorder
 from mtrl.losses import TASKS, loss_metrics
 
-RECORDINGS = "recordings"
 STEPS_PER_SECOND = 50  # of the environments
 PICTURES = ("frames.png", "roll_outs.png", "attention.png", "errors.png")
 FILMS = ("reconstructions.mp4", "roll_outs.mp4")
@@ -61,7 +62,7 @@ def train(config: WorldModelConfig) -> dict[str, Any]:
     with run:
         video = _video(config, run.signals)
         trainer = Trainer(config, video)
-        windows = held_out_windows(video, config.context, config.horizon, config.eval_windows)
+        windows = windows_of(video, config.context, config.horizon, config.eval_windows)
         run.begin(results=(*PICTURES, *FILMS, *(f"{name}.png" for name in plots.FIGURES)))
         checkpoints = Checkpoints(run, trainer)
         try:
@@ -92,15 +93,8 @@ def describe(config: WorldModelConfig) -> dict[str, Any]:
 
 def _video(config: WorldModelConfig, signals: StopSignals) -> Video:
     """The video of the settings, which is recorded if it is not there yet."""
-    settings = VideoSettings(config.tasks, config.frames, config.frame_skip, config.window, config.recording_seed)
-    with progress(config.quiet) as bar:
-        row = bar.add_task("recording", total=config.frames, visible=False)
-
-        def advance(frames: int) -> None:
-            bar.update(row, advance=frames, visible=True)
-            signals.answer()
-
-        return load_or_record(config.results_dir / RECORDINGS, settings, advance)
+    settings = VideoSettings.of(config.tasks, config.frames, config.frame_skip, config.window, config.recording_seed)
+    return load_with_progress(config.results_dir / RECORDINGS, settings, config.quiet, signals.answer)
 
 
 def _learn(
@@ -111,9 +105,13 @@ def _learn(
     with recorder, progress(config.quiet) as bar:
         row = bar.add_task(f"{config.run_name}, seed {config.seed}", total=config.steps, completed=trainer.steps)
         while trainer.steps < config.steps:
+            heard = trainer.hearing.heard
             losses = trainer.update()
+            if trainer.hearing.heard != heard:
+                _tell(trainer, bar)
             if trainer.steps == 1 or trainer.steps % config.log_interval == 0:
-                recorder.record({f"loss/{name}": value for name, value in loss_metrics(losses).items()})
+                values = {f"loss/{name}": value for name, value in loss_metrics(losses).items()}
+                recorder.record({**values, "discriminator/accuracy": trainer.hearing.accuracy})
             if trainer.steps % config.eval_interval == 0 or trainer.steps == config.steps:
                 errors = evaluate(trainer.model, windows, config.tasks)
                 values = {f"eval/{name}": value for name, value in errors["all_pixels"].items()}
@@ -123,13 +121,23 @@ def _learn(
             checkpoints.save_if_due()
 
 
+def _tell(trainer: Trainer, bar: Progress) -> None:
+    """Say that the adversarial objective has joined the balance or left it."""
+    hearing = trainer.hearing
+    what = "joins" if hearing.heard else "leaves"
+    right = f"the discriminator is right in {hearing.accuracy:.0%} of the pairs"
+    bar.console.print(f"update {trainer.steps}: the adversarial objective {what} the balance, as {right}")
+
+
 def _evaluate(
     config: WorldModelConfig, trainer: Trainer, windows: Windows, seconds: float, run: RunFolder
 ) -> dict[str, Any]:
     """Save the model, evaluate it, and draw the pictures and films."""
     names = config.tasks
     trainer.save(run.file(MODEL_FILE))
-    evaluation = {"steps": trainer.steps, **evaluate(trainer.model, windows, names), "cpu_seconds": seconds}
+    trained = Trained(trainer.model, trainer.discriminator)
+    evaluation = {"steps": trainer.steps, **evaluate(trainer.model, windows, names)}
+    evaluation |= {"discriminator": judge(trained, windows), "cpu_seconds": seconds}
     seen = look(trainer.model, windows)
     metrics = plots.Recording.read(run.file(METRICS_FILE))
     for name in plots.FIGURES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ from torch import Tensor
 
 from experiments.program.balancer_options import balancer_from
 from experiments.world_model.config import WorldModelConfig
-from experiments.world_model.discriminator import PatchDiscriminator, discriminator_loss, judged
+from experiments.world_model.discriminator import Hearing, PairDiscriminator, accuracy, judged, judgements
 from experiments.world_model.frames import ModelSettings
 from experiments.world_model.model import WorldModel
 from experiments.world_model.recording import ACTIONS, CHANNELS, HEIGHT, WIDTH, Video
-from mtrl import Balancer, checkpoint
+from experiments.world_model.saving import save
+from experiments.world_model.teacher import Teacher
+from mtrl import Balancer
 from mtrl.files import one_line
 from mtrl.losses import (
     TASKS,
@@ -27,10 +28,12 @@ from mtrl.losses import (
     PerceiverLoss,
     parameter_groups,
 )
-from mtrl.states import Whole, check_adam, check_form
+from mtrl.states import Number, Whole, check_adam, check_form
 
-KIND = "world_model"
-DISCRIMINATOR_RATE = 0.25  # share of the model's learning rate; a discriminator that is always right teaches nothing
+DISCRIMINATOR_RATE = 0.5  # share of the model's learning rate; a discriminator that is always right teaches nothing
+TOKENIZER_RATE = 3.0  # the tokenizer's learning rate, as a multiple of the model's
+# Gradients through several unrolled frames have spikes. Without a limit, they would fill Adam's averages.
+LARGEST_NORM = 100.0
 LAST_RATE = 0.05  # learning rate at the end, as a share of the first one
 
 
@@ -58,14 +61,19 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # PyTorch's global generator is not changed
             torch.manual_seed(config.seed)
             self.model = WorldModel(ModelSettings(HEIGHT, WIDTH, CHANNELS, ACTIONS), video.mean_frame())
-            self.discriminator = PatchDiscriminator(CHANNELS, (16, 32))
-        self.aggregator = LossAggregator(ELBOLoss(config.observation_std), PerceiverLoss(config.observation_std))
-        groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate)
+            self.discriminator = PairDiscriminator(CHANNELS)
+        self.teacher = Teacher(self.model.trunk)
+        self.hearing = Hearing(round(config.warm_up * config.steps))
+        elbo = ELBOLoss(config.observation_std, gram="teacher")
+        self.aggregator = LossAggregator(elbo, PerceiverLoss(config.observation_std))
+        groups = parameter_groups(self.model, self.model.tokenizer, config.learning_rate, TOKENIZER_RATE)
         self._optimizer = torch.optim.Adam(groups)
         self._judge_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), DISCRIMINATOR_RATE * config.learning_rate
         )
         self._beta = Linear(0.0, config.beta, max(1, round(config.annealing * config.steps)))
+        most = min(config.unroll, config.length - 1)
+        self._unroll = Linear(min(1.0, most), most, max(1, round(config.unroll_ramp * config.steps)))
         rate = Cosine(1.0, LAST_RATE, config.steps)
         self._rates = [torch.optim.lr_scheduler.LambdaLR(each, rate) for each in self._optimizers]
         self._starts = video.windows(config.length, held_out=False)
@@ -82,29 +90,49 @@ class Trainer:
         observations, actions = self.video.sequences(self._starts[chosen], config.length)
         hidden = torch.rand(observations.shape[:2], generator=generator) < config.hidden_share
         hidden[:, 0] = False  # the first frame has no past to predict it from
-        outputs = self.model.forward_sequence(observations, actions, hidden, generator)
+        outputs = self.model.forward_sequence(observations, actions, hidden, generator, self.unrolled)
+        outputs["teacher_features"] = self.teacher.patches(observations)
         losses = self.update_model(outputs, observations)
         self.model.tokenizer.revive(outputs["token_encoding"], outputs["token_index"], generator)
-        losses["discriminator_loss"] = self.update_discriminator(observations, outputs["reconstruction"])
+        self.teacher.follow(self.model.trunk)
+        losses["discriminator_loss"] = self.update_discriminator(outputs, observations)
         for rate in self._rates:
             rate.step()
         self.steps += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
+    @property
+    def unrolled(self) -> int:
+        """The number of frames that the model predicts from its own frames in the next update."""
+        return int(self._unroll(self.steps))
+
     def update_model(self, outputs: ModelOutputs, observations: Tensor) -> dict[str, Tensor]:
-        """Update the model alone with the balanced gradient, and return its losses."""
-        outputs = judged(outputs, self.discriminator, observations)
+        """Update the model alone with the balanced gradient, and return its losses.
+
+        The adversarial objective is among them only while the discriminator is listened to; see `Hearing`.
+        """
+        if self.hearing.heard:
+            outputs = judged(outputs, self.discriminator, observations)
         losses, task_losses = self.aggregator.compute_losses(
-            outputs, observations, beta=self._beta(self.steps), lambda_gan=self.config.lambda_gan
+            outputs,
+            observations,
+            beta=self._beta(self.steps),
+            lambda_gan=self.config.lambda_gan,
+            lambda_unroll=self.config.lambda_unroll,
         )
         self._optimizer.zero_grad()
-        self.balancer.backward(task_losses, self.model.shared)  # decoders and dynamics get ordinary gradients
+        missing = [None] * (len(TASKS) - len(task_losses))
+        self.balancer.backward([*task_losses, *missing], self.model.shared)  # other parameters get ordinary gradients
+        for group in self._optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], LARGEST_NORM)
         self._optimizer.step()
         return losses
 
-    def update_discriminator(self, observations: Tensor, reconstruction: Tensor) -> Tensor:
-        """Update the discriminator alone, and return its loss ()."""
-        loss = discriminator_loss(self.discriminator, self.aggregator.adversarial, observations, reconstruction)
+    def update_discriminator(self, outputs: ModelOutputs, observations: Tensor) -> Tensor:
+        """Update the discriminator alone, and return its loss (); its accuracy decides whether it is listened to."""
+        real, fake = judgements(self.discriminator, outputs, observations)
+        self.hearing.follow(accuracy(real, fake), self.steps)
+        loss = self.aggregator.adversarial.discriminator(real, fake)
         self._judge_optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._judge_optimizer.step()
@@ -116,6 +144,8 @@ class Trainer:
             "steps": self.steps,
             "model": self.model.state_dict(),
             "discriminator": self.discriminator.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "hearing": {"accuracy": self.hearing.accuracy, "heard": self.hearing.heard},
             "balancer": self.balancer.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "generator": self._generator.get_state(),
@@ -131,6 +161,8 @@ class Trainer:
         self.steps = state["steps"]
         self.model.load_state_dict(state["model"])
         self.discriminator.load_state_dict(state["discriminator"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.hearing.accuracy, self.hearing.heard = state["hearing"]["accuracy"], state["hearing"]["heard"]
         self.balancer.load_state_dict(state["balancer"])
         self.balancer.check_state(sum(weight.numel() for weight in self.model.shared))
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
@@ -145,6 +177,8 @@ class Trainer:
             "steps": Whole(self.config.steps + 1),
             "model": dict(self.model.state_dict()),
             "discriminator": dict(self.discriminator.state_dict()),
+            "teacher": dict(self.teacher.state_dict()),
+            "hearing": {"accuracy": Number(0, 1), "heard": bool},
             "balancer": dict,
             "optimizers": [Any, Any],
             "generator": self._generator.get_state(),
@@ -156,27 +190,8 @@ class Trainer:
             check_adam(f"the optimizer of the {name}", saved, optimizer)
 
     def save(self, path: Path) -> None:
-        """Write the model to a file that `load_model` reads."""
-        checkpoint.save(path, {"kind": KIND, "model": asdict(self.model.settings), "weights": self.model.state_dict()})
-
-
-def load_model(path: Path) -> WorldModel:
-    """Load a model that `Trainer.save` wrote.
-
-    Raises:
-        CheckpointError: the file is missing, is damaged, or holds something else.
-    """
-    state = checkpoint.load(path)
-    if state.get("kind") != KIND:
-        raise checkpoint.CheckpointError(f"cannot load model '{path}': it is no world model")
-    try:
-        settings = ModelSettings(**state["model"])
-        model = WorldModel(settings, torch.zeros(settings.channels, settings.height, settings.width))
-        model.load_state_dict(state["weights"])
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        problem = one_line(f"{type(error).__name__}: {error}")
-        raise checkpoint.CheckpointError(f"cannot load model '{path}': {problem}") from None
-    return model
+        """Write the model and the discriminator to a file that `load_model` reads."""
+        save(path, self.model, self.discriminator)
 
 
 def find_balancer(config: WorldModelConfig) -> Balancer:

@@ -28,7 +28,9 @@ WEIGHTS = (
     "lambda_recon",
     "entropy_weight",
     "lambda_gram",
+    "lambda_unroll",
     "commitment_weight",
+    "lambda_next_token",
     "lambda_att_dyn",
     "lambda_diversity",
     "lambda_gan",
@@ -54,7 +56,9 @@ class LossAggregator:
 
         total_vae_loss   = lambda_recon recon_loss + beta (kl_z + hierarchical_kl + attention_kl)
                            - entropy_weight cluster_entropy + lambda_gram gram_enc_loss
+                           + lambda_unroll unrolled_loss
         perceiver_loss   = perceiver_recon_loss + vq_codebook_loss + commitment_weight vq_commitment_loss
+                           + lambda_next_token next_token_loss
         attention_loss   = lambda_att_dyn attention_dynamics_loss + lambda_diversity attention_diversity
         adversarial_loss = lambda_gan (generator_loss + lambda_features feature_matching_loss)
 
@@ -112,7 +116,9 @@ class LossAggregator:
         *,
         entropy_weight: float = 0.1,
         lambda_gram: float = 0.05,
+        lambda_unroll: float = 1.0,
         commitment_weight: float = 0.25,
+        lambda_next_token: float = 1.0,
         lambda_att_dyn: float = 0.1,
         lambda_diversity: float = 0.1,
         lambda_gan: float = 0.1,
@@ -121,43 +127,41 @@ class LossAggregator:
         """Compute all terms, and the loss of each task.
 
         Args:
-            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task: neither the dictionary nor
-                the list has an entry for it.
-            observations: (B, T, C, H, W), floating point, in the units of the reconstructions.
+            outputs: see `ModelOutputs`. Without `fake_logits` there is no adversarial task in either result.
+            observations: (B, T, C, H, W), in the units of the reconstructions.
             beta: weight of the three KLs, for annealing. Default 1.0.
             lambda_recon: weight of the reconstruction. Default 1.0.
             entropy_weight: weight of the cluster entropy. Default 0.1.
-            lambda_gram: weight of the Gram penalty. Default 0.05.
+            lambda_gram: weight of the Gram term. Default 0.05.
+            lambda_unroll: weight of frames predicted from the model's own frames. Default 1.0.
             commitment_weight: weight of the commitment. Default 0.25, as in van den Oord et al. (2017).
+            lambda_next_token: weight of the prediction of the next tokens. Default 1.0.
             lambda_att_dyn: weight of the attention dynamics. Default 0.1.
             lambda_diversity: weight of the overlap of slots. Default 0.1.
             lambda_gan: weight of the adversarial task. Default 0.1.
             lambda_features: weight of feature matching within the adversarial task. Default 1.0.
 
         Returns:
-            Terms and totals by name, each () and attached to the graph except for the perplexity, which is a metric;
-            and the totals in the order elbo, perceiver, predictive, adversarial.
+            Terms and totals by name, each () and, but for the perplexity, attached to the graph; and the four totals.
 
         Raises:
             ValueError: an output is missing or has the wrong shape, or a weight is negative or not finite.
         """
-        of_elbo = beta, lambda_recon, entropy_weight, lambda_gram
-        of_others = commitment_weight, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features
-        _check(outputs, of_elbo + of_others)
+        weights = beta, lambda_recon, entropy_weight, lambda_gram, lambda_unroll, commitment_weight, lambda_next_token
+        _check(outputs, (*weights, lambda_att_dyn, lambda_diversity, lambda_gan, lambda_features))
         losses = self.elbo(outputs, observations)
         in_elbo = self.attention_kl_in == "elbo"
+        frames = lambda_recon * losses["recon_loss"] + lambda_unroll * losses.get("unrolled_loss", 0.0)
         kl = losses["kl_z"] + losses["hierarchical_kl"] + (losses["attention_kl"] if in_elbo else 0.0)
         regularisers = lambda_gram * losses["gram_enc_loss"] - entropy_weight * losses["cluster_entropy"]
-        losses["total_vae_loss"] = lambda_recon * losses["recon_loss"] + beta * kl + regularisers
-
+        losses["total_vae_loss"] = frames + beta * kl + regularisers
         losses |= self.perceiver(outputs, observations)
-        quantisation = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
-        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + quantisation
-
+        tokens = losses["vq_codebook_loss"] + commitment_weight * losses["vq_commitment_loss"]
+        next_tokens = lambda_next_token * losses.get("next_token_loss", 0.0)
+        losses["perceiver_loss"] = losses["perceiver_recon_loss"] + tokens + next_tokens
         losses |= self.predictive(outputs, observations)
-        dynamics = lambda_att_dyn * losses["attention_dynamics_loss"]
-        diversity = lambda_diversity * losses["attention_diversity"]
-        losses["attention_loss"] = dynamics + diversity + (0.0 if in_elbo else beta * losses["attention_kl"])
+        maps = lambda_att_dyn * losses["attention_dynamics_loss"] + lambda_diversity * losses["attention_diversity"]
+        losses["attention_loss"] = maps + (0.0 if in_elbo else beta * losses["attention_kl"])
         if outputs.get("fake_logits") is not None:
             losses |= self.adversarial(outputs)
             features = lambda_features * losses.get("feature_matching_loss", 0.0)

@@ -49,6 +49,9 @@ class ELBOLoss:
     * `gram_enc_loss`: the mean square of the off-diagonal of the Gram matrix G of the slots, scaled to unit length,
       that is |G - I|^2/(S(S - 1)). It is 0 if the slots are orthogonal and 1 if they are parallel, and has no unit.
       With `gram="teacher"` it is `gram_distance` between the encoder's features and a teacher's.
+    * `unrolled_loss`, if the outputs hold `unrolled`: that of `recon_loss`, for frames that the model predicted from
+      its own frames. A predictive model that never sees its own mistakes in training does not correct them (Bengio et
+      al. 2015, https://arxiv.org/abs/1506.03099).
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
@@ -97,7 +100,7 @@ class ELBOLoss:
             ValueError: an output is missing or has the wrong shape.
         """
         read = OutputReader(outputs, observations)
-        return {
+        terms = {
             "recon_loss": self._reconstruction(read),
             "kl_z": self._latent_kl(read),
             "hierarchical_kl": self._hierarchical_kl(read),
@@ -105,12 +108,22 @@ class ELBOLoss:
             "cluster_entropy": self._cluster_entropy(read),
             "gram_enc_loss": self._gram(read),
         }
+        if "unrolled" in read:
+            unrolled = read("unrolled", "B U C H W")
+            if unrolled.shape[1] >= read.sizes["T"]:
+                most = f"{read.sizes['T']} frames, so it must have fewer"
+                raise ValueError(f"unrolled has {unrolled.shape[1]} frames; a sequence has {most}")
+            terms["unrolled_loss"] = self._gaussian(unrolled, read.observations[:, -unrolled.shape[1] :])
+        return terms
 
     def _reconstruction(self, read: OutputReader) -> Tensor:
         if "reconstruction_nll" in read:
             return read("reconstruction_nll", "B T").mean()
-        error = (read("reconstruction", "B T C H W") - read.observations) / self.observation_std
-        return 0.5 * error.square().sum((-3, -2, -1)).mean()
+        return self._gaussian(read("reconstruction", "B T C H W"), read.observations)
+
+    def _gaussian(self, frames: Tensor, truth: Tensor) -> Tensor:
+        """1/2 sum |x - x'|^2/sigma^2 over the pixels of a frame, then the mean over frames, ()."""
+        return 0.5 * ((frames - truth) / self.observation_std).square().sum((-3, -2, -1)).mean()
 
     def _latent_kl(self, read: OutputReader) -> Tensor:
         mean, log_variance = read("latent_mean", "B T D"), read("latent_log_variance", "B T D")

@@ -35,12 +35,16 @@ class ModelOutputs(TypedDict):
         concentration_shape, concentration_rate: (B, T), positive: a Gamma posterior of the sticks' alpha.
         encoder_features, teacher_features: one tensor (..., N, F) of N places, or one for each level, for
             `gram="teacher"`; then `slots` are not needed.
+        unrolled: (B, U, C, H, W), predictions of the last U frames, U below T, each from the model's own frame before
+            it. Default: none, and no loss of them.
 
     Perceiver:
         token_encoding: (B, ..., E), the encoder's vectors before quantisation.
         token_code: (B, ..., E), the chosen rows of the codebook, with the gradient to the codebook. They must not go
             through the straight-through estimator, which is meant for the input of the decoder alone.
         token_index: (B, ...), integers, the numbers of the chosen rows.
+        next_token_logits: (B, T - 1, ..., V): at place t, the logits of `token_index[:, t + 1]` from the frames up to t
+            and the action. Default: none, and no loss of them.
         perceiver_reconstruction: (B, T, C, H, W), decoded from the codes.
         token_logits: (B, ..., V), predictions of `token_index` among V codes, for `reconstruction="tokens"` of
             `PerceiverLoss`; then `perceiver_reconstruction` is not needed.
@@ -76,9 +80,11 @@ class ModelOutputs(TypedDict):
     concentration_rate: NotRequired[Tensor]
     encoder_features: NotRequired[Tensor | Sequence[Tensor]]
     teacher_features: NotRequired[Tensor | Sequence[Tensor]]
+    unrolled: NotRequired[Tensor]
     token_encoding: Tensor
     token_code: Tensor
     token_index: Tensor
+    next_token_logits: NotRequired[Tensor]
     perceiver_reconstruction: Tensor
     token_logits: NotRequired[Tensor]
     predicted_attention: Tensor

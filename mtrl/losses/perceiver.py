@@ -30,8 +30,10 @@ class PerceiverLoss:
       `reconstruction="tokens"` it is the cross-entropy of the predicted tokens, in nats per token.
     * `codebook_perplexity`: the exponential of the entropy of the frequencies of the codes in the batch, from 1 (one
       code is used) to the number of codes (all are used equally). It is a metric without a gradient.
+    * `next_token_loss`, if the outputs hold `next_token_logits`: the cross-entropy of the next frame's tokens, in nats
+      per token, a mean over all tokens.
 
-    The three losses are means and not sums, so that their weights do not depend on the sizes of frames and tokens.
+    The losses are means and not sums, so that their weights do not depend on the sizes of frames and tokens.
 
     Args:
         observation_std: sigma, in the units of the observations, above 0. Default 1.0.
@@ -66,17 +68,19 @@ class PerceiverLoss:
         read = OutputReader(outputs, observations)
         encoding, code, index = tokens(outputs)
         if self.reconstruction == "tokens":
-            logits = _logits(outputs, index)
-            loss = cross_entropy(logits.flatten(0, -2), index.flatten().long(), label_smoothing=self.label_smoothing)
+            loss = _cross_entropy("token_logits", outputs, index, self.label_smoothing)
         else:
             reconstruction = read("perceiver_reconstruction", "B T C H W")
             loss = ((reconstruction - read.observations) / self.observation_std).square().mean()
-        return {
+        terms = {
             "vq_commitment_loss": (encoding - code.detach()).square().mean(),
             "vq_codebook_loss": (encoding.detach() - code).square().mean(),
             "perceiver_recon_loss": loss,
             "codebook_perplexity": perplexity(index).to(encoding.dtype),
         }
+        if "next_token_logits" in read:
+            terms["next_token_loss"] = _cross_entropy("next_token_logits", outputs, index[:, 1:])
+        return terms
 
 
 def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,21 +109,27 @@ def tokens(outputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return widened(encoding), widened(code), index
 
 
-def _logits(outputs: Mapping[str, Any], index: Tensor) -> Tensor:
-    """`token_logits` (B, ..., V).
+def _cross_entropy(name: str, outputs: Mapping[str, Any], index: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy () of the tokens `index` (...) by their logits (..., V), in nats per token.
 
     Raises:
-        ValueError: they are missing, do not fit `token_index`, or are fewer than the codes that it names.
+        ValueError: the logits are missing, do not fit `index`, or are fewer than the codes that it names.
     """
-    if outputs.get("token_logits") is None:
-        raise ValueError("the outputs have no 'token_logits'; reconstruction='tokens' needs a tensor (B, ..., V)")
-    logits = widened(stacked("token_logits", outputs["token_logits"]))
-    if logits.shape[:-1] != index.shape or int(index.max()) >= logits.shape[-1] or int(index.min()) < 0:
+    if outputs.get(name) is None:
+        raise ValueError(f"the outputs have no {name!r}; the cross-entropy of tokens needs a tensor (B, ..., V)")
+    logits = widened(stacked(name, outputs[name]))
+    if (
+        logits.shape[:-1] != index.shape
+        or not index.numel()
+        or int(index.max()) >= logits.shape[-1]
+        or int(index.min()) < 0
+    ):
+        names = f"{int(index.min())} to {int(index.max())}" if index.numel() else "none"
         raise ValueError(
-            f"token_logits have the shape {tuple(logits.shape)}; expected token_index's {tuple(index.shape)} and one "
-            f"logit for each code, of which token_index names {int(index.min())} to {int(index.max())}"
+            f"{name} have the shape {tuple(logits.shape)}; expected {tuple(index.shape)}, as their tokens have, and "
+            f"one logit for each code, of which token_index names {names}"
         )
-    return logits
+    return cross_entropy(logits.flatten(0, -2), index.flatten().long(), label_smoothing=label_smoothing)
 
 
 def perplexity(index: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ ELSEWHERE = {
     r"experiments\.studies\.toy": "experiments/test_toy.py",
     r"experiments\.studies\.\w+": "experiments/test_studies.py",
     r"experiments\.demonstrations\.\w+": "experiments/test_demonstrations.py",
-    r"experiments\.world_model\.train": "experiments/test_world_model.py",
+    r"experiments\.world_model\.\w+": "experiments/test_world_model.py",
 }
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 

@@ -389,7 +389,8 @@ import contextlib, importlib, io, sys
 from experiments.methods import METHODS
 
 programs = [f"experiments.{method}.{program}" for method in METHODS for program in ("train", "evaluate")]
-programs += ["experiments.supervised.train", "experiments.supervised.compare", "experiments.world_model.train"]
+programs += ["experiments.supervised.train", "experiments.supervised.compare"]
+programs += [f"experiments.world_model.{program}" for program in ("train", "evaluate", "land")]
 for name in [*programs, "experiments.sweep.__main__"]:
     with contextlib.redirect_stdout(io.StringIO()):
         try:
