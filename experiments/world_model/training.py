@@ -91,7 +91,6 @@ class Trainer:
         hidden = torch.rand(observations.shape[:2], generator=generator) < config.hidden_share
         hidden[:, 0] = False  # the first frame has no past to predict it from
         outputs = self.model.forward_sequence(observations, actions, hidden, generator, self.unrolled)
-        outputs["teacher_features"] = self.teacher.patches(observations)
         losses = self.update_model(outputs, observations)
         self.model.tokenizer.revive(outputs["token_encoding"], outputs["token_index"], generator)
         self.teacher.follow(self.model.trunk)
@@ -111,6 +110,7 @@ class Trainer:
 
         The adversarial objective is among them only while the discriminator is listened to; see `Hearing`.
         """
+        outputs["teacher_features"] = self.teacher.patches(observations)
         if self.hearing.heard:
             outputs = judged(outputs, self.discriminator, observations)
         losses, task_losses = self.aggregator.compute_losses(

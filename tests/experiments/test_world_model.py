@@ -371,6 +371,7 @@ def test_all_four_objectives_reach_the_trunk_and_the_balancer_combines_them(trai
     from experiments.world_model.discriminator import judged  # noqa: PLC0415
 
     outputs = judged(trainer.model.forward_sequence(observations, actions), trainer.discriminator, observations)
+    outputs["teacher_features"] = trainer.teacher.patches(observations)
     _, task_losses = trainer.aggregator.compute_losses(outputs, observations)
     assert len(task_losses) == len(TASKS)
     trunk = list(trainer.model.trunk.parameters())
