@@ -267,8 +267,12 @@ def _warnings(methods: Sequence[Method]) -> list[str]:
     for method in methods:
         keys = dict.fromkeys(key for run in method.runs for key in run.settings)
         differ = [key for key in keys if key not in INDIFFERENT and len(_groups(method.runs, _setting(key))) > 1]
-        if differ:
+        later = [key for key in differ if any(key not in run.settings for run in method.runs)]
+        if differ := [key for key in differ if key not in later]:
             found.append(f"The seeds of {method.name} differ in {', '.join(differ)}.")
+        if later:
+            before = ", ".join(str(run.seed) for run in method.runs if any(key not in run.settings for key in later))
+            found.append(f"Seeds {before} of {method.name} were run before there was {', '.join(later)}.")
         inexact = [str(run.seed) for run in method.runs if not run.evaluation.get("exact", True)]
         if inexact:
             found.append(

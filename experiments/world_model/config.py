@@ -66,10 +66,10 @@ class WorldModelConfig:
     """Frames at the end of each sequence that the model also predicts from its own frames in training: all but the
     first at most; 0 for none."""
 
-    unroll_ramp: float = 0.3
+    unroll_ramp: float = 0.5
     """Share of the updates during which their number rises from 1 to `unroll`."""
 
-    lambda_unroll: float = 0.5
+    lambda_unroll: float = 0.25
     """Weight of the error of these frames. That of reconstructions has the weight 1."""
 
     lambda_gan: float = 0.1

@@ -113,6 +113,6 @@ class Decoder(nn.Module):
         if not bool(moves.isfinite().all()):  # on NaN, the backward pass of `grid_sample` ends the process
             raise FloatingPointError("a displacement of the decoder is not finite")
         here = affine_grid(self.corners.expand(len(before), -1, -1), list(before.shape), align_corners=False)
-        moved = grid_sample(before, here - moves, padding_mode="border", align_corners=False)
+        moved = grid_sample(before, here - moves, padding_mode="zeros", align_corners=False)
         frames: Tensor = moved + TOUCH_UP * change[:, 1:]
         return frames
