@@ -84,7 +84,8 @@ def test_the_list_has_every_package_that_trains_an_agent():
     balanced = {"shared_dqn", "gradnorm", "pcgrad", "rgb", "aim", "gradnorm_pcgrad", "torchjd"}
     controls = {"static", "normalised", "memory", "random"}
     assert set(METHODS) == balanced | controls | {"independent_dqn", "brc"}
-    assert set(METHODS) == {path.parent.name for path in FOLDER.glob("*/evaluate.py")}
+    with_evaluate = {path.parent.name for path in FOLDER.glob("*/evaluate.py")}
+    assert set(METHODS) == with_evaluate - {"world_model"}  # which trains no agent
     for name, method in METHODS.items():
         assert name == method.name
         assert len(method.summary.splitlines()) == 1
