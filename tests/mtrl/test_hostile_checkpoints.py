@@ -414,7 +414,9 @@ CALLS = {
     "eval", "exec", "compile", "__import__", "torch.load", "torch.jit.load", "torch.hub.load", "np.load", "numpy.load",
     "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "pd.read_pickle", "os.system", "os.popen",
 }  # fmt: skip
-ALLOWED: set[tuple[str, str]] = set()  # (file, what it calls), each with the reason why it cannot run code from data
+ALLOWED = {  # (file, what it calls), each with the reason why it cannot run code from data
+    ("experiments/supervised/own_data.py", "allow_pickle"),  # it is False
+}
 
 
 def dotted(node: ast.expr) -> str:
