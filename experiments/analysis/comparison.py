@@ -16,12 +16,11 @@ from experiments.analysis.measures import SampleEfficiency, normalise, sample_ef
 from experiments.analysis.parameters import count_parameters
 from experiments.analysis.replicates import Method
 from experiments.analysis.runs import BASELINE, BASELINE_OF_AGENT, BLIND, REFERENCE
-from experiments.analysis.significance import Comparison, compare, holm, minimum_detectable_difference
+from experiments.analysis.significance import ALPHA, Comparison, compare, holm, minimum_detectable_difference
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
 
-ALPHA = 0.05
 MEAN, WORST = "mean over tasks", "worst task"  # shown beside the tasks in figures
 
 # Settings of the budget and of the evaluation. A comparison is about the methods alone only if these are the same.

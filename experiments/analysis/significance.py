@@ -15,6 +15,8 @@ from experiments.analysis.arrays import Array, matrix
 from experiments.analysis.intervals import Estimate, mean_estimate
 from mtrl.limits import check_choice, check_number
 
+ALPHA = 0.05  # the level of every test, which p has to be at or below to tell two methods apart
+
 Test = Literal["t", "permutation"]
 
 
@@ -137,7 +139,7 @@ def minimum_detectable_difference(
     seeds: int,
     baseline_seeds: int | None = None,
     *,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     power: float = 0.8,
 ) -> float:
     """The true difference of means that a two-sided t-test would find significant with the given power.

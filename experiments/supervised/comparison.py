@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from experiments.analysis.markdown import cell, count, number, plain, table
-from experiments.analysis.significance import Comparison
+from experiments.analysis.significance import ALPHA, Comparison
 from experiments.program.balancer_options import variant_from_word
 from experiments.program.device import find_device
 from experiments.program.flags import UsageError, parse_seeds
@@ -29,7 +29,6 @@ from experiments.supervised.settings import BASELINE, LARGEST_SEED, MEAN, Settin
 from experiments.supervised.training import Epoch, Learner, find_balancer, num_held_out
 from mtrl.files import replacing
 
-ALPHA = 0.05
 FORM = "{:.3f}"  # the format of a score
 QUICK_SEEDS = 3  # the largest number of seeds with --quick
 RESULTS_FILE = "comparison.json"

@@ -15,14 +15,13 @@ from matplotlib.ticker import MaxNLocator
 from experiments.analysis.intervals import means
 from experiments.analysis.looks import COLOURS, OTHER_COLOURS
 from experiments.analysis.plots.style import RC, grid_of_panels, task_style, title
-from experiments.analysis.significance import Comparison
+from experiments.analysis.significance import ALPHA, Comparison
 from experiments.program.figures import save
 from experiments.supervised.results import Results
 from experiments.supervised.settings import BASELINE, MEAN, TaskSettings
 from experiments.supervised.training import Epoch
 
 METRICS = {"accuracy": "accuracy", "r2": "$R^2$"}
-ALPHA = 0.05
 TOLD = {True: "#0072B2", False: "#C0392B"}  # of balancers that are told apart, and better or worse
 UNTOLD = "0.45"
 COLUMNS = 3  # of panels in a comparison, whose letters would be too small at the width of a page with more
